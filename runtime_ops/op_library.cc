@@ -1,0 +1,34 @@
+#include "op_library.h"
+
+namespace {
+
+constexpr char kDomain[] = "ai.qcompiler";
+
+// The domain outlives every session and is never released: ONNX Runtime may be unloaded before our destructors run.
+struct SharedDomain {
+  explicit SharedDomain(const OrtApi* owner) : api(owner) {
+    status = api->CreateCustomOpDomain(kDomain, &domain);
+  }
+
+  const OrtApi* api;
+  OrtCustomOpDomain* domain = nullptr;
+  OrtStatus* status = nullptr;
+};
+
+}  // namespace
+
+OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(kOrtApiVersion);
+  if (api == nullptr) {
+    return base->GetApi(1)->CreateStatus(ORT_FAIL, "qcompiler's operators need ONNX Runtime 1.17 or newer");
+  }
+  static const SharedDomain shared(api);
+  if (shared.status != nullptr) {
+    return api->CreateStatus(ORT_FAIL, "qcompiler could not create its operator domain ai.qcompiler");
+  }
+  // A domain belongs to the ONNX Runtime that made it: another copy in this process has its own idea of its layout.
+  if (shared.api != api) {
+    return api->CreateStatus(ORT_FAIL, "qcompiler's operators already serve another ONNX Runtime in this process");
+  }
+  return api->AddCustomOpDomain(options, shared.domain);
+}
