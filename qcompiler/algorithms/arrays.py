@@ -1,0 +1,54 @@
+"""Where the maths of the algorithms runs: torch on a CPU or GPU when it can be imported, NumPy otherwise.
+
+The algorithms are written once, against the array API; this file alone decides whose arrays they get. torch is
+imported when the first array is placed, never when a module is.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.errors import ResourceError
+from qcompiler.quant.affine import Array
+
+Device = Literal["cpu", "cuda"]
+
+BLOCK = 1 << 22  # weights read at once: 16 MB in float32, whatever the size of the tensor
+CHUNK = 1 << 18  # weights worked on at once: the temporaries (1 MB each) stay in cache
+
+
+def place(array: npt.NDArray[Any], device: Device) -> Array:
+    """A float32 array on the device, contiguous: a torch tensor, or NumPy's own where there is no torch.
+
+    Raises:
+        ResourceError: "cuda" asked for, and torch is missing or sees no GPU.
+    """
+    values = np.ascontiguousarray(array, dtype=np.float32)
+    if importlib.util.find_spec("torch") is None:
+        if device == "cuda":
+            raise ResourceError("device: cuda needs torch; install qcompiler[compile], or use device: cpu")
+        return values
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("device: cuda, but torch sees no CUDA GPU here; use device: cpu")
+    if not values.flags.writeable:
+        values = values.copy()  # torch warns about memory that it must not write, such as a mapped file
+    return torch.from_numpy(values).to(device)
+
+
+def fetch(array: Array) -> npt.NDArray[Any]:
+    """The array in NumPy, of the same type."""
+    result: npt.NDArray[Any] = array if isinstance(array, np.ndarray) else array.cpu().numpy()
+    return result
+
+
+def row_blocks(weight: npt.NDArray[Any], size: int = BLOCK) -> Iterator[slice]:
+    """Slices of rows with at most ``size`` weights each (one row at least)."""
+    n, k = weight.shape
+    step = max(1, size // max(k, 1))
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))

@@ -1,0 +1,74 @@
+"""What a quantized weight costs at the layer's output: tr(E H E^T), E = W - Q(W), H = mean of x x^T."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+from array_api_compat import array_namespace
+
+from qcompiler.algorithms.arrays import Device, place, row_blocks
+from qcompiler.quant.affine import Array
+from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.tensor import QuantizedTensor
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationError:
+    """The loss of one layer.
+
+    Attributes:
+        output: tr(E H E^T) / tr(W H W^T), the relative squared error of the layer's output; with only the mean squares
+            of the channels, of an output whose channels were independent; without statistics the same as ``weight``.
+        weight: sum E^2 / sum W^2.
+    """
+
+    output: float
+    weight: float
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to noise of the output in dB; infinity for a weight that is stored exactly."""
+        return -10 * math.log10(self.output) if self.output > 0 else math.inf
+
+
+def quantization_error(
+    weight: npt.NDArray[Any],
+    quantized: QuantizedTensor,
+    statistics: InputStatistics | None,
+    device: Device = "cpu",
+) -> QuantizationError:
+    """Compare a weight [N, K] of any floating point type with what is stored for it, a block of rows at a time."""
+    metric = output_metric(statistics, device)
+    totals = [0.0, 0.0, 0.0, 0.0]
+    for rows in row_blocks(weight):
+        w = place(weight[rows], device)
+        e = place(quantized.dequantize(rows), device)
+        e -= w
+        parts = (output_energy(e, metric), output_energy(w, metric), output_energy(e, None), output_energy(w, None))
+        totals = [total + part for total, part in zip(totals, parts, strict=True)]
+    return QuantizationError(_ratio(totals[0], totals[1]), _ratio(totals[2], totals[3]))
+
+
+def output_metric(statistics: InputStatistics | None, device: Device) -> Array | None:
+    """What weighs an error: the Hessian [K, K], else the mean squares [K], else None."""
+    if statistics is None:
+        return None
+    known = statistics.hessian if statistics.hessian is not None else statistics.mean_square
+    return None if known is None else place(known, device)
+
+
+def output_energy(rows: Array, metric: Array | None) -> float:
+    """tr(R H R^T) for rows [n, K] and the metric that output_metric gave."""
+    xp = array_namespace(rows)
+    if metric is None:
+        return float(xp.sum(rows * rows))
+    if metric.ndim == 1:
+        return float(xp.sum(rows * rows * metric))
+    return float(xp.sum((rows @ metric) * rows))
+
+
+def _ratio(noise: float, signal: float) -> float:
+    if signal > 0.0:
+        return max(noise, 0.0) / signal
+    return 0.0 if noise <= 0.0 else math.inf

@@ -1,0 +1,132 @@
+"""Rounding to affine codes, w = (code - zero_point) * scale: the one home of rounding, clamping and zero points.
+
+Generic over NumPy arrays and torch tensors. Letters: N outputs, K reduction, G groups of g along K (the last may be
+short). Scales and zero points are [N, G], [N, 1] for a channel, [1, 1] for a tensor.
+"""
+
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+from array_api_compat import array_namespace, is_torch_array
+
+from qcompiler.errors import SchemeError
+from qcompiler.quant.scheme import QuantScheme, ScaleDtype
+
+Array: TypeAlias = Any
+"""A NumPy array or a torch tensor."""
+
+_FLOAT16_SUBNORMAL = 2.0**-24
+_FLOAT16_NORMAL = 2.0**-14
+_FLOAT32_NORMAL = 2.0**-126
+_LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
+
+
+def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Array | None]:
+    """Scale and zero point whose codes cover [lo, hi]; the range is widened to hold 0.
+
+    Symmetric: scale = max(|lo|, |hi|) / 2^(bits - 1), so that codes -2^(bits - 1)..2^(bits - 1) - 1 are all used and a
+    positive extreme may be clipped by up to one step. A range of nothing but 0 gets scale 1.
+
+    Args:
+        lo, hi: float32, any one shape.
+    Returns:
+        scale: float32 values that scheme.scale_dtype holds exactly, positive.
+        zero_point: float32 whole numbers 0..2^bits - 1, or None for a symmetric scheme.
+    Raises:
+        SchemeError: lo or hi is NaN or infinite, as they are where the weight is.
+    """
+    xp = array_namespace(lo, hi)
+    if not bool(xp.all(xp.isfinite(lo) & xp.isfinite(hi))):
+        raise SchemeError("the weight holds NaN or infinity; it cannot be quantized")
+    lo = xp.where(lo < 0, lo, xp.zeros_like(lo))
+    hi = xp.where(hi > 0, hi, xp.zeros_like(hi))
+    if scheme.symmetric:
+        return store_scale(xp.maximum(-lo, hi) / scheme.midpoint, scheme.scale_dtype), None
+    scale = store_scale(hi / scheme.max_code - lo / scheme.max_code, scheme.scale_dtype)
+    return scale, round_to_codes(-lo / scale, scheme)
+
+
+def store_scale(scale: Array, dtype: ScaleDtype) -> Array:
+    """The nearest scales that ``dtype`` can hold, as float32; always finite, positive and safe to divide by.
+
+    0 becomes 1 (an all-zero group). What is too large becomes the largest finite value. float16 subnormals are coarse:
+    they round up, so that the range stays covered. float32 and bfloat16 stop at the smallest normal number, whose
+    inverse is still finite.
+    """
+    xp = array_namespace(scale)
+    scale = xp.where(scale == 0, xp.ones_like(scale), scale)
+    scale = xp.clip(scale, _FLOAT32_NORMAL, _LARGEST[dtype])
+    if dtype == "float32":
+        return scale
+    held: Array = _cast(_cast(scale, dtype), "float32")
+    if dtype == "float16":
+        held = xp.where((scale < _FLOAT16_NORMAL) & (held < scale), held + _FLOAT16_SUBNORMAL, held)
+    return held
+
+
+def round_to_codes(values: Array, scheme: QuantScheme) -> Array:
+    """Round half to even and clamp to 0..2^bits - 1, in place: ``values`` is overwritten and returned."""
+    if is_torch_array(values):
+        return values.round_().clamp_(0, scheme.max_code)
+    np.rint(values, out=values)
+    return np.clip(values, 0, scheme.max_code, out=values)
+
+
+def quantize_codes(weight: Array, scale: Array, zero_point: Array | None, scheme: QuantScheme) -> Array:
+    """Nearest codes for given scales.
+
+    Args:
+        weight: [N, K], any floating point type.
+        scale, zero_point: as from range_to_scale, [N, G], [N, 1] or [1, 1].
+    Returns:
+        uint8 [N, K], 0..2^bits - 1.
+    """
+    xp = array_namespace(weight)
+    grouped = to_groups(weight, scheme)
+    values = grouped / scale[..., None]
+    values = xp.round(values)
+    values += scheme.midpoint if zero_point is None else zero_point[..., None]
+    codes = xp.astype(round_to_codes(values, scheme), xp.uint8)
+    return from_groups(codes, int(weight.shape[-1]))
+
+
+def dequantize_codes(codes: Array, scale: Array, zero_point: Array | None, scheme: QuantScheme) -> Array:
+    """The weights that codes mean: float32 [N, K] from uint8 [N, K]."""
+    xp = array_namespace(codes)
+    values = to_groups(codes, scheme)
+    if zero_point is None:
+        values -= scheme.midpoint
+    else:
+        values -= xp.astype(zero_point, xp.float32)[..., None]
+    values *= scale[..., None]
+    return from_groups(values, int(codes.shape[-1]))
+
+
+def to_groups(rows: Array, scheme: QuantScheme) -> Array:
+    """A float32 copy [N, G, g] of [N, K]; a short last group is filled up with 0."""
+    xp = array_namespace(rows)
+    n, k = (int(size) for size in rows.shape)
+    g, width = scheme.groups(k), scheme.group_width(k)
+    if g * width == k:
+        return xp.reshape(_cast(rows, "float32", copy=True), (n, g, width))
+    if is_torch_array(rows):
+        padded = xp.zeros((n, g * width), dtype=xp.float32, device=rows.device)
+    else:
+        padded = xp.zeros((n, g * width), dtype=xp.float32)
+    padded[:, :k] = _cast(rows, "float32", copy=False)
+    return xp.reshape(padded, (n, g, width))
+
+
+def from_groups(groups: Array, k: int) -> Array:
+    """The [N, K] rows of [N, G, g]; what filled up a short last group is dropped."""
+    n, g, width = groups.shape
+    return groups.reshape(n, g * width)[:, :k]
+
+
+def _cast(values: Array, dtype: ScaleDtype, copy: bool = False) -> Array:
+    """To a floating point type by its name; NumPy's bfloat16 is ml_dtypes'."""
+    xp = array_namespace(values)
+    if dtype == "bfloat16" and not is_torch_array(values):
+        return values.astype(ml_dtypes.bfloat16)
+    return xp.astype(values, getattr(xp, dtype), copy=copy)

@@ -1,0 +1,98 @@
+"""How far an approximation is from its reference: SQNR, cosine, KL divergence, perplexity, top-1 agreement.
+
+Generic over NumPy arrays and torch tensors. Sums run in float64 over blocks of rows, so that the memory taken stays a
+few blocks however large the vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from qcompiler.quant.affine import Array
+
+_BLOCK = 1 << 20  # elements: 8 MB in float64
+
+
+def sqnr_db(reference: Array, approximation: Array) -> float:
+    """Signal to quantization noise ratio, 10 log10(sum r^2 / sum (r - a)^2), in dB; infinity when they are equal."""
+    signal = noise = 0.0
+    for r, a in _blocks(reference, approximation):
+        signal += float((r * r).sum())
+        noise += float(((r - a) ** 2).sum())
+    if noise == 0.0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0.0 else -math.inf
+
+
+def cosine(reference: Array, approximation: Array) -> float:
+    """Cosine of the angle between two arrays seen as vectors; 1 when both are 0."""
+    dot = rr = aa = 0.0
+    for r, a in _blocks(reference, approximation):
+        dot += float((r * a).sum())
+        rr += float((r * r).sum())
+        aa += float((a * a).sum())
+    if rr == 0.0 or aa == 0.0:
+        return 1.0 if rr == aa else 0.0
+    return dot / math.sqrt(rr * aa)
+
+
+def kl_divergence(reference_logits: Array, logits: Array) -> float:
+    """Mean over the rows of KL(softmax(reference) || softmax(logits)), in nats. Logits are [..., classes]."""
+    total, rows = 0.0, 0
+    for r, a in _blocks(reference_logits, logits):
+        log_p, log_q = _log_softmax(r), _log_softmax(a)
+        xp = array_namespace(log_p)
+        total += float((xp.exp(log_p) * (log_p - log_q)).sum())
+        rows += int(r.shape[0])
+    return max(total / rows, 0.0)
+
+
+def perplexity(logits: Array, targets: Array) -> float:
+    """exp of the mean negative log likelihood of targets, integers [...], under logits [..., classes]."""
+    total, rows = 0.0, 0
+    labels = targets.reshape(-1)
+    for (block,) in _blocks(logits):
+        log_p = _log_softmax(block)
+        xp = array_namespace(log_p)
+        index = xp.astype(labels[rows : rows + int(block.shape[0])], xp.int64)
+        total -= float(xp.take_along_axis(log_p, index[:, None], axis=-1).sum())
+        rows += int(block.shape[0])
+    return math.exp(total / rows)
+
+
+def top1_agreement(reference_logits: Array, logits: Array) -> float:
+    """Share of the rows whose largest logit is the same class in both."""
+    agree, rows = 0, 0
+    for r, a in _blocks(reference_logits, logits):
+        xp = array_namespace(r)
+        agree += int((xp.argmax(r, axis=-1) == xp.argmax(a, axis=-1)).sum())
+        rows += int(r.shape[0])
+    return agree / rows
+
+
+def _log_softmax(rows: Array) -> Array:
+    xp = array_namespace(rows)
+    shifted = rows - xp.max(rows, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+
+
+def _blocks(*arrays: Array) -> Iterator[tuple[Any, ...]]:
+    """Row blocks of arrays of one shape [..., C], each as float64 [rows, C]."""
+    if any(array.shape != arrays[0].shape for array in arrays):
+        shapes = ", ".join(str(tuple(array.shape)) for array in arrays)
+        raise ValueError(f"arrays to compare must have one shape, not {shapes}")
+    width = int(arrays[0].shape[-1]) if arrays[0].ndim else 1
+    flat = [array.reshape(-1, width) for array in arrays]
+    step = max(1, _BLOCK // max(width, 1))
+    for start in range(0, int(flat[0].shape[0]), step):
+        yield tuple(_double(array[start : start + step]) for array in flat)
+
+
+def _double(array: Array) -> Array:
+    if isinstance(array, np.ndarray):
+        return array.astype(np.float64)  # also from ml_dtypes' types, which the array API does not know
+    xp = array_namespace(array)
+    return xp.astype(array, xp.float64)

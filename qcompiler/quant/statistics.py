@@ -1,0 +1,44 @@
+"""InputStatistics: what calibration knows about the input of one linear."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass
+class InputStatistics:
+    """Statistics of the M rows x [K] that a linear received.
+
+    Attributes:
+        rows: M, how many rows were seen.
+        hessian: float32 [K, K], mean of x x^T.
+        mean_abs: float32 [K], mean of |x|.
+        max_abs: float32 [K], largest |x|.
+        mean_square: float32 [K], mean of x^2; the diagonal of the Hessian for those who need no more of it.
+    """
+
+    rows: int
+    hessian: FloatArray | None = None
+    mean_abs: FloatArray | None = None
+    max_abs: FloatArray | None = None
+    mean_square: FloatArray | None = None
+
+    def diagonal(self) -> FloatArray | None:
+        """The mean of x^2 for each input channel, float32 [K]; None when it was not gathered."""
+        if self.mean_square is not None:
+            return self.mean_square
+        return None if self.hessian is None else np.diagonal(self.hessian)
+
+    def scaled(self, scale: npt.NDArray[np.floating]) -> "InputStatistics":
+        """The statistics of x / scale, scale [K] positive."""
+        s = np.asarray(scale, dtype=np.float32)
+        return InputStatistics(
+            rows=self.rows,
+            hessian=None if self.hessian is None else self.hessian / s[:, None] / s[None, :],
+            mean_abs=None if self.mean_abs is None else self.mean_abs / s,
+            max_abs=None if self.max_abs is None else self.max_abs / s,
+            mean_square=None if self.mean_square is None else self.mean_square / (s * s),
+        )

@@ -1,0 +1,60 @@
+"""QuantizedTensor: a weight as it will be stored, whatever the target's layout. The one home of what codes mean."""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.errors import SchemeError
+from qcompiler.quant.affine import dequantize_codes
+from qcompiler.quant.scheme import Granularity, QuantScheme
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AffineTensor:
+    """w = (codes - zero_point) * scale, a scale for each group of a row.
+
+    Attributes:
+        codes: uint8 [N, K], 0..2^bits - 1.
+        scale: float32 [N, G] ([N, 1] channel, [1, 1] tensor); values that scheme.scale_dtype holds exactly.
+        zero_point: uint8 of scale's shape, or None: the midpoint 2^(bits - 1) (a symmetric scheme).
+    Raises:
+        SchemeError: types or shapes that disagree with the scheme.
+    """
+
+    scheme: QuantScheme
+    codes: npt.NDArray[np.uint8]
+    scale: npt.NDArray[np.float32]
+    zero_point: npt.NDArray[np.uint8] | None
+
+    def __post_init__(self) -> None:
+        if self.codes.dtype != np.uint8 or self.codes.ndim != 2:
+            raise SchemeError(f"codes: {self.codes.dtype}{self.codes.shape}; must be uint8 [N, K]")
+        expected = self.scheme.scale_shape(*self.codes.shape)
+        if self.scale.dtype != np.float32 or self.scale.shape != expected:
+            raise SchemeError(f"scale: {self.scale.dtype}{self.scale.shape}; must be float32{expected}")
+        if (self.zero_point is None) is not self.scheme.symmetric:
+            raise SchemeError(f"zero_point: {self.scheme.label} must {'not ' * self.scheme.symmetric}have one")
+        if self.zero_point is not None and (self.zero_point.dtype != np.uint8 or self.zero_point.shape != expected):
+            raise SchemeError(f"zero_point: {self.zero_point.dtype}{self.zero_point.shape}; must be uint8{expected}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        n, k = self.codes.shape
+        return n, k
+
+    def dequantize(self, rows: slice | None = None) -> npt.NDArray[np.float32]:
+        """The weights, float32 [N, K], or those of some rows."""
+        rows = slice(None) if rows is None else rows
+        scale_rows = slice(None) if self.scheme.granularity is Granularity.TENSOR else rows
+        zero_point = None if self.zero_point is None else self.zero_point[scale_rows]
+        result: npt.NDArray[Any] = dequantize_codes(
+            self.codes[rows], self.scale[scale_rows], zero_point, self.scheme
+        )
+        return result
+
+
+QuantizedTensor: TypeAlias = AffineTensor
+"""The closed union of stored weights."""
