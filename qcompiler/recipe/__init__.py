@@ -1,0 +1,17 @@
+"""What the user wants, read from YAML: see `recipe.py`, whose rules, algorithm steps and text are files of their own."""
+
+from qcompiler.recipe.recipe import CalibrationSettings, Recipe, Skip, WeightSettings, builtin_recipes
+from qcompiler.recipe.rules import Match, RoleSettings, Rule
+from qcompiler.recipe.steps import Step
+
+__all__ = [
+    "CalibrationSettings",
+    "Match",
+    "Recipe",
+    "RoleSettings",
+    "Rule",
+    "Skip",
+    "Step",
+    "WeightSettings",
+    "builtin_recipes",
+]

@@ -1,0 +1,324 @@
+"""What the user wants: how each weight is to be stored and which algorithm finds its codes.
+
+A recipe is a YAML file (``recipes/*.yaml`` are built in) or a `Recipe` built in Python; both are checked the
+same way. Unknown keys are errors that name the nearest known one. `Recipe.settings_for` answers for one
+weight, and says which line decided.
+"""
+
+import dataclasses
+import importlib.resources
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast, get_args
+
+from qcompiler.errors import RecipeError
+from qcompiler.quant.scheme import GroupFallback, QuantScheme, ScaleDtype
+from qcompiler.recipe.rules import SETTINGS, GroupSize, Match, RoleSettings, Rule, check_scheme, make_scheme
+from qcompiler.recipe.steps import Step, make_steps, plain_steps
+from qcompiler.recipe.yaml_text import check_choice, check_int, check_keys, format_yaml, nearest, parse_yaml
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSettings:
+    """How much calibration data is used: `samples` windows of `length` tokens, or `samples` feeds."""
+
+    samples: int = 16
+    length: int = 512
+
+    def __post_init__(self) -> None:
+        for key in ("samples", "length"):
+            check_int(getattr(self, key), 1, None, key)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSettings:
+    """What one weight gets, and the line of the recipe that decided it."""
+
+    bits: int
+    group_size: GroupSize
+    symmetric: bool
+    algorithm: tuple[Step, ...]
+    scale_dtype: str
+    group_fallback: GroupFallback
+    decided_by: str
+
+    @property
+    def transforms(self) -> tuple[Step, ...]:
+        """The steps that change the weight before it is quantized (awq)."""
+        return self.algorithm[:-1]
+
+    @property
+    def quantizer(self) -> Step:
+        """The step that chooses the codes."""
+        return self.algorithm[-1]
+
+    def scheme(self, model_float: str) -> QuantScheme:
+        """What is asked for, before it is fitted to K; ``scale_dtype: auto`` is `model_float`."""
+        scale_dtype = model_float if self.scale_dtype == "auto" else self.scale_dtype
+        return make_scheme(self.bits, self.group_size, self.symmetric, scale_dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A weight that stays as it is, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A whole recipe; every field is a key of the YAML. A head or embedding of None is ``float`` there.
+
+    Raises:
+        RecipeError: a field holds what nothing can do; names it.
+    """
+
+    name: str
+    description: str = ""
+    bits: int = 4
+    group_size: GroupSize = 32
+    symmetric: bool = True
+    algorithm: tuple[Step, ...] = field(default_factory=lambda: make_steps("rtn"))
+    group_fallback: GroupFallback = GroupFallback.ADJUST
+    scale_dtype: str = "auto"
+    head: RoleSettings | None = field(default_factory=RoleSettings)
+    embedding: RoleSettings | None = field(default_factory=RoleSettings)
+    accuracy_level: int = 4
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("name", "description"):
+            if not isinstance(getattr(self, key), str):
+                raise RecipeError(f"{key}: expected text, got {getattr(self, key)!r}")
+        if not self.name or self.name.startswith(".") or re.search(r"[/\\\s]", self.name):
+            raise RecipeError(
+                f"name: {self.name!r} names the output folder, so it needs no space, slash or leading dot"
+            )
+        object.__setattr__(self, "algorithm", make_steps(self.algorithm))
+        object.__setattr__(self, "rules", tuple(self.rules))
+        check_choice(self.group_fallback, [member.value for member in GroupFallback], "group_fallback")
+        object.__setattr__(self, "group_fallback", GroupFallback(self.group_fallback))
+        check_choice(self.scale_dtype, ("auto", *get_args(ScaleDtype)), "scale_dtype")
+        check_int(self.accuracy_level, 0, 4, "accuracy_level")
+        check_scheme(self.bits, self.group_size, self.symmetric)
+        if self.embedding is not None:
+            _check_embedding(self.embedding.algorithm, "embedding.algorithm")
+        for number, rule in enumerate(self.rules, 1):
+            if rule.match.role == "embedding" and rule.algorithm is not None:
+                _check_embedding(rule.algorithm, f"rule {number}: algorithm")
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str]) -> "Recipe":
+        """The built-in recipe of that name, or the one in a ``.yaml`` file.
+
+        Raises:
+            RecipeError: no such recipe (names the nearest), no such file, or not a recipe (names the line).
+        """
+        text = os.fspath(name_or_path)
+        if not (isinstance(name_or_path, os.PathLike) or text.endswith((".yaml", ".yml")) or os.sep in text):
+            names = [file.stem for file in _builtin_files()]
+            if text not in names:
+                raise RecipeError(
+                    f"recipe {text!r}: not built in; {nearest(text, names)} (or give a file FILE.yaml)"
+                )
+            return cls.from_text(_builtin_text(text), where=f"recipe {text}", name=text)
+        try:
+            content = Path(text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            cause = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise RecipeError(f"{text}: cannot be read as a recipe: {cause}") from error
+        return cls.from_text(content, where=text, name=Path(text).stem)
+
+    @classmethod
+    def from_text(cls, text: str, where: str, name: str) -> "Recipe":
+        """A recipe from YAML; `name` where the YAML gives none."""
+        value = parse_yaml(text, where)
+        if value is None:
+            raise RecipeError(f"{where}: empty; a recipe says at least bits and algorithm")
+        return cls.from_mapping(value, where, name)
+
+    @classmethod
+    def from_mapping(cls, value: object, where: str, name: str = "recipe") -> "Recipe":
+        """A recipe from the plain values of YAML.
+
+        Raises:
+            RecipeError: an unknown key or a bad value; starts with `where`.
+        """
+        fields = {"name": name} | check_keys(value, _keys(cls), where)
+        try:
+            for key in ("head", "embedding"):
+                if key in fields:
+                    fields[key] = None if fields[key] == "float" else _nested(RoleSettings, fields[key], key)
+            if "calibration" in fields:
+                fields["calibration"] = _nested(CalibrationSettings, fields["calibration"], "calibration")
+            if "rules" in fields:
+                fields["rules"] = _make_rules(fields["rules"])
+            return cls(**fields)  # type: ignore[arg-type]  # each is checked by __post_init__
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from error
+
+    def to_mapping(self) -> dict[str, object]:
+        """Plain values for YAML, everything said: no default is left out."""
+        return {key: _plain(getattr(self, key), key) for key in _keys(type(self))}
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; loading it gives this recipe again, and the same text."""
+        return format_yaml(self.to_mapping())
+
+    def with_settings(self, settings: Iterable[str]) -> "Recipe":
+        """This recipe after ``KEY=VALUE`` lines: ``group_size=64``, ``calib.samples=8``, ``head=float``.
+
+        They apply in order; values are YAML. ``calib`` is short for ``calibration``; ``head.bits=4`` on a
+        float head starts from the default head.
+
+        Raises:
+            RecipeError: no ``=``, an unknown key (names the nearest) or a value that does not fit.
+        """
+        recipe = self
+        for setting in settings:
+            where = f"--set {setting}"
+            key, equals, text = setting.partition("=")
+            if not equals:
+                raise RecipeError(f"{where}: expected KEY=VALUE")
+            mapping = recipe.to_mapping()
+            outer, dot, inner = key.strip().partition(".")
+            outer = "calibration" if outer == "calib" else outer
+            check_keys({outer: None}, mapping, where)
+            value = parse_yaml(text, where)
+            if dot:
+                if outer in ("head", "embedding") and mapping[outer] == "float":
+                    mapping[outer] = _plain(RoleSettings(), outer)
+                section = mapping[outer]
+                if not isinstance(section, dict):
+                    raise RecipeError(f"{where}: {outer} has no keys inside; set it whole, {outer}=VALUE")
+                check_keys({inner: None}, section, where)
+                mapping[outer] = section | {inner: value}
+            else:
+                mapping[outer] = value
+            recipe = type(self).from_mapping(mapping, where)
+        return recipe
+
+    def rule_for(self, name: str, role: str, op: str, aliases: Sequence[str] = ()) -> int | None:
+        """Index in `rules` of the first that matches; its pattern may match `name` or any of `aliases`."""
+        for index, rule in enumerate(self.rules):
+            if rule.match.holds((name, *aliases), role, op):
+                return index
+        return None
+
+    def settings_for(
+        self, name: str, role: str, op: str, aliases: Sequence[str] = ()
+    ) -> WeightSettings | Skip:
+        """What the weight gets, or why it is left alone.
+
+        Args:
+            name: of the node or the weight.
+            role: linear, head, embedding or conv.
+            op: type of the node that uses the weight.
+            aliases: its other names (weight, scope): a rule's pattern may match any of them.
+
+        Raises:
+            RecipeError: a rule gives an embedding an algorithm with transforms.
+        """
+        index = self.rule_for(name, role, op, aliases)
+        if index is None:
+            return self._role_settings(role)
+        rule = self.rules[index]
+        line = f"rule {index + 1} ({rule.label})" + (f": {rule.reason}" if rule.reason else "")
+        if rule.quantize is False:
+            return Skip(line if rule.reason else f"{line}: quantize: false")
+        base: Recipe | RoleSettings = {"head": self.head, "embedding": self.embedding}.get(
+            role, self
+        ) or RoleSettings()
+        chosen = {key: getattr(base if getattr(rule, key) is None else rule, key) for key in SETTINGS}
+        if role == "embedding":
+            _check_embedding(chosen["algorithm"], f"{name}: {line}: algorithm")
+        return WeightSettings(
+            **chosen, scale_dtype=self.scale_dtype, group_fallback=self.group_fallback, decided_by=line
+        )
+
+    def _role_settings(self, role: str) -> WeightSettings | Skip:
+        if role == "conv":
+            return Skip("convolutions stay float unless a rule gives them settings")
+        base: Recipe | RoleSettings | None = {"head": self.head, "embedding": self.embedding}.get(role, self)
+        if base is None:
+            return Skip(f"{role}: float in recipe {self.name}")
+        return WeightSettings(
+            **{key: getattr(base, key) for key in SETTINGS},
+            scale_dtype=self.scale_dtype,
+            group_fallback=self.group_fallback,
+            decided_by=f"{role} of recipe {self.name}" if base is not self else f"recipe {self.name}",
+        )
+
+
+def builtin_recipes() -> list[tuple[str, str]]:
+    """(name, description) of each built-in recipe, by name."""
+    return [(file.stem, Recipe.load(file.stem).description) for file in _builtin_files()]
+
+
+def _builtin_files() -> list[Path]:
+    folder = importlib.resources.files("qcompiler") / "recipes"
+    return sorted(Path(entry.name) for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _builtin_text(name: str) -> str:
+    return (importlib.resources.files("qcompiler") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _keys(kind: type) -> list[str]:
+    return [entry.name for entry in dataclasses.fields(kind)]
+
+
+def _nested(kind: type[RoleSettings] | type[CalibrationSettings], value: object, where: str) -> object:
+    if kind is RoleSettings and not isinstance(value, dict):
+        raise RecipeError(f"{where}: expected float or a mapping of {', '.join(_keys(kind))}, got {value!r}")
+    try:
+        return kind(**check_keys(value, _keys(kind), where))  # type: ignore[arg-type]  # checked by __post_init__
+    except RecipeError as error:
+        raise error if str(error).startswith(f"{where}:") else RecipeError(f"{where}: {error}") from error
+
+
+def _make_rules(value: object) -> tuple[Rule, ...]:
+    if not isinstance(value, list):
+        raise RecipeError(f"rules: expected a list of rules, got {value!r}")
+    return tuple(_make_rule(item, number) for number, item in enumerate(value, 1))
+
+
+def _make_rule(value: object, number: int) -> Rule:
+    """A rule from YAML; ``match: GLOB`` is short for ``match: {name: GLOB}``."""
+    try:
+        fields = check_keys(value, _keys(Rule), "rule")
+        if "match" not in fields:
+            raise RecipeError("match: missing; give at least one of name, role, op")
+        match = fields["match"] if isinstance(fields["match"], dict) else {"name": fields["match"]}
+        conditions = Match(**check_keys(match, _keys(Match), "match"))  # type: ignore[arg-type]  # checked inside
+        return Rule(**{**fields, "match": conditions})  # type: ignore[arg-type]  # checked by __post_init__
+    except RecipeError as error:
+        raise RecipeError(f"rule {number}: {error}") from error
+
+
+def _plain(value: object, key: str) -> object:
+    """`value` as YAML says it: sections as mappings, None keys of a rule left out."""
+    if value is None and key in ("head", "embedding"):
+        return "float"
+    if isinstance(value, GroupFallback):
+        return value.value
+    if key == "algorithm":
+        return plain_steps(cast(tuple[Step, ...], value))
+    if isinstance(value, tuple):
+        return [_plain(item, "") for item in value]
+    if isinstance(value, (RoleSettings, CalibrationSettings, Match, Rule)):
+        entries = ((entry, getattr(value, entry)) for entry in _keys(type(value)))
+        return {entry: _plain(content, entry) for entry, content in entries if content is not None}
+    return value
+
+
+def _check_embedding(steps: tuple[Step, ...], where: str) -> None:
+    if len(steps) > 1:
+        names = ", ".join(step.name for step in steps[:-1])
+        raise RecipeError(
+            f"{where}: {names} works on a linear's inputs, an embedding has none; give a quantizer alone"
+        )

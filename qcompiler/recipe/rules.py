@@ -1,0 +1,131 @@
+"""Settings of a weight, and the rules that give them to the weights they match."""
+
+import fnmatch
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from qcompiler.errors import RecipeError, SchemeError
+from qcompiler.quant.scheme import Granularity, QuantScheme
+from qcompiler.recipe.steps import Step, make_steps
+from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int
+
+ROLES = ("linear", "head", "embedding", "conv")
+OPS = ("MatMul", "Gemm", "Gather", "Conv")
+GroupSize = int | str  # 16..256, "channel" or "tensor"
+SETTINGS = ("bits", "group_size", "symmetric", "algorithm")
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSettings:
+    """How the head or the embedding is stored where no rule says otherwise."""
+
+    bits: int = 8
+    group_size: GroupSize = 32
+    symmetric: bool = True
+    algorithm: tuple[Step, ...] = field(default_factory=lambda: make_steps("mse"))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "algorithm", make_steps(self.algorithm))
+        check_scheme(self.bits, self.group_size, self.symmetric)
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Which weights a rule is for; everything given must hold.
+
+    ``name`` is a glob, or a regular expression after ``re:``; either must match the whole name, case and all.
+    """
+
+    name: str | None = None
+    role: str | None = None
+    op: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is None and self.role is None and self.op is None:
+            raise RecipeError("match: give at least one of name, role, op; name: '*' matches everything")
+        for key, choices in (("role", ROLES), ("op", OPS)):
+            if getattr(self, key) is not None:
+                check_choice(getattr(self, key), choices, f"match.{key}")
+        if self.name is None:
+            return
+        if not isinstance(self.name, str) or self.name in ("", "re:"):
+            raise RecipeError(f"match.name: expected a glob or re:EXPRESSION, got {self.name!r}")
+        if self.name.startswith("re:"):
+            try:
+                re.compile(self.name[3:])
+            except re.error as error:
+                raise RecipeError(
+                    f"match.name: {self.name!r} is not a regular expression: {error}"
+                ) from error
+
+    def holds(self, names: Iterable[str], role: str, op: str) -> bool:
+        """Whether a weight with any of these names, this role and this op is meant."""
+        if (self.role is not None and self.role != role) or (self.op is not None and self.op != op):
+            return False
+        return self.name is None or any(self._name_holds(name) for name in names)
+
+    def _name_holds(self, name: str) -> bool:
+        assert self.name is not None
+        if self.name.startswith("re:"):
+            return re.fullmatch(self.name[3:], name) is not None
+        return fnmatch.fnmatchcase(name, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Settings for the weights that `match` names; what is left None comes from their role's settings."""
+
+    match: Match
+    bits: int | None = None
+    group_size: GroupSize | None = None
+    symmetric: bool | None = None
+    algorithm: tuple[Step, ...] | None = None
+    quantize: bool | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        settings = {key: getattr(self, key) for key in SETTINGS if getattr(self, key) is not None}
+        if self.algorithm is not None:
+            object.__setattr__(self, "algorithm", make_steps(self.algorithm))
+        if self.quantize is not None:
+            check_bool(self.quantize, "quantize")
+        if self.quantize is False and settings:
+            raise RecipeError(
+                f"quantize: false leaves the weight alone, so {', '.join(settings)} means nothing; drop one"
+            )
+        if self.quantize is None and not settings:
+            raise RecipeError(f"a rule must say something: one of {', '.join(SETTINGS)} or quantize: false")
+        if self.reason is not None and not isinstance(self.reason, str):
+            raise RecipeError(f"reason: expected text, got {self.reason!r}")
+        check_scheme(
+            8 if self.bits is None else self.bits,
+            32 if self.group_size is None else self.group_size,
+            True if self.symmetric is None else self.symmetric,
+        )
+
+    @property
+    def label(self) -> str:
+        """``name=*.down_proj*, role=linear``."""
+        given = ((key, getattr(self.match, key)) for key in ("name", "role", "op"))
+        return ", ".join(f"{key}={value}" for key, value in given if value is not None)
+
+
+def make_scheme(bits: int, group_size: GroupSize, symmetric: bool, scale_dtype: str) -> QuantScheme:
+    """The scheme that these settings ask for. Raises SchemeError where none can be stored so."""
+    granularity = Granularity.GROUP if isinstance(group_size, int) else Granularity(group_size)
+    width = group_size if isinstance(group_size, int) else None
+    return QuantScheme(bits, symmetric, granularity, width, scale_dtype)
+
+
+def check_scheme(bits: object, group_size: object, symmetric: object) -> None:
+    """Raises RecipeError unless the three say a scheme that can be stored."""
+    check_int(bits, 2, 8, "bits")
+    check_bool(symmetric, "symmetric")
+    whole = isinstance(group_size, int) and not isinstance(group_size, bool)
+    if not whole and group_size not in ("channel", "tensor"):
+        raise RecipeError(f"group_size: expected a number, channel or tensor, got {group_size!r}")
+    try:
+        make_scheme(bits, group_size, symmetric, "float32")
+    except SchemeError as error:
+        raise RecipeError(str(error)) from error
