@@ -3,8 +3,8 @@
     result  = qcompiler.compile("model.onnx", recipe="w4a16-awq", output="out/")
     session = qcompiler.create_session("out/model.onnx")
 
-Names are loaded when first used, so that an application which only creates sessions needs numpy and onnxruntime, and
-neither torch nor the compiler's own dependencies.
+Names are loaded when first used, so that an application which only creates sessions needs numpy and
+onnxruntime, and neither torch nor the compiler's own dependencies.
 """
 
 from importlib import import_module
