@@ -1,0 +1,244 @@
+"""What there is to quantize: every linear, head, embedding, convolution and attention product of a model, found from the graph alone.
+
+*Given* a model whose functions are inlined and whose constants are initializers of the main graph.
+*Result* a `Census`: weights with their uses, and the nodes left alone, each with its reason. Nothing is edited.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from qcompiler.graph.weights import FLOAT_TYPES, ConstantView, Role, Weight, WeightUse, constant_view
+
+SMALLEST_K = 16  # the smallest group any kernel takes
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """A node that computes a product but has no weight to quantize here, and why."""
+
+    node: ir.Node
+    role: Role
+    reason: str
+
+
+@dataclass
+class Census:
+    """All products of a model, in graph order."""
+
+    weights: list[Weight] = field(default_factory=list)
+    left_alone: list[LeftAlone] = field(default_factory=list)
+
+
+def take_census(model: ir.Model) -> Census:
+    """Find every weight and every product without one."""
+    census = Census()
+    by_key: dict[tuple[int, tuple[int, ...], bool], Weight] = {}
+    for node, body in _all_nodes(model.graph):
+        found = _classify(node)
+        if isinstance(found, str):
+            census.left_alone.append(LeftAlone(node, _plain_role(node), found))
+        if not isinstance(found, _Found):
+            continue
+        view = found.view
+        key = (id(view.source), view.shape, found.transposed)
+        use = WeightUse(node, found.role, found.input_index, body)
+        if key in by_key:
+            by_key[key].uses.append(use)
+            continue
+        name, aliases = _names(node, view.source)
+        rows, columns = view.shape
+        weight = Weight(name, view.source, (rows, columns), found.transposed, view.dtype, [use], aliases)
+        by_key[key] = weight
+        census.weights.append(weight)
+    _mark_heads(model.graph, census)
+    _make_names_unique(census.weights)
+    return census
+
+
+def _all_nodes(graph: ir.Graph, body: str | None = None) -> Iterator[tuple[ir.Node, str | None]]:
+    for node in graph:
+        yield node, body
+        for attribute in node.attributes.values():
+            inner = f"{node.op_type} {node.name!r}"
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _all_nodes(attribute.as_graph(), inner)
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for subgraph in attribute.as_graphs():
+                    yield from _all_nodes(subgraph, inner)
+
+
+@dataclass(frozen=True)
+class _Found:
+    view: ConstantView
+    role: Role
+    input_index: int
+    transposed: bool  # storage is [K, N]
+
+
+def _classify(node: ir.Node) -> _Found | str | None:
+    """A weight, or why this product has none, or None for a node that is no product."""
+    if node.domain not in ("", "ai.onnx"):
+        return "already quantized" if node.op_type in _QUANTIZED_OPS else None
+    if node.op_type in ("MatMul", "Gemm"):
+        return _classify_linear(node)
+    if node.op_type == "Gather":
+        return _classify_gather(node)
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return "a convolution: no weight-only kernel takes one"
+    return "already quantized" if node.op_type in _QUANTIZED_OPS else None
+
+
+_QUANTIZED_OPS = frozenset(
+    {
+        "MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+        "QLinearMatMul", "QLinearConv", "QGemm", "ConvInteger", "QMoE",
+    }
+)  # fmt: skip
+
+
+def _classify_linear(node: ir.Node) -> _Found | str:
+    right = constant_view(node.inputs[1])
+    if right is None:
+        if constant_view(node.inputs[0]) is not None:
+            return "the constant is the left factor"
+        producer = node.inputs[1].producer() if node.inputs[1] is not None else None
+        if producer is not None and producer.op_type == "DequantizeLinear":
+            return "already quantized"
+        return "both factors are activations"
+    if right.dtype not in FLOAT_TYPES:
+        return f"the weight is {right.dtype.name}, not a float type"
+    if len(right.shape) != 2:
+        return f"the weight has {len(right.shape)} dimensions {list(right.final_shape)}: stacked matrices are not one linear"
+    flips = node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+    k, n = right.final_shape[::-1] if flips else right.final_shape
+    if k < SMALLEST_K:
+        return f"K={k} is less than the smallest group ({SMALLEST_K})"
+    if n < 1:
+        return "the weight is empty"
+    # MatMul reads [K, N]: storage is [K, N] unless one transposition lies between.
+    return _Found(right, Role.LINEAR, 1, transposed=(not right.transposed) != flips)
+
+
+def _classify_gather(node: ir.Node) -> _Found | str | None:
+    table = constant_view(node.inputs[0])
+    if table is None or table.dtype not in FLOAT_TYPES or len(table.shape) != 2:
+        return None  # indexing into shapes, masks and activations is no embedding
+    if "axis" in node.attributes and node.attributes["axis"].as_int() % 2 != 0:
+        return None
+    if constant_view(node.inputs[1]) is not None:
+        return None  # constant indices: a slice
+    if table.final_shape[1] < SMALLEST_K:
+        return f"rows of {table.final_shape[1]} are shorter than the smallest group ({SMALLEST_K})"
+    if _only_multiplies(node.outputs[0]):
+        return "a table that only multiplies activations (rotary positions), not an embedding"
+    return _Found(table, Role.EMBEDDING, 0, transposed=table.transposed)
+
+
+_CARRY = frozenset({"Unsqueeze", "Squeeze", "Reshape", "Transpose", "Cast", "Identity", "Expand", "Slice", "Concat", "Tile"})
+
+
+def _only_multiplies(value: ir.Value) -> bool:
+    """Every path of shape operations from ``value`` ends in a Mul with another activation."""
+    seen: set[ir.Value] = set()
+    stack = [value]
+    ends: list[ir.Node] = []
+    while stack:
+        current = stack.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current.is_graph_output():
+            return False
+        for user in current.consumers():
+            scalar = user.op_type in ("Mul", "Div") and any(
+                other is not current and constant_view(other) is not None for other in user.inputs
+            )
+            if user.op_type in _CARRY or scalar:
+                stack.extend(user.outputs)
+            else:
+                ends.append(user)
+    return bool(ends) and all(end.op_type in ("Mul", "Neg", "RotaryEmbedding") for end in ends)
+
+
+def _plain_role(node: ir.Node) -> Role:
+    if node.op_type in ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger"):
+        return Role.CONV
+    if node.op_type in ("Gather", "GatherBlockQuantized"):
+        return Role.EMBEDDING
+    if node.op_type in ("MatMul", "Gemm") and constant_view(node.inputs[1]) is None:
+        return Role.ATTENTION
+    return Role.LINEAR
+
+
+_AFTER_HEAD = frozenset(
+    {"Add", "Mul", "Div", "Sub", "Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Softmax",
+     "LogSoftmax", "Tanh", "Sigmoid", "Clip"}
+)  # fmt: skip
+
+
+def _mark_heads(graph: ir.Graph, census: Census) -> None:
+    """A linear is a head when its output becomes a graph output with nothing but constants in between."""
+    outputs = set(graph.outputs)
+    for weight in census.weights:
+        for use in weight.uses:
+            if use.role is Role.LINEAR and use.in_body is None and _ends_in(use.node.outputs[0], outputs):
+                use.role = Role.HEAD
+
+
+def _ends_in(value: ir.Value, outputs: set[ir.Value]) -> bool:
+    reached = False
+    stack, seen = [value], {value}
+    while stack:
+        current = stack.pop()
+        if current in outputs:
+            reached = True
+        for user in current.consumers():
+            others = [v for v in user.inputs if v is not None and v is not current]
+            is_parameter = all(constant_view(v) is not None or _is_shape(v) for v in others)
+            if user.op_type == "Shape":
+                continue
+            if user.op_type not in _AFTER_HEAD or not is_parameter:
+                return False
+            fresh = [v for v in user.outputs if v not in seen]
+            seen.update(fresh)
+            stack.extend(fresh)
+    return reached
+
+
+def _is_shape(value: ir.Value) -> bool:
+    """An integer operand: a shape, an axis or an index, not data."""
+    return value.dtype is not None and not value.dtype.is_floating_point()
+
+
+def _names(node: ir.Node, source: ir.Value) -> tuple[str, tuple[str, ...]]:
+    """The best name for people, and every other name that a rule may use."""
+    scopes = _exporter_scope(node)
+    uninformative = source.name is None or source.name.startswith(("val_", "onnx::", "_", "const")) or source.name.isdigit()
+    candidates = [scopes, None if uninformative else source.name, node.name, source.name, node.outputs[0].name]
+    names = [name for name in candidates if name]
+    return (names[0] if names else node.op_type), tuple(dict.fromkeys(names[1:]))
+
+
+def _exporter_scope(node: ir.Node) -> str | None:
+    """Module path that torch.onnx writes into a node: "['', 'model.layers.0', ..., 'linear']"."""
+    text = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if not text:
+        return None
+    parts = [part.strip().strip("'\"") for part in text.strip("[]").split(",")]
+    modules = [part for part in parts[:-1] if part]
+    return modules[-1] if modules else None
+
+
+def _make_names_unique(weights: list[Weight]) -> None:
+    taken: set[str] = set()
+    for weight in weights:
+        if weight.name in taken:
+            fallback = next((alias for alias in weight.aliases if alias not in taken), None)
+            number = 1
+            while fallback is None or fallback in taken:
+                number += 1
+                fallback = f"{weight.name}#{number}"
+            weight.name = fallback
+        taken.add(weight.name)
