@@ -4,7 +4,8 @@ namespace {
 
 constexpr char kDomain[] = "ai.qcompiler";
 
-// The domain outlives every session and is never released: ONNX Runtime may be unloaded before our destructors run.
+// The domain outlives every session and is never released: ONNX Runtime may be unloaded before our
+// destructors run.
 struct SharedDomain {
   explicit SharedDomain(const OrtApi* owner) : api(owner) {
     status = api->CreateCustomOpDomain(kDomain, &domain);
@@ -26,9 +27,11 @@ OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base)
   if (shared.status != nullptr) {
     return api->CreateStatus(ORT_FAIL, "qcompiler could not create its operator domain ai.qcompiler");
   }
-  // A domain belongs to the ONNX Runtime that made it: another copy in this process has its own idea of its layout.
+  // A domain belongs to the ONNX Runtime that made it: another copy in this process has its own idea of its
+  // layout.
   if (shared.api != api) {
-    return api->CreateStatus(ORT_FAIL, "qcompiler's operators already serve another ONNX Runtime in this process");
+    return api->CreateStatus(ORT_FAIL,
+                             "qcompiler's operators already serve another ONNX Runtime in this process");
   }
   return api->AddCustomOpDomain(options, shared.domain);
 }

@@ -1,11 +1,13 @@
 // The part of ONNX Runtime's C ABI that this library calls, declared by hand.
 //
-// No Python package ships ONNX Runtime's headers, and a build must not need a distribution's package for them. The ABI
-// is stable: OrtApi is a table of function pointers to which versions only append, and ONNX Runtime holds the order of
-// what has shipped with static_asserts of its own. So each function is its slot in that table; a slot that we do not
-// call is only counted. Adding one: give its slot a name below, and assert its place.
+// No Python package ships ONNX Runtime's headers, and a build must not need a distribution's package for
+// them. The ABI is stable: OrtApi is a table of function pointers to which versions only append, and ONNX
+// Runtime holds the order of what has shipped with static_asserts of its own. So each function is its slot in
+// that table; a slot that we do not call is only counted. Adding one: give its slot a name below, and assert
+// its place.
 //
-// Conventions of the ABI: a function returns nullptr for success, else a status that the caller owns (or hands on).
+// Conventions of the ABI: a function returns nullptr for success, else a status that the caller owns (or
+// hands on).
 #ifndef QCOMPILER_RUNTIME_OPS_ORT_API_H_
 #define QCOMPILER_RUNTIME_OPS_ORT_API_H_
 
@@ -14,7 +16,8 @@
 
 extern "C" {
 
-// ONNX Runtime 1.17, the first with KernelContext_ParallelFor for custom ops: the oldest that our kernels can use.
+// ONNX Runtime 1.17, the first with KernelContext_ParallelFor for custom ops: the oldest that our kernels can
+// use.
 constexpr uint32_t kOrtApiVersion = 17;
 
 enum OrtErrorCode : int { ORT_OK = 0, ORT_FAIL = 1 };
@@ -43,8 +46,9 @@ struct OrtApiBase {
 
 }  // extern "C"
 
-#define QCOMPILER_ASSERT_SLOT(name, slot) \
-  static_assert(offsetof(OrtApi, name) == (slot) * sizeof(OrtUnusedSlot), #name " is not in its slot of OrtApi")
+#define QCOMPILER_ASSERT_SLOT(name, slot)                                 \
+  static_assert(offsetof(OrtApi, name) == (slot) * sizeof(OrtUnusedSlot), \
+                #name " is not in its slot of OrtApi")
 
 QCOMPILER_ASSERT_SLOT(CreateStatus, 0);
 QCOMPILER_ASSERT_SLOT(CreateCustomOpDomain, 26);
