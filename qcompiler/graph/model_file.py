@@ -129,8 +129,8 @@ def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
         AssertionError,
     ) as error:
         cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        while (earlier := cause.__cause__ or cause.__context__) is not None:
+            cause = earlier
         reason = (str(cause) or type(cause).__name__).splitlines()[0][:200]
         raise InputError(f"{path}: not a valid model: {reason}; check it with onnx.checker") from error
     imports = model.opset_imports
