@@ -1,0 +1,67 @@
+"""Statistics of a linear's input, gathered batch by batch in bounded memory: one K x K sum, or a few sums of K."""
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.algorithms import Need
+from qcompiler.errors import CalibrationError
+from qcompiler.quant.statistics import InputStatistics
+
+BLOCK_ROWS = 4096  # rows turned to float32 at a time
+
+
+class InputObserver:
+    """Adds up what `InputStatistics` holds.
+
+    Args:
+        k: channels of the input.
+        needs: which statistics; nothing else is computed.
+        where: the value's name, for errors.
+    """
+
+    def __init__(self, k: int, needs: frozenset[Need], where: str) -> None:
+        self._where = where
+        self._k = k
+        self._rows = 0
+        self._products = np.zeros((k, k), np.float32) if Need.HESSIAN in needs else None
+        self._channels = Need.CHANNELS in needs
+        self._sum_abs = np.zeros(k, np.float64)
+        self._max_abs = np.zeros(k, np.float32)
+        self._sum_square = np.zeros(k, np.float64)
+
+    def add(self, activation: npt.NDArray[np.generic]) -> None:
+        """Take in rows: any float type, [..., K].
+
+        Raises:
+            CalibrationError: NaN or infinity.
+        """
+        flat = activation.reshape(-1, self._k)
+        for start in range(0, len(flat), BLOCK_ROWS):
+            rows = np.ascontiguousarray(flat[start : start + BLOCK_ROWS], dtype=np.float32)
+            self._add_block(rows)
+
+    def _add_block(self, rows: npt.NDArray[np.float32]) -> None:
+        if not np.isfinite(rows).all():
+            raise CalibrationError(
+                f"{self._where}: NaN or infinity in the activations; check the calibration data, or the float model on it"
+            )
+        self._rows += len(rows)
+        if self._products is not None:
+            self._products += rows.T @ rows
+        if self._channels:
+            magnitude = np.abs(rows)
+            self._sum_abs += magnitude.sum(axis=0, dtype=np.float64)
+            np.maximum(self._max_abs, magnitude.max(axis=0), out=self._max_abs)
+            self._sum_square += np.square(rows, out=magnitude).sum(axis=0, dtype=np.float64)
+
+    def statistics(self) -> InputStatistics | None:
+        """What was seen so far; None when nothing was."""
+        if self._rows == 0:
+            return None
+        return InputStatistics(
+            rows=self._rows,
+            hessian=None if self._products is None else self._products / np.float32(self._rows),
+            mean_abs=(self._sum_abs / self._rows).astype(np.float32) if self._channels else None,
+            max_abs=self._max_abs if self._channels else None,
+            mean_square=(self._sum_square / self._rows).astype(np.float32) if self._channels else None,
+        )

@@ -1,0 +1,156 @@
+"""Cut a graph into segments that can run one after another with few activations between them.
+
+*Trunk* values depend on a weight that is to be quantized; everything else (masks, positions, rotary tables) is *side*: computed once in
+the first segment and carried. The trunk is cut where the number of trunk values alive is least: one, on a residual stream. A piece that
+still holds many weights (a decoder with cross-attention keeps the encoder's output alive throughout) is cut again at its own minimum.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+LARGEST_SEGMENT = 16  # weights; past it a piece is cut again at the least number of live values inside it
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of consecutive nodes.
+
+    Attributes:
+        index: place in the order of execution.
+        nodes: in graph order.
+        inputs: values made by earlier segments or graph inputs; initializers are not listed.
+        outputs: values that later segments or the graph's outputs need.
+    """
+
+    index: int
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
+
+
+def cut_segments(graph: ir.Graph, anchors: Collection[ir.Node]) -> list[Segment]:
+    """Segments of a graph, given the nodes whose weights are to be quantized (``anchors``).
+
+    The order of nodes is kept, so the concatenation of all segments is the graph.
+    """
+    nodes = list(graph)
+    trunk = _trunk_values(nodes, set(anchors))
+    last_use = _last_uses(graph, nodes)
+    alive = _alive_after(nodes, trunk, last_use)
+    is_anchor = [node in anchors for node in nodes]
+    cuts = sorted(_cuts(alive, is_anchor, 0, len(nodes)))
+    return _build(graph, nodes, cuts)
+
+
+def node_reads(node: ir.Node) -> list[ir.Value]:
+    """Every value a node reads, those captured by its control-flow bodies included."""
+    values = [value for value in node.inputs if value is not None]
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            bodies: Sequence[ir.Graph] = [attribute.as_graph()]
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            bodies = attribute.as_graphs()
+        else:
+            continue
+        for body in bodies:
+            inner = list(body.all_nodes())
+            own = {out for n in inner for out in n.outputs} | set(body.inputs) | set(body.initializers.values())
+            own |= {v for n in inner for g in _bodies(n) for v in g.inputs}
+            values += [v for n in inner for v in n.inputs if v is not None and v not in own]
+            values += [v for v in body.outputs if v not in own]
+    return list(dict.fromkeys(values))
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    return graphs + [g for a in node.attributes.values() if a.type == ir.AttributeType.GRAPHS for g in a.as_graphs()]
+
+
+def _trunk_values(nodes: Sequence[ir.Node], anchors: set[ir.Node]) -> set[ir.Value]:
+    """Values that depend on an anchor's output through data, not through their shape alone."""
+    trunk: set[ir.Value] = set()
+    for node in nodes:
+        if node.op_type in ("Shape", "Size"):
+            continue
+        if node in anchors or any(value in trunk for value in node_reads(node)):
+            trunk.update(node.outputs)
+    return trunk
+
+
+def _last_uses(graph: ir.Graph, nodes: Sequence[ir.Node]) -> dict[ir.Value, int]:
+    """Index of the last node that reads a value; graph outputs count only where they are made (they are stored, not carried)."""
+    last: dict[ir.Value, int] = {}
+    for index, node in enumerate(nodes):
+        for value in node_reads(node):
+            last[value] = index
+    return last
+
+
+def _alive_after(nodes: Sequence[ir.Node], trunk: set[ir.Value], last_use: dict[ir.Value, int]) -> list[int]:
+    """Number of trunk values made at or before node i and read after it."""
+    change = [0] * (len(nodes) + 1)
+    for index, node in enumerate(nodes):
+        for value in node.outputs:
+            end = last_use.get(value, index)
+            if value in trunk and end > index:
+                change[index] += 1
+                change[end] -= 1
+    alive, total = [], 0
+    for index in range(len(nodes)):
+        total += change[index]
+        alive.append(total)
+    return alive
+
+
+def _cuts(alive: Sequence[int], is_anchor: Sequence[bool], start: int, end: int) -> set[int]:
+    """Positions (cut after node i) inside [start, end), at least one anchor between two cuts."""
+    anchors = [i for i in range(start, end) if is_anchor[i]]
+    if len(anchors) < 2:
+        return set()
+    # A cut lies between the first and the last anchor: the nodes around them stay with their neighbours.
+    interior = range(anchors[0], anchors[-1])
+    counts = [alive[i] for i in interior if alive[i] > 0]
+    if not counts:
+        return set()
+    least = min(counts)
+    cuts: set[int] = set()
+    since_cut = 0
+    for i in interior:
+        since_cut += is_anchor[i]
+        if alive[i] == least and since_cut:
+            cuts.add(i)
+            since_cut = 0
+    if not cuts:
+        return set()
+    bounds = [start, *(cut + 1 for cut in sorted(cuts)), end]
+    for left, right in zip(bounds, bounds[1:], strict=False):
+        held = sum(is_anchor[left:right])
+        if held > LARGEST_SEGMENT and held < len(anchors):
+            cuts |= _cuts(alive, is_anchor, left, right)
+    return cuts
+
+
+def _build(graph: ir.Graph, nodes: Sequence[ir.Node], cuts: Sequence[int]) -> list[Segment]:
+    bounds = [0, *(cut + 1 for cut in cuts), len(nodes)]
+    home: dict[ir.Value, int] = {}
+    reads: list[list[ir.Value]] = []
+    pieces = [tuple(nodes[a:b]) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    for index, piece in enumerate(pieces):
+        wanted: dict[ir.Value, None] = {}
+        for node in piece:
+            for value in node_reads(node):
+                if home.get(value) != index and not value.is_initializer():
+                    wanted[value] = None
+            for value in node.outputs:
+                home[value] = index
+        reads.append(list(wanted))
+    needed_later: dict[ir.Value, None] = dict.fromkeys(v for v in graph.outputs)
+    segments: list[Segment] = []
+    for index in reversed(range(len(pieces))):
+        made = [value for node in pieces[index] for value in node.outputs]
+        outputs = tuple(value for value in made if value in needed_later)
+        segments.append(Segment(index, pieces[index], tuple(reads[index]), outputs))
+        needed_later.update(dict.fromkeys(reads[index]))
+    return segments[::-1]

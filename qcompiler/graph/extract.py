@@ -1,0 +1,181 @@
+"""A piece of a graph as a model of its own, and the session that runs it.
+
+Large constants are not copied into the piece: where they are read they become inputs, fed from the mapped file (or, for a quantized
+weight, from its dequantized values), so a piece costs the memory of its activations and of what has to be laid out anew.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from qcompiler.errors import CalibrationError
+from qcompiler.graph.quantized import layout_of, read_quantized
+from qcompiler.graph.weights import constant_view
+
+Array = npt.NDArray[Any]
+INLINE_BYTES = 65_536  # constants up to this size are written into the piece itself
+
+
+class Piece:
+    """A runnable piece of a graph: feeds for ``inputs`` in, arrays for ``outputs`` out.
+
+    Args:
+        graph: the graph that the nodes belong to; not changed.
+        nodes: candidates, in graph order; those that ``outputs`` need are taken.
+        inputs: values that are fed.
+        outputs: values that are wanted.
+        opset_imports, functions: of the model.
+    """
+
+    def __init__(
+        self, model: ir.Model, nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], threads: int = 0
+    ) -> None:
+        self.outputs = tuple(outputs)
+        kept, constants, inline = _collect(nodes, set(inputs), outputs)
+        read = {value for node in kept for value in node.inputs} | set(outputs) | _captured(kept)
+        self.inputs = tuple(value for value in inputs if value in read)
+        self._constants = constants
+        view = ir.GraphView(
+            [*self.inputs, *constants], self.outputs, nodes=kept, initializers=tuple(inline), name="piece",
+            opset_imports=model.graph.opset_imports,
+        )  # fmt: skip
+        self._graph = view.clone()
+        self._functions = tuple(model.functions.values())
+        self._threads = threads
+        self._session: ort.InferenceSession | None = None
+        self._fixed: dict[str, Any] = {}
+
+    def run(self, feeds: Mapping[ir.Value, Array]) -> dict[ir.Value, Array]:
+        """Run once.
+
+        Raises:
+            CalibrationError: ONNX Runtime refuses the piece or the data.
+        """
+        try:
+            if self._session is None:
+                self._open(feeds)
+            assert self._session is not None
+            fed = {_name(value): _ort_value(feeds[value]) for value in self.inputs}
+            results = self._session.run_with_ort_values([_name(v) for v in self.outputs], fed | self._fixed)
+        except (RuntimeError, ValueError, ort.capi.onnxruntime_pybind11_state.Fail) as error:
+            raise CalibrationError(f"{_name(self.outputs[-1])}: ONNX Runtime cannot run the model on this data: {error}") from error
+        return {value: result.numpy() for value, result in zip(self.outputs, results, strict=True)}
+
+    def _open(self, feeds: Mapping[ir.Value, Array]) -> None:
+        self._fixed = {_name(value): _ort_value(array) for value, array in self._constants.items()}
+        arrays = {_name(value): feeds[value] for value in self.inputs} | {_name(v): a for v, a in self._constants.items()}
+        for value in self._graph.inputs:
+            array = arrays[_name(value)]
+            value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+            value.shape = ir.Shape([None] * array.ndim)
+        for initializer in self._graph.initializers.values():
+            tensor = initializer.const_value
+            if tensor is not None and not isinstance(tensor, ir.Tensor):
+                initializer.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=initializer.name)
+        model = ir.Model(self._graph, ir_version=10, functions=self._functions)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy and torch use the cores between runs
+        proto: onnx.ModelProto = ir.to_proto(model)
+        self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _collect(
+    nodes: Sequence[ir.Node], given: set[ir.Value], outputs: Sequence[ir.Value]
+) -> tuple[list[ir.Node], dict[ir.Value, Array], list[ir.Value]]:
+    """The nodes that the outputs need, the large constants they read, and the small ones."""
+    candidates = set(nodes)
+    constants: dict[ir.Value, Array] = {}
+    inline: dict[ir.Value, None] = {}
+    needed: set[ir.Node] = set()
+    stack, seen = list(outputs), set(given)
+    while stack:
+        value = stack.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        array = _large_constant(value)
+        if array is not None:
+            constants[value] = array
+            continue
+        if value.is_initializer():
+            inline[value] = None
+            continue
+        node = value.producer()
+        if node is None:
+            continue
+        if node not in candidates and not _is_constant(node):
+            raise CalibrationError(f"{_name(value)}: is needed before it is computed; the graph is not in topological order")
+        needed.add(node)
+        stack.extend(v for v in node.inputs if v is not None)
+        stack.extend(_captured([node]))
+    # Constant nodes and shape chains on constants may stand before the segment: keep graph order for all.
+    ordered = [node for node in nodes if node in needed]
+    earlier = sorted(needed - candidates, key=_position)
+    return earlier + ordered, constants, list(inline)
+
+
+def _is_constant(node: ir.Node) -> bool:
+    return node.op_type == "Constant" or constant_view(node.outputs[0]) is not None
+
+
+def _position(node: ir.Node) -> int:
+    assert node.graph is not None
+    return next(index for index, other in enumerate(node.graph) if other is node)
+
+
+def _captured(nodes: Sequence[ir.Node]) -> set[ir.Value]:
+    """Values of the outer graph that the control-flow bodies of ``nodes`` read."""
+    captured: set[ir.Value] = set()
+    for node in nodes:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                bodies: Sequence[ir.Graph] = [attribute.as_graph()]
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                bodies = attribute.as_graphs()
+            else:
+                continue
+            for body in bodies:
+                for inner in body.all_nodes():
+                    captured.update(v for v in inner.inputs if v is not None and v.graph is node.graph)
+                captured.update(v for v in body.outputs if v.graph is node.graph)
+    return captured
+
+
+def _large_constant(value: ir.Value) -> Array | None:
+    """The numbers of a large constant operand, laid out as the reader wants them; None for anything else."""
+    node = value.producer()
+    if node is not None and node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].is_initializer():
+        return _dequantized(node)
+    view = constant_view(value)
+    if view is None or int(np.prod(view.shape)) * 4 <= INLINE_BYTES:
+        return None
+    assert view.source.const_value is not None
+    stored = view.source.const_value.numpy().reshape(view.shape)
+    array = stored.T if view.transposed else stored
+    wanted = view.dtype.numpy()
+    return np.ascontiguousarray(array if array.dtype == wanted else array.astype(wanted))
+
+
+def _dequantized(node: ir.Node) -> Array:
+    weight = read_quantized(node).dequantize()  # [N, K]
+    laid_out = np.ascontiguousarray(weight.T) if layout_of(node) == "kn" else weight
+    dtype = node.outputs[0].dtype
+    return laid_out if dtype is None else laid_out.astype(dtype.numpy(), copy=False)
+
+
+def _ort_value(array: Array) -> Any:
+    if array.dtype.name == "bfloat16":
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array if array.flags.c_contiguous else np.ascontiguousarray(array))
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None
+    return value.name
