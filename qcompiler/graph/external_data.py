@@ -35,12 +35,14 @@ def tensor_slots(model: ir.Model) -> Iterator[TensorSlot]:
     for graph in all_graphs(model):
         for value in graph.initializers.values():
             if value.const_value is not None:
-                yield TensorSlot(value.const_value, _initializer_setter(value), f"initializer {value.name}")
+                yield TensorSlot(
+                    value.const_value, _initializer_setter(value), f"initializer {_shown(value.name)}"
+                )
     for node in all_nodes(model):
         for attribute in tuple(node.attributes.values()):
             if attribute.is_ref():
                 continue
-            where = f"node {node.name}, attribute {attribute.name}"
+            where = f"node {_shown(node.name)}, attribute {_shown(attribute.name)}"
             if attribute.type == ir.AttributeType.TENSOR:
                 inlined = node.op_type != "Constant" or node.domain != ""
                 yield TensorSlot(attribute.as_tensor(), _attribute_setter(node, attribute), where, inlined)
@@ -60,7 +62,7 @@ def bind(model: ir.Model, path: Path) -> None:
         tensor = slot.tensor
         if not isinstance(tensor, ir.ExternalTensor):
             continue
-        location = os.fspath(tensor.location)
+        location = str(tensor.location)  # bytes, if it was not UTF-8: such a file is missing
         if location not in files:
             files[location] = _find(location, path, slot.where)
         slot.put(_bound(tensor, files[location], path, slot.where))
@@ -130,6 +132,11 @@ def _bound(tensor: ir.ExternalTensor, data: _DataFile, model_path: Path, where: 
         doc_string=tensor.doc_string,
         metadata_props=dict(tensor.metadata_props),
     )
+
+
+def _shown(name: str | None) -> str:
+    """A name on one line, whatever is in it."""
+    return repr(name or "")[1:-1]
 
 
 def _is_lfs_pointer(data: _DataFile) -> bool:

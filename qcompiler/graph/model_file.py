@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,15 +129,20 @@ def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
         NotImplementedError,
         AssertionError,
     ) as error:
-        cause: BaseException = error
-        while (earlier := cause.__cause__ or cause.__context__) is not None:
-            cause = earlier
-        reason = (str(cause) or type(cause).__name__).splitlines()[0][:200]
-        raise InputError(f"{path}: not a valid model: {reason}; check it with onnx.checker") from error
+        raise InputError(
+            f"{path}: not a valid model: {_reason(error)}; check it with onnx.checker"
+        ) from error
     imports = model.opset_imports
     if "ai.onnx" in imports:  # the other name of the default domain
         imports.setdefault("", imports.pop("ai.onnx"))
     return model
+
+
+def _reason(error: BaseException) -> str:
+    """One line of the error that onnx_ir wrapped: its own text repeats whole protobufs."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 @contextmanager
@@ -146,7 +152,9 @@ def _without_warnings() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(level)
 
@@ -192,6 +200,8 @@ def _serialized(model: ir.Model, plan: DataFile, data: Path) -> bytes:
                 swapped.append(slot)
                 slot.put(in_memory(slot.tensor))
         proto = ir.serde.serialize_model(model)
+    except ir.serde.SerdeError as error:
+        raise PassError(f"the model cannot be written: {_reason(error)}") from error
     finally:
         for slot in swapped:
             slot.put(slot.tensor)

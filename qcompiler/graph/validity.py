@@ -33,6 +33,7 @@ def check_header(proto: onnx.ModelProto, path: Path) -> None:
                 f"{path}: opset {opset.version}; 1 to {newest} are known: "
                 "export the model with one of them, or upgrade onnx"
             )
+    _check_text(proto, path)
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
         raise InputError(f"{path}: sparse initializer {name!r} is not supported; export it dense")
@@ -45,6 +46,19 @@ def check_header(proto: onnx.ModelProto, path: Path) -> None:
                 f"{path}: two initializers named {tensor.name!r} (or none); export the model again"
             )
         seen.add(tensor.name)
+
+
+def _check_text(proto: onnx.ModelProto, path: Path) -> None:
+    """Protobuf hands out text that is not UTF-8 as bytes, on which everything after it would stumble."""
+    graph = proto.graph
+    texts = [proto.producer_name, proto.producer_version, proto.domain, graph.name]
+    for node in graph.node:
+        texts += (node.name, node.op_type, node.domain, *node.input, *node.output)
+    for named in (graph.initializer, graph.input, graph.output, graph.value_info):
+        texts += (item.name for item in named)
+    for text in texts:
+        if isinstance(text, bytes):
+            raise InputError(f"{path}: the name {text!r} is not UTF-8; export or download it again")
 
 
 def check_tensors(model: ir.Model, path: Path) -> None:

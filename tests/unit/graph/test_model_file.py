@@ -279,6 +279,10 @@ def _untyped_tensor(proto: onnx.ModelProto) -> None:
     proto.graph.initializer[1].data_type = 0
 
 
+def _not_utf8(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].MergeFromString(b"\x1a\x02\xff\xfe")
+
+
 def _unknown_type(proto: onnx.ModelProto) -> None:
     proto.graph.initializer[1].data_type = 99
 
@@ -323,6 +327,7 @@ def _training(proto: onnx.ModelProto) -> None:
         (_short_tensor, "initializer small: 3 bytes do not fill FLOAT"),
         (_untyped_tensor, "initializer small has no type"),
         (_unknown_type, "not a valid model"),
+        (_not_utf8, "is not UTF-8"),
         (_unknown_domain, "no opset import for domain 'com.acme'"),
         (_no_imports, "no opset imports"),
         (_no_default_import, "no opset import for the default domain"),
