@@ -191,8 +191,7 @@ def test_codes_are_the_same_in_pieces_of_any_size(
 
 
 def test_a_large_embedding_costs_little_memory(tmp_path: Path):
-    """49152 x 576 codes are 28 MB; packing, saving and turning it takes pieces of 4 Mi codes, a few MB
-    each."""
+    """49152 x 576 codes are 28 MB; packing, turning and saving go by pieces of 4 Mi codes."""
     weight = _random(_scheme(4, False, 32), 49152, 576)
     with WeightStore(tmp_path) as store:
         tracemalloc.start()
