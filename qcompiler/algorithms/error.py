@@ -21,10 +21,12 @@ class QuantizationError:
         output: tr(E H E^T) / tr(W H W^T), the relative squared error of the layer's output; with only the mean squares
             of the channels, of an output whose channels were independent; without statistics the same as ``weight``.
         weight: sum E^2 / sum W^2.
+        cosine: of the angle between W and what is stored for it.
     """
 
     output: float
     weight: float
+    cosine: float
 
     @property
     def sqnr_db(self) -> float:
@@ -40,14 +42,18 @@ def quantization_error(
 ) -> QuantizationError:
     """Compare a weight [N, K] of any floating point type with what is stored for it, a block of rows at a time."""
     metric = output_metric(statistics, device)
-    totals = [0.0, 0.0, 0.0, 0.0]
+    xp = array_namespace(place(weight[:1], device))
+    totals = [0.0] * 5
     for rows in row_blocks(weight):
         w = place(weight[rows], device)
         e = place(quantized.dequantize(rows), device)
         e -= w
-        parts = (output_energy(e, metric), output_energy(w, metric), output_energy(e, None), output_energy(w, None))
+        parts = (output_energy(e, metric), output_energy(w, metric), output_energy(e, None), output_energy(w, None), float(xp.sum(e * w)))
         totals = [total + part for total, part in zip(totals, parts, strict=True)]
-    return QuantizationError(_ratio(totals[0], totals[1]), _ratio(totals[2], totals[3]))
+    output_noise, output_signal, noise, signal, both = totals
+    stored = noise + 2 * both + signal  # |W + E|^2
+    cosine = (signal + both) / math.sqrt(signal * stored) if signal > 0 and stored > 0 else 1.0
+    return QuantizationError(_ratio(output_noise, output_signal), _ratio(noise, signal), cosine)
 
 
 def output_metric(statistics: InputStatistics | None, device: Device) -> Array | None:

@@ -35,7 +35,7 @@ def take_census(model: ir.Model) -> Census:
     """Find every weight and every product without one."""
     census = Census()
     by_key: dict[tuple[int, tuple[int, ...], bool], Weight] = {}
-    for node, body in _all_nodes(model.graph):
+    for node, top_level, body in _all_nodes(model.graph):
         found = _classify(node)
         if isinstance(found, str):
             census.left_alone.append(LeftAlone(node, _plain_role(node), found))
@@ -43,7 +43,7 @@ def take_census(model: ir.Model) -> Census:
             continue
         view = found.view
         key = (id(view.source), view.shape, found.transposed)
-        use = WeightUse(node, found.role, found.input_index, body)
+        use = WeightUse(node, found.role, found.input_index, top_level, body)
         if key in by_key:
             by_key[key].uses.append(use)
             continue
@@ -57,16 +57,20 @@ def take_census(model: ir.Model) -> Census:
     return census
 
 
-def _all_nodes(graph: ir.Graph, body: str | None = None) -> Iterator[tuple[ir.Node, str | None]]:
+def _all_nodes(
+    graph: ir.Graph, top_level: ir.Node | None = None, body: str | None = None
+) -> Iterator[tuple[ir.Node, ir.Node, str | None]]:
+    """Every node with the main graph's node it belongs to and, inside a control-flow body, that body's name."""
     for node in graph:
-        yield node, body
+        top = top_level or node
+        yield node, top, body
         for attribute in node.attributes.values():
             inner = f"{node.op_type} {node.name!r}"
             if attribute.type == ir.AttributeType.GRAPH:
-                yield from _all_nodes(attribute.as_graph(), inner)
+                yield from _all_nodes(attribute.as_graph(), top, inner)
             elif attribute.type == ir.AttributeType.GRAPHS:
                 for subgraph in attribute.as_graphs():
-                    yield from _all_nodes(subgraph, inner)
+                    yield from _all_nodes(subgraph, top, inner)
 
 
 @dataclass(frozen=True)

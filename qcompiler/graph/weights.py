@@ -53,6 +53,7 @@ class WeightUse:
     node: ir.Node
     role: Role
     input_index: int  # where the node takes the weight
+    top_level: ir.Node  # the node itself, or the node of the main graph in whose body it is
     in_body: str | None = None  # "Loop 'name'" when the node is inside a control-flow body
 
 

@@ -1,0 +1,152 @@
+"""Lower quantized weights to ONNX Runtime's com.microsoft::MatMulNBits and GatherBlockQuantized.
+
+*Given* the middle form: DequantizeLinear of constants -> MatMul, -> Transpose -> MatMul, or -> Gather.
+*Result* one node for each product, reading packed bytes. An embedding tied to a head shares its bytes: the file holds them once, as
+[N, K], and MatMulNBits reads them through a Reshape to [N, G, bytes].
+
+Scales that one row or the whole weight shares are repeated for each block: the kernel takes blocks of 16 to 256 only.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
+from qcompiler.graph.packed_weight import PackedWeight, packed_weight
+
+DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class LoweredNode:
+    """A node that must really run in the optimized model."""
+
+    name: str
+    op_type: str
+    weight: str
+
+
+class LowerToMatMulNBits(ir.passes.InPlacePass):
+    """The pass.
+
+    Args:
+        accuracy_level: 4 computes with int8 activations, 0 in the activation's float type.
+    """
+
+    def __init__(self, accuracy_level: int) -> None:
+        super().__init__()
+        self._accuracy_level = accuracy_level
+        self.lowered: list[LoweredNode] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        self._graph = model.graph
+        self._names = Names(model)
+        for node in list(model.graph):
+            if node.op_type == "DequantizeLinear" and node.domain == "" and "qcompiler.scheme" in node.metadata_props:
+                self._lower(node)
+        if self.lowered:
+            model.graph.opset_imports.setdefault(DOMAIN, 1)
+        return ir.passes.PassResult(model, modified=bool(self.lowered))
+
+    def _lower(self, dequantize: ir.Node) -> None:
+        weight = packed_weight(dequantize)
+        products, gathers = _readers(dequantize)
+        constants = _Constants(self._graph, self._names, weight, shared=bool(gathers))
+        for product in products:
+            self._emit_product(product, weight, constants, dequantize)
+        for gather in gathers:
+            self._emit_gather(gather, weight, constants, dequantize)
+        for output in dequantize.outputs:
+            for reader in {node for node, _ in output.uses()}:
+                drop_unused(reader.outputs[0])
+            drop_unused(output)
+
+    def _emit_product(self, product: ir.Node, weight: PackedWeight, constants: "_Constants", dequantize: ir.Node) -> None:
+        inputs = [product.inputs[0], constants.blocks(), constants.scales]
+        if constants.zero_points is not None:
+            inputs.append(constants.zero_points)
+        attributes = {
+            "K": weight.k, "N": weight.n, "bits": weight.bits, "block_size": weight.block, "accuracy_level": self._accuracy_level,
+        }  # fmt: skip
+        self._swap(product, "MatMulNBits", inputs, attributes, dequantize)
+
+    def _emit_gather(self, gather: ir.Node, weight: PackedWeight, constants: "_Constants", dequantize: ir.Node) -> None:
+        inputs = [constants.rows, gather.inputs[1], constants.scales]
+        if constants.zero_points is not None:
+            inputs.append(constants.zero_points)
+        attributes = {"bits": weight.bits, "block_size": weight.block, "gather_axis": 0, "quantize_axis": 1}
+        self._swap(gather, "GatherBlockQuantized", inputs, attributes, dequantize)
+
+    def _swap(self, old: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, int], dequantize: ir.Node) -> None:
+        result = old.outputs[0]
+        output = ir.Value(name=self._names.value(f"{result.name}.quantized"))
+        set_info(output, result.dtype or dequantize.outputs[0].dtype or ir.DataType.FLOAT, result.shape)
+        node = ir.node(op_type, inputs, attributes=attributes, domain=DOMAIN, outputs=[output], name=old.name)
+        node.metadata_props.update(old.metadata_props)
+        node.metadata_props.update({k: v for k, v in dequantize.metadata_props.items() if k.startswith("qcompiler.")})
+        graph = old.graph
+        assert graph is not None
+        graph.insert_before(old, node)
+        replace_value(result, output)
+        graph.remove(old, safe=True)
+        if not output.is_graph_output():
+            result.name, output.name = output.name, result.name  # the value keeps its name
+        self.lowered.append(LoweredNode(node.name or "", op_type, dequantize.outputs[0].name or ""))
+
+
+def _readers(dequantize: ir.Node) -> tuple[list[ir.Node], list[ir.Node]]:
+    """MatMul nodes that multiply with the weight, and Gather nodes that read its rows."""
+    products: list[ir.Node] = []
+    gathers: list[ir.Node] = []
+    for node, index in dequantize.outputs[0].uses():
+        if node.op_type == "Gather" and index == 0:
+            gathers.append(node)
+        elif node.op_type == "Transpose":
+            products += [user for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 1]
+        elif node.op_type == "MatMul" and index == 1:
+            products.append(node)
+    return products, gathers
+
+
+class _Constants:
+    """The initializers of one weight, made when first asked for."""
+
+    def __init__(self, graph: ir.Graph, names: Names, weight: PackedWeight, shared: bool) -> None:
+        self._graph = graph
+        self._names = names
+        self._weight = weight
+        self._shared = shared
+        self._blocks: ir.Value | None = None
+        self._rows: ir.Value | None = None
+        self.scales = self._add(weight.scales, "scales")
+        self.zero_points = None if weight.zero_points is None else self._add(weight.zero_points, "zero_points")
+
+    def _add(self, tensor: ir.TensorProtocol | npt.NDArray[Any], suffix: str) -> ir.Value:
+        name = self._names.value(f"{self._weight.name}.{suffix}")
+        if isinstance(tensor, np.ndarray):
+            tensor = ir.Tensor(tensor, name=name)
+        return add_initializer(self._graph, tensor, name)
+
+    @property
+    def rows(self) -> ir.Value:
+        """uint8 [N, K * bits / 8]."""
+        if self._rows is None:
+            self._rows = self._add(self._weight.rows(), "weight")
+        return self._rows
+
+    def blocks(self) -> ir.Value:
+        """uint8 [N, G, block * bits / 8]."""
+        if self._blocks is None:
+            self._blocks = self._reshaped() if self._shared else self._add(self._weight.blocks(), "weight")
+        return self._blocks
+
+    def _reshaped(self) -> ir.Value:
+        shape = self._add(np.array(self._weight.block_shape, np.int64), "block_shape")
+        output = ir.Value(name=self._names.value(f"{self._weight.name}.blocks"))
+        set_info(output, ir.DataType.UINT8, ir.Shape(list(self._weight.block_shape)))
+        node = ir.node("Reshape", [self.rows, shape], outputs=[output], name=self._names.node(f"{self._weight.name}.reshape"))
+        self._graph.insert_before(self._graph[0], node)
+        return output

@@ -1,0 +1,50 @@
+"""Bring an exported graph into the one form that the other passes read.
+
+*Given* any valid model.
+*Result* the same function with: no initializer that is also an input; calls of model-local functions inlined; tensors of Constant nodes,
+and initializers of control-flow bodies, as initializers of the main graph, one for each distinct tensor; types and shapes inferred.
+"""
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+SMALLEST_LIFTED = 256  # elements; smaller Constant nodes are shapes and scalars and stay where they are
+
+
+class Normalize(ir.passes.InPlacePass):
+    """The pass."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for step in (
+            common.RemoveInitializersFromInputsPass(),
+            common.InlinePass(),
+            common.LiftConstantsToInitializersPass(size_limit=SMALLEST_LIFTED),
+            common.LiftSubgraphInitializersToMainGraphPass(),
+        ):
+            modified = step(model).modified or modified
+        modified = _share_equal_tensors(model) or modified
+        if _lacks_types(model.graph):
+            modified = common.ShapeInferencePass()(model).modified or modified
+        return ir.passes.PassResult(model, modified)
+
+
+def _share_equal_tensors(model: ir.Model) -> bool:
+    """One initializer for one tensor object: a function inlined twelve times brings its weight twelve times."""
+    first: dict[int, ir.Value] = {}
+    modified = False
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_output():
+            continue
+        original = first.setdefault(id(tensor), value)
+        if original is not value:
+            for node, index in tuple(value.uses()):
+                node.replace_input_with(index, original)
+            del model.graph.initializers[name]
+            modified = True
+    return modified
+
+
+def _lacks_types(graph: ir.Graph) -> bool:
+    return any(value.dtype is None for node in graph for value in node.outputs if value.name)

@@ -1,0 +1,186 @@
+"""Quantize every planned weight, segment by segment, each seeing what the quantized segments before it compute.
+
+*Given* a model whose products are MatMul and Gather (see ``expand_gemm``), a plan, and calibration feeds where an algorithm wants them.
+*Result* the middle form: each weight is one DequantizeLinear (opset 21, blockwise) of constants in the spill file, read by all its uses.
+Names, inputs and outputs stay.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompiler.algorithms import Need
+from qcompiler.algorithms.error import quantization_error
+from qcompiler.calibration.collector import Collector
+from qcompiler.calibration.segments import Segment
+from qcompiler.errors import CalibrationError, SchemeError
+from qcompiler.graph.edits import Names, drop_unused
+from qcompiler.graph.quantized import emit_dequantize, register_constants
+from qcompiler.graph.weight_store import WeightStore
+from qcompiler.graph.weights import Role
+from qcompiler.passes.migrate_scales import ScaleMigration
+from qcompiler.quant.statistics import InputStatistics
+from qcompiler.recipe.plan import Plan, PlannedWeight
+
+Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
+Progress = Callable[[str, int, int], None]
+"""(what is at hand, weights done, weights in all)."""
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What became of one weight.
+
+    Attributes:
+        output_error: tr(E H E^T) / tr(W H W^T), relative squared error of the layer's output; of the weight without statistics.
+        weight_error: |E|^2 / |W|^2.
+        sqnr_db: of the output.
+        cosine: between the float and the stored weight.
+    """
+
+    name: str
+    role: str
+    op: str
+    shape: tuple[int, int]
+    scheme: str
+    algorithm: str
+    decided_by: str
+    float_bytes: int
+    stored_bytes: int
+    output_error: float
+    weight_error: float
+    sqnr_db: float
+    cosine: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CalibrationRun:
+    """Feeds and the place and memory for border activations."""
+
+    feeds: Feeds
+    folder: Path
+    border_limit: int  # bytes
+
+
+class QuantizeWeights(ir.passes.InPlacePass):
+    """The pass; its ``results`` are filled as it goes."""
+
+    def __init__(self, plan: Plan, store: WeightStore, calibration: CalibrationRun | None, progress: Progress) -> None:
+        super().__init__()
+        self._plan = plan
+        self._store = store
+        self._calibration = calibration
+        self._progress = progress
+        self._done: set[PlannedWeight] = set()
+        self.results: list[LayerResult] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        self._model = model
+        self._names = Names(model)
+        self._positions = {node: index for index, node in enumerate(model.graph)}
+        if self._calibration is not None and self._plan.needs_data:
+            self._quantize_by_segment(self._calibration)
+        for planned in self._plan.quantized:
+            if planned not in self._done:
+                self._quantize(planned, None)
+        order = {planned.weight.name: index for index, planned in enumerate(self._plan.quantized)}
+        self.results.sort(key=lambda result: order[result.name])
+        return ir.passes.PassResult(model, modified=bool(self._done))
+
+    def _quantize_by_segment(self, run: CalibrationRun) -> None:
+        by_node = {
+            use.node: planned
+            for planned in self._plan.quantized
+            for use in planned.weight.uses
+            if use.role is not Role.EMBEDDING and use.in_body is None
+        }
+        anchors = [use.top_level for planned in self._plan.quantized for use in planned.weight.uses]
+        collector = Collector(self._model, anchors, run.feeds, run.folder, run.border_limit)
+        for segment in collector.segments:
+            members = {node: by_node[node] for node in segment.nodes if node in by_node and by_node[node] not in self._done}
+            if members:
+                self._quantize_segment(collector, segment, members)
+            collector.advance(segment)
+
+    def _quantize_segment(self, collector: Collector, segment: Segment, members: Mapping[ir.Node, PlannedWeight]) -> None:
+        by_input: dict[ir.Value, dict[ir.Node, PlannedWeight]] = {}
+        for node, planned in members.items():
+            value = node.inputs[0]
+            assert value is not None
+            by_input.setdefault(value, {})[node] = planned
+        taps: dict[ir.Value, tuple[int, frozenset[Need]]] = {}
+        for value, readers in by_input.items():
+            needs = frozenset(need for planned in readers.values() for need in planned.needs)
+            if needs:
+                taps[value] = (next(iter(readers.values())).weight.shape[1], needs)
+        first = next(iter(members.values())).weight.name
+        self._progress(f"observing {first}", len(self._done), len(self._plan.quantized))
+        observed = collector.observe(segment, taps)
+        migration = ScaleMigration(
+            self._model, collector.nodes_of(segment), segment.inputs, collector.sample(0), members, self._names
+        )
+        statistics: dict[PlannedWeight, InputStatistics | None] = {}
+        for value, readers in by_input.items():
+            after = migration.apply(value, readers, observed.get(value))
+            for planned in readers.values():
+                statistics.setdefault(planned, after)
+        for planned in dict.fromkeys(members.values()):
+            if planned.needs and statistics[planned] is None:
+                planned.notes.append("calibration never reached it: its scales come from the weight alone")
+            self._quantize(planned, statistics[planned])
+
+    def _quantize(self, planned: PlannedWeight, statistics: InputStatistics | None) -> None:
+        weight = planned.weight
+        self._progress(weight.name, len(self._done), len(self._plan.quantized))
+        step = planned.settings.quantizer
+        values = weight.array()
+        try:
+            quantized = step.algorithm.run(values, statistics, planned.scheme, step.options)
+        except (SchemeError, CalibrationError) as error:
+            raise type(error)(f"{weight.name}: {error}") from error
+        error = quantization_error(values, quantized, statistics)
+        self._replace(planned, quantized)
+        self._done.add(planned)
+        self.results.append(
+            LayerResult(
+                weight.name, weight.role.value, "/".join(dict.fromkeys(use.node.op_type for use in weight.uses)), weight.shape,
+                planned.scheme.label, planned.algorithm, planned.settings.decided_by, weight.float_bytes, planned.stored_bytes,
+                error.output, error.weight, error.sqnr_db, error.cosine, tuple(planned.notes),
+            )
+        )  # fmt: skip
+
+    def _replace(self, planned: PlannedWeight, quantized: Any) -> None:
+        """Store the weight, make its DequantizeLinear, and have every use read it."""
+        weight = planned.weight
+        gathered = any(use.role is Role.EMBEDDING for use in weight.uses)
+        name = self._names.value(f"{weight.name}.quantized")
+        node = emit_dequantize(self._store, quantized, "nk" if gathered else "kn", name, weight.dtype)
+        node.metadata_props["qcompiler.algorithm"] = planned.algorithm
+        node.metadata_props["qcompiler.reason"] = planned.settings.decided_by
+        graph = self._model.graph
+        first = min((use.top_level for use in weight.uses), key=self._positions.__getitem__)
+        graph.insert_before(first, node)
+        register_constants(graph, node)
+        transposed: ir.Value | None = None
+        for use in weight.uses:
+            old = use.node.inputs[use.input_index]
+            operand = node.outputs[0]
+            if gathered and use.role is not Role.EMBEDDING:
+                transposed = transposed or self._transpose(node)
+                operand = transposed
+            use.node.replace_input_with(use.input_index, operand)
+            if old is not None:
+                drop_unused(old)
+
+    def _transpose(self, dequantize: ir.Node) -> ir.Value:
+        source = dequantize.outputs[0]
+        output = ir.Value(name=self._names.value(f"{source.name}.transposed"), type=source.type)
+        output.shape = None if source.shape is None else ir.Shape(list(source.shape)[::-1])
+        node = ir.node("Transpose", [source], attributes={"perm": [1, 0]}, outputs=[output], name=self._names.node(f"{source.name}.transpose"))
+        self._model.graph.insert_after(dequantize, node)
+        return output

@@ -1,0 +1,47 @@
+"""Raise the ONNX opset to the one that the middle form needs.
+
+*Given* a model without model-local functions.
+*Result* the same function at opset 21 or later (25 for 2-bit weights): blockwise DequantizeLinear exists from there on.
+"""
+
+import logging
+
+import onnx_ir as ir
+from onnxscript import version_converter
+
+from qcompiler.errors import InputError
+
+IR_VERSION = 10  # the first that opset 21 goes with
+
+
+class RaiseOpset(ir.passes.InPlacePass):
+    """The pass.
+
+    Args:
+        opset: the least that is wanted; a model above it is left alone.
+    """
+
+    def __init__(self, opset: int) -> None:
+        super().__init__()
+        self._opset = opset
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        imports = model.graph.opset_imports
+        now = imports.get("", imports.get("ai.onnx", self._opset))
+        if now >= self._opset:
+            return ir.passes.PassResult(model, modified=_raise_ir(model))
+        # onnxscript converts from opset 18 on, ONNX's own converter (the fallback) the older ones; failing, it logs and changes nothing.
+        logging.getLogger("onnxscript.version_converter").setLevel(logging.CRITICAL)
+        version_converter.convert_version(model, self._opset, fallback=True)
+        reached = model.graph.opset_imports.get("", 0)
+        if reached < self._opset:
+            raise InputError(f"opset {now}: cannot be raised to {self._opset}; export the model at opset {self._opset}")
+        _raise_ir(model)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _raise_ir(model: ir.Model) -> bool:
+    if model.ir_version >= IR_VERSION:
+        return False
+    model.ir_version = IR_VERSION
+    return True

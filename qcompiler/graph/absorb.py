@@ -1,0 +1,252 @@
+"""Find what can take over a per-channel factor of a linear's input, on any graph, by asking the graph itself.
+
+Dividing a linear's input X by s per channel is free where something upstream can be divided instead: a norm's weight, or the output
+channels of an earlier linear. Between the two may lie anything that passes positive per-channel factors through: reshapes, head
+merging and repeating, attention's convex sums, elementwise products, Relu. No pattern lists that: the piece of graph from a candidate P
+to X is run with P's channels multiplied by known factors, and what comes out at X says which channel of P each channel of X follows, or
+that it follows none. That the rest of the model does not see P changed is checked on the graph.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompiler.graph.edits import Names, add_initializer
+from qcompiler.graph.extract import Piece
+from qcompiler.graph.weights import Weight, constant_view
+
+Array = npt.NDArray[Any]
+Factors = npt.NDArray[np.float32]
+
+# Past these a factor does not come out as the same factor; the search upstream stops there.
+NOT_HOMOGENEOUS = frozenset(
+    {"Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Gelu", "Elu", "Selu", "HardSigmoid", "HardSwish", "Swish", "Softplus",
+     "Clip", "Mish", "Cos", "Sin", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Pow", "Sqrt", "Reciprocal"}
+)  # fmt: skip
+NORMS = {"LayerNormalization": (1, 2), "RMSNormalization": (1,), "SimplifiedLayerNormalization": (1,), "SkipLayerNormalization": (2, 3, 4),
+         "SkipSimplifiedLayerNormalization": (2, 3)}  # fmt: skip
+LEVELS = 32  # factors of one probe lie 2^(1/32) apart: told apart in float16 too
+MOST_CANDIDATES = 6
+
+
+@dataclass
+class Absorber:
+    """A value whose channels can be multiplied, and how the input's channels follow it.
+
+    Attributes:
+        follows: int [K], the channel of the absorber that each input channel follows. Channels that follow one must share a factor.
+        apply: multiply the absorber's C channels by factors [C].
+        what: for the report.
+    """
+
+    follows: npt.NDArray[np.int64]
+    channels: int
+    apply: Callable[[Factors], None]
+    what: str
+
+
+def find_absorber(
+    model: ir.Model,
+    nodes: Sequence[ir.Node],
+    value: ir.Value,
+    consumers: Collection[ir.Node],
+    inputs: Sequence[ir.Value],
+    sample: Mapping[ir.Value, Array],
+    weight_of: Callable[[ir.Node], Weight | None],
+    names: Names,
+) -> Absorber | None:
+    """What can take a factor of ``value``, or None.
+
+    Args:
+        nodes: the segment around ``value``; everything that is changed lies in it.
+        value: input X [..., K] of the linears.
+        consumers: the linears whose columns will take the inverse factor; any other reader of X forbids absorbing.
+        inputs, sample: the segment's inputs and one sample of their values.
+        weight_of: the weight of an upstream linear whose rows may be scaled, or None.
+    """
+    segment = set(nodes)
+    if any(user not in consumers and user.op_type != "Shape" for user in value.consumers()) or value.is_graph_output():
+        return None
+    tried = 0
+    for candidate, scale in _candidates(value, segment, weight_of, names):
+        if tried >= MOST_CANDIDATES:
+            return None
+        if not _stays_inside(candidate, value, segment):
+            continue
+        tried += 1
+        if candidate is value:
+            k = int(scale.channels)
+            return Absorber(np.arange(k), k, scale.apply, scale.what)
+        follows = _probe(model, nodes, candidate, value, inputs, sample)
+        if follows is not None:
+            return Absorber(follows, scale.channels, scale.apply, scale.what)
+    return None
+
+
+@dataclass
+class _Scale:
+    channels: int
+    apply: Callable[[Factors], None]
+    what: str
+
+
+def _candidates(
+    value: ir.Value, segment: set[ir.Node], weight_of: Callable[[ir.Node], Weight | None], names: Names
+) -> Iterator[tuple[ir.Value, _Scale]]:
+    """Values upstream whose channels can be scaled, nearest first."""
+    queue, seen = [value], {value}
+    while queue:
+        current = queue.pop(0)
+        scale = _scalable(current, segment, weight_of, names)
+        if scale is not None:
+            yield current, scale
+            continue
+        node = current.producer()
+        if node is None or node not in segment or node.op_type in NOT_HOMOGENEOUS:
+            continue
+        for source in node.inputs:
+            if source is not None and source not in seen and not source.is_initializer() and constant_view(source) is None:
+                seen.add(source)
+                queue.append(source)
+
+
+def _scalable(
+    value: ir.Value, segment: set[ir.Node], weight_of: Callable[[ir.Node], Weight | None], names: Names
+) -> _Scale | None:
+    """How the channels (last axis) of ``value`` can be multiplied by changing constants alone."""
+    node = value.producer()
+    if node is None or node not in segment or node.outputs[0] is not value:
+        return None
+    if node.op_type in NORMS:
+        vectors = [i for i in NORMS[node.op_type] if i < len(node.inputs) and node.inputs[i] is not None]
+        channels = [_vector_length(node.inputs[i]) for i in vectors]
+        if not channels or channels[0] is None or any(c != channels[0] for c in channels):
+            return None
+        return _Scale(channels[0], lambda f: _scale_vectors(node, vectors, f, names), f"norm {node.name}")
+    if node.op_type == "MatMul":
+        weight = weight_of(node)
+        if weight is None:
+            return None
+        return _Scale(weight.shape[0], weight.scale_rows, f"output channels of {weight.name}")
+    if node.op_type not in ("Mul", "Add"):
+        return None
+    for index in (0, 1):
+        length = _vector_length(node.inputs[index])
+        if length is None:
+            continue
+        if node.op_type == "Mul":
+            return _Scale(length, lambda f, i=index: _scale_vectors(node, [i], f, names), f"weight {node.inputs[index].name}")  # type: ignore[misc, union-attr]
+        other = node.inputs[1 - index]
+        inner = _scalable(other, segment, weight_of, names) if other is not None else None
+        if inner is None or inner.channels != length or len(other.consumers()) != 1:  # type: ignore[union-attr]
+            return None
+
+        def apply(f: Factors, i: int = index, below: _Scale = inner) -> None:
+            _scale_vectors(node, [i], f, names)
+            below.apply(f)
+
+        return _Scale(length, apply, inner.what)
+    return None
+
+
+def _vector_length(value: ir.Value | None) -> int | None:
+    """C of a constant float vector [C] (leading ones allowed), or None."""
+    if value is None:
+        return None
+    view = constant_view(value)
+    if view is None or not view.shape or view.transposed or not view.dtype.is_floating_point():
+        return None
+    size = int(np.prod(view.shape))
+    return size if size > 1 and view.shape[-1] == size else None
+
+
+def _scale_vectors(node: ir.Node, indices: Sequence[int], factors: Factors, names: Names) -> None:
+    """Give the node scaled copies: the originals may be shared with other nodes."""
+    graph = node.graph
+    assert graph is not None
+    root = graph
+    for index in indices:
+        value = node.inputs[index]
+        assert value is not None
+        view = constant_view(value)
+        assert view is not None and view.source.const_value is not None
+        dtype = view.dtype.numpy()
+        old = view.source.const_value.numpy().reshape(view.shape).astype(np.float32)
+        scaled = (old * factors.reshape((1,) * (old.ndim - 1) + (-1,))).astype(dtype)
+        name = names.value(f"{value.name}.scaled")
+        fresh = add_initializer(root, ir.Tensor(scaled, dtype=view.dtype, name=name), name)
+        node.replace_input_with(index, fresh)
+
+
+def _stays_inside(candidate: ir.Value, target: ir.Value, segment: set[ir.Node]) -> bool:
+    """Whether everything that ``candidate`` changes reaches the rest of the model through ``target`` alone."""
+    stack, seen = [candidate], {candidate}
+    while stack:
+        value = stack.pop()
+        if value is target:
+            continue
+        if value.is_graph_output():
+            return False
+        for user in value.consumers():
+            if user.op_type in ("Shape", "Size"):
+                continue
+            if user not in segment:
+                return False  # a later segment, or a control-flow body
+            for output in user.outputs:
+                if output not in seen:
+                    seen.add(output)
+                    stack.append(output)
+    return target in seen
+
+
+def _probe(
+    model: ir.Model,
+    nodes: Sequence[ir.Node],
+    candidate: ir.Value,
+    target: ir.Value,
+    inputs: Sequence[ir.Value],
+    sample: Mapping[ir.Value, Array],
+) -> npt.NDArray[np.int64] | None:
+    """For each channel of ``target`` the channel of ``candidate`` whose factor it follows, or None."""
+    real = Piece(model, nodes, inputs, [candidate]).run(sample)[candidate]
+    path = Piece(model, nodes, [*inputs, candidate], [target])
+    random = np.random.default_rng(0)
+    spread = max(float(np.std(real.astype(np.float32))), 1e-3)
+    probe = (random.standard_normal(real.shape) * spread).astype(real.dtype)
+    channels = real.shape[-1]
+
+    def passed(factors: Array) -> Array:
+        feeds = {**sample, candidate: (probe * factors.astype(probe.dtype)).astype(probe.dtype)}
+        return path.run(feeds)[target].astype(np.float64).reshape(-1, k)
+
+    base_raw = path.run({**sample, candidate: probe})[target]
+    k = base_raw.shape[-1]
+    base = base_raw.astype(np.float64).reshape(-1, k)
+    strong = np.abs(base) >= np.median(np.abs(base), axis=0, keepdims=True)
+    strong &= base != 0
+    if not strong.any(axis=0).all():
+        return None
+    follows = np.zeros(k, np.int64)
+    place = 1
+    while place < channels:
+        digits = (np.arange(channels) // place) % LEVELS
+        ratio = passed(np.exp2(digits / LEVELS)) / np.where(base == 0, np.nan, base)
+        with np.errstate(invalid="ignore"):
+            level = np.rint(np.log2(np.nanmedian(np.where(strong, ratio, np.nan), axis=0)) * LEVELS)
+        if not np.isfinite(level).all() or (level < 0).any() or (level >= LEVELS).any():
+            return None
+        follows += level.astype(np.int64) * place
+        place *= LEVELS
+    if (follows >= channels).any():
+        return None
+    factors = np.exp2(random.uniform(-1.0, 1.0, channels))
+    expected = base * factors[follows]
+    error = np.linalg.norm(passed(factors) - expected) / np.linalg.norm(expected)
+    tolerance = 1e-4 if real.dtype == np.float32 else 1e-2  # rounding of a few chained operations; a miss is of order 1
+    return follows if error <= tolerance else None
+
+

@@ -1,0 +1,134 @@
+"""Runs passes in order under instruments: timing, dumps, checks, stopping early. A pass that breaks the model is named."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+import onnx_ir as ir
+
+from qcompiler.errors import PassError, QCompilerError, RecipeError
+from qcompiler.graph.model_file import save
+
+
+@dataclass(frozen=True)
+class NamedPass:
+    """A pass with the name that the command line and reports use for it, and why it stands where it does."""
+
+    name: str
+    run: ir.passes.InPlacePass
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did."""
+
+    name: str
+    modified: bool
+    seconds: float
+
+
+class Instrument(Protocol):
+    """Watches passes from outside; it edits nothing."""
+
+    def before(self, name: str, model: ir.Model) -> None:
+        """Called before a pass runs."""
+
+    def after(self, record: PassRecord, model: ir.Model) -> None:
+        """Called after a pass ran."""
+
+
+class Dump:
+    """Saves the model after each pass as ``NN-name/model.onnx``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._number = 0
+
+    def before(self, name: str, model: ir.Model) -> None:
+        """Nothing to do."""
+
+    def after(self, record: PassRecord, model: ir.Model) -> None:
+        """Save; a pass that changed nothing gets no folder."""
+        self._number += 1
+        if record.modified:
+            save(model, self._folder / f"{self._number:02d}-{record.name}")
+
+
+class Verify:
+    """Checks after each pass that the model is valid ONNX and keeps its inputs and outputs."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._signature = signature(model)
+
+    def before(self, name: str, model: ir.Model) -> None:
+        """Nothing to do."""
+
+    def after(self, record: PassRecord, model: ir.Model) -> None:
+        """Raises PassError, named, when the model is broken."""
+        check_model(model, record.name)
+        now = signature(model)
+        if now != self._signature:
+            raise PassError(f"pass {record.name}: changed the model's inputs or outputs from {self._signature} to {now}")
+
+
+def signature(model: ir.Model) -> tuple[tuple[str, str], ...]:
+    """Names and types of inputs and outputs, in order."""
+    values = [*model.graph.inputs, *model.graph.outputs]
+    return tuple((value.name or "", value.dtype.name if value.dtype is not None else "?") for value in values)
+
+
+def check_model(model: ir.Model, after: str) -> None:
+    """ONNX's checker on the model without its large weights.
+
+    Raises:
+        PassError: names the pass and the first fault.
+    """
+    proto = ir.to_proto(_without_weights(model))
+    try:
+        onnx.checker.check_model(proto, full_check=False)
+    except onnx.checker.ValidationError as error:
+        raise PassError(f"pass {after}: left an invalid model: {str(error).splitlines()[0]}") from error
+
+
+def _without_weights(model: ir.Model) -> ir.Model:
+    """A copy whose large initializers are inputs: the checker reads structure and types, not weights."""
+    copy = model.clone()
+    for name, value in list(copy.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > 1024:
+            del copy.graph.initializers[name]
+            copy.graph.inputs.append(value)
+    return copy
+
+
+def run_passes(model: ir.Model, passes: Sequence[NamedPass], instruments: Sequence[Instrument], stop_after: str | None = None) -> list[PassRecord]:
+    """Run the passes on the model, in place.
+
+    Raises:
+        PassError: a pass failed with an error that is not one of ours; it names the pass.
+        RecipeError: ``stop_after`` names no pass.
+    """
+    names = [entry.name for entry in passes]
+    if stop_after is not None and stop_after not in names:
+        raise RecipeError(f"--stop-after {stop_after}: no such pass; there are {', '.join(names)}")
+    records: list[PassRecord] = []
+    for entry in passes:
+        for instrument in instruments:
+            instrument.before(entry.name, model)
+        start = time.perf_counter()
+        try:
+            modified = entry.run(model).modified
+        except QCompilerError:
+            raise
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError) as error:
+            raise PassError(f"pass {entry.name}: failed: {type(error).__name__}: {error}; run with --traceback and report it") from error
+        records.append(PassRecord(entry.name, modified, time.perf_counter() - start))
+        for instrument in instruments:
+            instrument.after(records[-1], model)
+        if entry.name == stop_after:
+            break
+    return records

@@ -1,0 +1,125 @@
+"""A recipe applied to a model: for every product of the graph, how it will be stored, or why it is left alone."""
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from qcompiler.algorithms import Need
+from qcompiler.errors import InputError
+from qcompiler.graph.census import Census
+from qcompiler.graph.weights import Role, Weight
+from qcompiler.quant.scheme import QuantScheme, ScaleDtype, fit_group
+from qcompiler.recipe.recipe import Recipe, Skip, WeightSettings
+
+_SCALE_NAMES: dict[ir.DataType, ScaleDtype] = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+}
+
+
+@dataclass(eq=False)
+class PlannedWeight:
+    """One weight that will be quantized.
+
+    Attributes:
+        scheme: fitted to the weight's K.
+        settings: the recipe's word, with the line that decided.
+        notes: what a user should know: a group that was adjusted, statistics that cannot be had.
+    """
+
+    weight: Weight
+    scheme: QuantScheme
+    settings: WeightSettings
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The statistics that any of its algorithm's steps asks for."""
+        return frozenset(need for step in self.settings.algorithm for need in step.algorithm.needs)
+
+    @property
+    def algorithm(self) -> str:
+        """Names of the steps: "awq + mse"."""
+        return " + ".join(step.name for step in self.settings.algorithm)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of codes, scales and zero points."""
+        return self.scheme.stored_bytes(*self.weight.shape)
+
+
+@dataclass(frozen=True)
+class SkippedProduct:
+    """A product that stays as it is, and why; ``bytes`` of its weight, 0 where it has none."""
+
+    name: str
+    role: Role
+    op: str
+    shape: tuple[int, ...]
+    reason: str
+    bytes: int
+
+
+@dataclass
+class Plan:
+    """Everything a compile will do to the weights, before it does it."""
+
+    quantized: list[PlannedWeight]
+    skipped: list[SkippedProduct]
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes that the weights to be quantized take now."""
+        return sum(planned.weight.float_bytes for planned in self.quantized)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that they will take."""
+        return sum(planned.stored_bytes for planned in self.quantized)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether any algorithm wants statistics."""
+        return any(planned.needs for planned in self.quantized)
+
+
+def make_plan(census: Census, recipe: Recipe) -> Plan:
+    """Ask the recipe about every product.
+
+    Raises:
+        InputError: nothing is left to quantize.
+        SchemeError: a group that does not divide K where the recipe forbids to adjust it.
+    """
+    plan = Plan([], [])
+    for weight in census.weights:
+        use = weight.uses[0]
+        settings = recipe.settings_for(weight.name, weight.role.value, use.node.op_type, weight.aliases)
+        if isinstance(settings, Skip):
+            plan.skipped.append(
+                SkippedProduct(weight.name, weight.role, use.node.op_type, weight.shape, settings.reason, weight.float_bytes)
+            )
+            continue
+        scheme, note = fit_group(settings.scheme(_SCALE_NAMES[weight.dtype]), weight.shape[1], settings.group_fallback, weight.name)
+        planned = PlannedWeight(weight, scheme, settings, [note] if note else [])
+        if len({u.role for u in weight.uses}) > 1:
+            planned.notes.append(f"tied: one stored weight for {' and '.join(sorted({u.role.value for u in weight.uses}))}")
+        if planned.needs and all(u.in_body is not None for u in weight.uses):
+            planned.notes.append(f"inside {use.in_body}: its activations are not observed, so its scales come from the weight alone")
+        plan.quantized.append(planned)
+    for alone in census.left_alone:
+        name = alone.node.name or alone.node.outputs[0].name or alone.node.op_type
+        plan.skipped.append(SkippedProduct(name, alone.role, alone.node.op_type, (), alone.reason, 0))
+    if not plan.quantized:
+        raise InputError(_nothing_to_do(plan))
+    return plan
+
+
+def _nothing_to_do(plan: Plan) -> str:
+    if not plan.skipped:
+        return "nothing to quantize: the model has no MatMul, Gemm, embedding or convolution"
+    reasons: dict[str, int] = {}
+    for skipped in plan.skipped:
+        reasons[skipped.reason] = reasons.get(skipped.reason, 0) + 1
+    listed = "; ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:3])
+    return f"nothing to quantize: all {len(plan.skipped)} products are left alone ({listed})"
