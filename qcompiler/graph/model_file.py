@@ -33,10 +33,14 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         InputError: the file, or a data file it names, is missing, damaged, elsewhere or unsupported.
     """
     place = Path(path)
-    if place.is_dir():
-        raise InputError(f"{place}: a folder; give the .onnx file in it")
-    if not place.exists():
-        raise InputError(f"{place}: no such file; check the path")
+    try:
+        if place.is_dir():
+            raise InputError(f"{place}: a folder; give the .onnx file in it")
+        if not place.exists():
+            raise InputError(f"{place}: no such file; check the path")
+    except (OSError, ValueError) as error:
+        reason = "path too long, or a folder without permission"
+        raise InputError(f"{place}: cannot be read ({reason}); check the path") from error
     proto = inline_weights.parse(place)
     check_header(proto, place)
     model = _deserialize(proto, place)
@@ -65,7 +69,8 @@ def save(model: ir.Model, folder: str | os.PathLike[str], progress: Progress | N
     """
     target, data = Path(folder) / MODEL_NAME, Path(folder) / DATA_NAME
     slots = _slots_to_save(model)
-    _check_not_a_source(slots, (target, data))
+    with writing(target.parent):
+        _check_not_a_source(slots, (target, data))
     plan = DataFile(slots)
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -178,6 +178,11 @@ def test_every_truncation_is_refused(tmp_path: Path):
         _refused(path, "truncated|no graph|no opset|not an ONNX")
 
 
+def test_a_path_that_cannot_be(tmp_path: Path):
+    _refused(tmp_path / ("n" * 300), "cannot be read")
+    _refused(tmp_path / "m.onnx" / "m.onnx", "no such file")
+
+
 def test_missing_file_and_folder(tmp_path: Path):
     _refused(tmp_path / "none.onnx", "no such file")
     _refused(tmp_path, "a folder")
