@@ -51,7 +51,8 @@ def pack_matmul_nbits(codes: Bytes, zero_point: Bytes | None, scheme: QuantSchem
     step = max(1, _CHUNK // max(k, 1))
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        packed[rows, :whole] = pack_flat(codes[rows, : whole * group], scheme.bits).reshape(-1, whole, packed.shape[2])
+        full = pack_flat(codes[rows, : whole * group], scheme.bits)
+        packed[rows, :whole] = full.reshape(rows.stop - rows.start, whole, packed.shape[2])
         if whole == g:
             continue
         last = np.empty((rows.stop - rows.start, group), np.uint8)
