@@ -4,7 +4,7 @@
 *Result* Transpose(A) if transA, MatMul with B (behind a Transpose if transB), Mul by alpha and Add of beta C where they do something.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -18,19 +18,22 @@ class ExpandGemm(ir.passes.InPlacePass):
 
     Args:
         nodes: the Gemm nodes to expand; a float one stays.
+        on_replaced: told of each Gemm and the MatMul that took its place.
     """
 
-    def __init__(self, nodes: Collection[ir.Node]) -> None:
+    def __init__(self, nodes: Collection[ir.Node], on_replaced: Callable[[ir.Node, ir.Node], None]) -> None:
         super().__init__()
         self._nodes = nodes
-        self.replaced: dict[ir.Node, ir.Node] = {}
+        self._on_replaced = on_replaced
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         names = Names(model)
+        modified = False
         for node in self._nodes:
             if node.op_type == "Gemm" and node.graph is not None:
-                self.replaced[node] = _expand(node, model.graph, names)
-        return ir.passes.PassResult(model, modified=bool(self.replaced))
+                self._on_replaced(node, _expand(node, model.graph, names))
+                modified = True
+        return ir.passes.PassResult(model, modified)
 
 
 def _expand(node: ir.Node, root: ir.Graph, names: Names) -> ir.Node:

@@ -94,8 +94,8 @@ def save(model: ir.Model, folder: str | os.PathLike[str], progress: Progress | N
     return target
 
 
-def sha256_of(path: str | os.PathLike[str], progress: Progress | None = None) -> dict[str, str]:
-    """SHA-256 of the model file and of every data file that it names, by path relative to the model's folder.
+def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
+    """The model file and every data file that it names, by path relative to the model's folder.
 
     Raises:
         InputError: as ``load``.
@@ -107,6 +107,16 @@ def sha256_of(path: str | os.PathLike[str], progress: Progress | None = None) ->
         if isinstance(slot.tensor, MappedTensor) and slot.tensor.file.path != place.resolve():
             data = slot.tensor.file.path
             names[os.path.relpath(data, place.absolute().parent)] = data
+    return names
+
+
+def sha256_of(path: str | os.PathLike[str], progress: Progress | None = None) -> dict[str, str]:
+    """SHA-256 of the model file and of every data file that it names, by path relative to the model's folder.
+
+    Raises:
+        InputError: as ``load``.
+    """
+    names = files_of(path)
     total = sum(file.stat().st_size for file in names.values())
     done = 0
     digests = {}

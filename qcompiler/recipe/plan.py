@@ -1,15 +1,18 @@
 """A recipe applied to a model: for every product of the graph, how it will be stored, or why it is left alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from qcompiler.algorithms import Need
-from qcompiler.errors import InputError
+from qcompiler.errors import InputError, SchemeError
 from qcompiler.graph.census import Census
 from qcompiler.graph.weights import Role, Weight
 from qcompiler.quant.scheme import QuantScheme, ScaleDtype, fit_group
 from qcompiler.recipe.recipe import Recipe, Skip, WeightSettings
+
+FIXED_BYTES = 300 << 20  # Python, torch, ONNX Runtime and the graph of a model of some thousand nodes
 
 _SCALE_NAMES: dict[ir.DataType, ScaleDtype] = {
     ir.DataType.FLOAT: "float32",
@@ -82,6 +85,26 @@ class Plan:
     def needs_data(self) -> bool:
         """Whether any algorithm wants statistics."""
         return any(planned.needs for planned in self.quantized)
+
+    def check(self, supports: Callable[[QuantScheme], str | None]) -> None:
+        """Raises SchemeError for the first scheme that a target does not take."""
+        for planned in self.quantized:
+            refusal = supports(planned.scheme)
+            if refusal is not None:
+                raise SchemeError(f"{planned.weight.name}: {refusal}")
+
+    def forecast_peak_bytes(self) -> int:
+        """Anonymous memory that the compile will need: the largest weight at work, its Hessian, and the fixed cost.
+
+        A weight at work is held as float32 values and codes; calibration adds the Hessian three times over (sum, mean, scaled).
+        """
+        work = 0
+        for planned in self.quantized:
+            n, k = planned.weight.shape
+            observed = bool(planned.needs)
+            dense = n * k * (4 * 3 + 2) if observed else min(n * k, 1 << 22) * 12 + 2 * n * k
+            work = max(work, dense + (3 * 4 * k * k if observed else 0))
+        return FIXED_BYTES + work
 
 
 def make_plan(census: Census, recipe: Recipe) -> Plan:

@@ -1,0 +1,1 @@
+"""What a compile did, and what is in a model, as plain data, tables and files."""

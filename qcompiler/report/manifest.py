@@ -1,0 +1,34 @@
+"""manifest.json: what made this model: hashes, versions and the seed; no time and no place, so equal runs give equal bytes."""
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from qcompiler.calibration.feeds import CalibrationFeeds
+from qcompiler.graph.model_file import sha256_of
+from qcompiler.recipe import Recipe
+
+PACKAGES = ("qcompiler", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch", "tokenizers")
+
+
+def make_manifest(source: Path, saved: Path, recipe: Recipe, seed: int, target: str, data: CalibrationFeeds | None) -> dict[str, Any]:
+    """Plain values for JSON."""
+    return {
+        "input": sha256_of(source),
+        "output": sha256_of(saved),
+        "recipe": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
+        "calibration": None if data is None else data.sha256,
+        "seed": seed,
+        "target": target,
+        "machine": platform.machine(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

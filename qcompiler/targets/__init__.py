@@ -1,0 +1,48 @@
+"""The targets: one file each, one row each in the table below."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcompiler.errors import RecipeError
+from qcompiler.pass_manager import NamedPass
+from qcompiler.quant.scheme import QuantScheme
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.targets import ort
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a compiled model runs.
+
+    Attributes:
+        supports: None, or why a scheme cannot be stored for it.
+        lowering: passes from the middle form to the target's operators.
+        verify: reload the saved model and raise PromiseError unless every quantized node runs as it should.
+    """
+
+    name: str
+    description: str
+    supports: Callable[[QuantScheme], str | None]
+    lowering: Callable[[Recipe], list[NamedPass]]
+    verify: Callable[[Path, list[NamedPass]], dict[str, int]]
+
+
+TARGETS = (
+    Target("ort", "ONNX Runtime with its own operators (com.microsoft::MatMulNBits)", ort.supports, ort.lowering, ort.verify),
+)
+
+
+def find_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        RecipeError: there is none; names the nearest.
+    """
+    for target in TARGETS:
+        if target.name == name:
+            return target
+    names = [target.name for target in TARGETS]
+    near = difflib.get_close_matches(name, names, n=1)
+    raise RecipeError(f"target {name!r}: not known; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"))

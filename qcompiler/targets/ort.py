@@ -1,0 +1,93 @@
+"""Target `ort`: stock ONNX Runtime operators, checked in the model that ONNX Runtime really runs.
+
+Weights become com.microsoft::MatMulNBits and GatherBlockQuantized. After saving, the model is loaded once, the graph that ONNX Runtime's
+optimizer left is read back, and each quantized node must be in it by its name and operator.
+"""
+
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+
+from qcompiler.errors import PromiseError
+from qcompiler.pass_manager import NamedPass
+from qcompiler.passes.lower_to_matmul_nbits import LowerToMatMulNBits
+from qcompiler.quant.scheme import QuantScheme
+from qcompiler.recipe.recipe import Recipe
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+def supports(scheme: QuantScheme) -> str | None:
+    """None, or what MatMulNBits does not take."""
+    if scheme.group_size is not None and scheme.group_size not in BLOCK_SIZES:
+        return f"group_size {scheme.group_size}: MatMulNBits takes {', '.join(map(str, BLOCK_SIZES))}"
+    return None
+
+
+def lowering(recipe: Recipe) -> list[NamedPass]:
+    """Passes from the middle form."""
+    return [
+        NamedPass(
+            "lower_to_matmul_nbits",
+            LowerToMatMulNBits(recipe.accuracy_level),
+            "last: ORT's own fusion of DequantizeLinear fixes accuracy_level 4, so the nodes are written by us",
+        )
+    ]
+
+
+def verify(model: Path, passes: list[NamedPass]) -> dict[str, int]:
+    """Count what runs as MatMulNBits and GatherBlockQuantized after ONNX Runtime's optimizer.
+
+    Raises:
+        PromiseError: ONNX Runtime cannot load the model, or a quantized node is not there.
+    """
+    expected = {
+        node.name: node.op_type
+        for entry in passes
+        if isinstance(entry.run, LowerToMatMulNBits)
+        for node in entry.run.lowered
+    }
+    running = _optimized_nodes(model)
+    lost = [name for name, op in expected.items() if running.get(name) != op]
+    if lost:
+        raise PromiseError(
+            f"{lost[0]}: should run as {expected[lost[0]]}, but ONNX Runtime runs {running.get(lost[0], 'no node of that name')}"
+            + (f" (and {len(lost) - 1} more)" if len(lost) > 1 else "")
+        )
+    return dict(Counter(expected.values()))
+
+
+def _optimized_nodes(model: Path) -> dict[str, str]:
+    """Operator by node name in the optimized model, control-flow bodies included."""
+    # Beside the model: the optimized copy has its weights too, and the system's temporary folder may be memory.
+    folder = Path(tempfile.mkdtemp(prefix=".verify-", dir=model.parent))
+    try:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
+        options.add_session_config_entry("session.disable_prepacking", "1")  # a packed copy of every weight, for nothing here
+        try:
+            ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except (RuntimeError, ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidGraph) as error:
+            raise PromiseError(f"{model.name}: ONNX Runtime {ort.__version__} cannot load the compiled model: {error}") from error
+        optimized = onnx.load(folder / "optimized.onnx", load_external_data=False)
+    finally:
+        shutil.rmtree(folder)
+    found: dict[str, str] = {}
+    _gather(optimized.graph, found)
+    return found
+
+
+def _gather(graph: onnx.GraphProto, found: dict[str, str]) -> None:
+    for node in graph.node:
+        found[node.name] = node.op_type
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _gather(attribute.g, found)
+            for body in attribute.graphs:
+                _gather(body, found)
