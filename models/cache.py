@@ -1,8 +1,8 @@
 """The user's cache of built models and fetched packages.
 
-An entry is a folder named by a hash of everything that determines its content, written beside its final place and
-renamed, so that a folder that exists is complete. POSIX only: building is guarded by ``flock``, because test workers
-ask for the same model at the same moment.
+An entry is a folder named by a hash of everything that determines its content, written beside its final place
+and renamed, so that a folder that exists is complete. POSIX only: building is guarded by ``flock``, because
+test workers ask for the same model at the same moment.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ from qcompiler.errors import QCompilerError
 
 
 class UnavailableError(QCompilerError):
-    """A package, text or library that a model needs cannot be had on this machine; tests turn it into a skip."""
+    """A package, text or library that a model needs cannot be had here; tests turn it into a skip."""
 
     exit_status = 2
 
@@ -60,7 +60,7 @@ def entry(
         try:
             build(beside)
             beside.chmod(0o755)  # mkdtemp makes it private
-            os.replace(beside, final)
+            beside.replace(final)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return final
@@ -120,11 +120,18 @@ def run(command: Sequence[str], what: str, cwd: Path | None = None) -> None:
         raise UnavailableError(f"{what}: {command[0]} failed with status {done.returncode}: {written[-1]}")
 
 
+def sha256_of(data: bytes) -> str:
+    """The hash as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def check_sha256(file: Path, expected: str) -> None:
     """Raises UnavailableError when the file is not the pinned one."""
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    found = sha256_of(file.read_bytes())
     if found != expected:
-        raise UnavailableError(f"{file.name}: SHA-256 is {found}, pinned is {expected}; the source has changed")
+        raise UnavailableError(
+            f"{file.name}: SHA-256 is {found}, pinned is {expected}; the source has changed"
+        )
 
 
 @contextmanager

@@ -1,29 +1,22 @@
 """A plain torch Llama decoder and its export to ONNX, as users export theirs: torch.onnx.export(dynamo=True).
 
-Parameter names and input/output names are those of the Hugging Face checkpoints and of optimum, so that graphs and
-weights look like what users have. The exporter leaves pre-transposed weights called ``val_41``, decomposed RMSNorm
-and a tied head that is Transpose -> MatMul on the embedding's initializer.
+Parameter names and input/output names are those of the Hugging Face checkpoints and of optimum, so that
+graphs and weights look like what users have. The exporter leaves pre-transposed weights called ``val_41``,
+decomposed RMSNorm and a tied head that is Transpose -> MatMul on the embedding's initializer.
 
 RMSNorm, rotary embedding (rotate halves), grouped-query attention, SwiGLU: Llama 2, arXiv 2307.09288.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-OPSET = 21
-
-
-class Graph(str, Enum):
-    """Which graph is exported."""
-
-    PREFILL = "prefill"  # input_ids, attention_mask -> logits
-    KV = "kv"  # also position_ids and past_key_values.* -> present.*
+from models.built_model import Dtype, Graph
+from models.torch_export import export_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +56,12 @@ class Llama(nn.Module):
 
         Args:
             input_ids: int64 [batch, sequence].
-            attention_mask: int64 [batch, past + sequence], 1 where there is a token, 0 where there is padding.
+            attention_mask: int64 [batch, past + sequence], 1 for a token, 0 for padding.
             position_ids: int64 [batch, sequence]; 0, 1, ... when absent.
             past_key_values: per layer key and value, each [batch, kv_heads, past, head_dim].
         Returns:
-            logits [batch, sequence, vocab], then per layer key and value [batch, kv_heads, past + sequence, head_dim].
+            logits [batch, sequence, vocab], then per layer key and value
+            [batch, kv_heads, past + sequence, head_dim].
         """
         hidden = self.model.embed_tokens(input_ids)
         sequence = input_ids.shape[1]
@@ -169,7 +163,7 @@ class _Attention(nn.Module):
         return x.view(batch, sequence, -1, self.config.head_dim).transpose(1, 2)
 
     def _repeat(self, x: Tensor) -> Tensor:
-        """[batch, kv_heads, total, head_dim] -> [batch, heads, total, head_dim], each repeated for its group."""
+        """[batch, kv_heads, total, head_dim] -> [batch, heads, total, head_dim], repeated by group."""
         times = self.config.heads // self.config.kv_heads
         batch, heads, total, dim = x.shape
         return x[:, :, None].expand(batch, heads, times, total, dim).reshape(batch, heads * times, total, dim)
@@ -192,16 +186,17 @@ def _rotate_half(x: Tensor) -> Tensor:
     return torch.cat((-second, first), dim=-1)
 
 
-def load(config: LlamaConfig, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Llama:
+def load(config: LlamaConfig, weights: Mapping[str, Tensor], dtype: Dtype) -> Llama:
     """The decoder with these weights, named as in a Hugging Face checkpoint, in this dtype."""
     with torch.device("meta"):
         model = Llama(config)
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
+    element: torch.dtype = getattr(torch, dtype.value)
+    model.load_state_dict({name: tensor.to(element) for name, tensor in weights.items()}, assign=True)
     return model.eval()
 
 
 def export(model: Llama, graph: Graph, path: Path) -> None:
-    """Write model.onnx (opset 21) with its weights in ``<path>.data``; batch, sequence and past are dynamic."""
+    """Write model.onnx with its weights in ``<path>.data``; batch, sequence and past are dynamic."""
     config = model.config
     batch, sequence = 2, 3  # neither 0 nor 1, which the exporter would take for constants
     past = 4 if graph is Graph.KV else 0
@@ -223,17 +218,4 @@ def export(model: Llama, graph: Graph, path: Path) -> None:
         pairs = [f"{i}.{part}" for i in range(config.layers) for part in ("key", "value")]
         names += ["position_ids", *(f"past_key_values.{pair}" for pair in pairs)]
         outputs += [f"present.{pair}" for pair in pairs]
-    with torch.no_grad():
-        torch.onnx.export(
-            model,
-            (),
-            path,
-            kwargs=inputs,
-            input_names=names,
-            output_names=outputs,
-            dynamic_shapes=shapes,
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=True,
-            verbose=False,
-        )
+    export_module(model, inputs, shapes, names, outputs, path)

