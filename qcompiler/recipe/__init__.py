@@ -1,4 +1,4 @@
-"""What the user wants, read from YAML: see `recipe.py`, whose rules, algorithm steps and text are files of their own."""
+"""What the user wants, read from YAML: `recipe.py`, its rules, its steps and the YAML text."""
 
 from qcompiler.recipe.recipe import CalibrationSettings, Recipe, Skip, WeightSettings, builtin_recipes
 from qcompiler.recipe.rules import Match, RoleSettings, Rule

@@ -12,13 +12,21 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 from qcompiler.errors import RecipeError
 from qcompiler.quant.scheme import GroupFallback, QuantScheme, ScaleDtype
 from qcompiler.recipe.rules import SETTINGS, GroupSize, Match, RoleSettings, Rule, check_scheme, make_scheme
 from qcompiler.recipe.steps import Step, make_steps, plain_steps
-from qcompiler.recipe.yaml_text import check_choice, check_int, check_keys, format_yaml, nearest, parse_yaml
+from qcompiler.recipe.yaml_text import (
+    check_choice,
+    check_int,
+    check_keys,
+    check_text,
+    format_yaml,
+    nearest,
+    parse_yaml,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,7 @@ class WeightSettings:
     group_size: GroupSize
     symmetric: bool
     algorithm: tuple[Step, ...]
-    scale_dtype: str
+    scale_dtype: ScaleDtype | Literal["auto"]
     group_fallback: GroupFallback
     decided_by: str
 
@@ -55,7 +63,7 @@ class WeightSettings:
         """The step that chooses the codes."""
         return self.algorithm[-1]
 
-    def scheme(self, model_float: str) -> QuantScheme:
+    def scheme(self, model_float: ScaleDtype) -> QuantScheme:
         """What is asked for, before it is fitted to K; ``scale_dtype: auto`` is `model_float`."""
         scale_dtype = model_float if self.scale_dtype == "auto" else self.scale_dtype
         return make_scheme(self.bits, self.group_size, self.symmetric, scale_dtype)
@@ -83,7 +91,7 @@ class Recipe:
     symmetric: bool = True
     algorithm: tuple[Step, ...] = field(default_factory=lambda: make_steps("rtn"))
     group_fallback: GroupFallback = GroupFallback.ADJUST
-    scale_dtype: str = "auto"
+    scale_dtype: ScaleDtype | Literal["auto"] = "auto"
     head: RoleSettings | None = field(default_factory=RoleSettings)
     embedding: RoleSettings | None = field(default_factory=RoleSettings)
     accuracy_level: int = 4
@@ -92,8 +100,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for key in ("name", "description"):
-            if not isinstance(getattr(self, key), str):
-                raise RecipeError(f"{key}: expected text, got {getattr(self, key)!r}")
+            check_text(getattr(self, key), key)
         if not self.name or self.name.startswith(".") or re.search(r"[/\\\s]", self.name):
             raise RecipeError(
                 f"name: {self.name!r} names the output folder, so it needs no space, slash or leading dot"

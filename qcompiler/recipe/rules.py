@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qcompiler.errors import RecipeError, SchemeError
-from qcompiler.quant.scheme import Granularity, QuantScheme
+from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 from qcompiler.recipe.steps import Step, make_steps
-from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int
+from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int, check_text
 
 ROLES = ("linear", "head", "embedding", "conv")
 OPS = ("MatMul", "Gemm", "Gather", "Conv")
@@ -49,7 +49,8 @@ class Match:
                 check_choice(getattr(self, key), choices, f"match.{key}")
         if self.name is None:
             return
-        if not isinstance(self.name, str) or self.name in ("", "re:"):
+        check_text(self.name, "match.name")
+        if self.name in ("", "re:"):
             raise RecipeError(f"match.name: expected a glob or re:EXPRESSION, got {self.name!r}")
         if self.name.startswith("re:"):
             try:
@@ -96,8 +97,8 @@ class Rule:
             )
         if self.quantize is None and not settings:
             raise RecipeError(f"a rule must say something: one of {', '.join(SETTINGS)} or quantize: false")
-        if self.reason is not None and not isinstance(self.reason, str):
-            raise RecipeError(f"reason: expected text, got {self.reason!r}")
+        if self.reason is not None:
+            check_text(self.reason, "reason")
         check_scheme(
             8 if self.bits is None else self.bits,
             32 if self.group_size is None else self.group_size,
@@ -111,14 +112,14 @@ class Rule:
         return ", ".join(f"{key}={value}" for key, value in given if value is not None)
 
 
-def make_scheme(bits: int, group_size: GroupSize, symmetric: bool, scale_dtype: str) -> QuantScheme:
+def make_scheme(bits: int, group_size: GroupSize, symmetric: bool, scale_dtype: ScaleDtype) -> QuantScheme:
     """The scheme that these settings ask for. Raises SchemeError where none can be stored so."""
     granularity = Granularity.GROUP if isinstance(group_size, int) else Granularity(group_size)
     width = group_size if isinstance(group_size, int) else None
     return QuantScheme(bits, symmetric, granularity, width, scale_dtype)
 
 
-def check_scheme(bits: object, group_size: object, symmetric: object) -> None:
+def check_scheme(bits: int, group_size: GroupSize, symmetric: bool) -> None:
     """Raises RecipeError unless the three say a scheme that can be stored."""
     check_int(bits, 2, 8, "bits")
     check_bool(symmetric, "symmetric")

@@ -97,6 +97,12 @@ def check_bool(value: object, key: str) -> None:
         raise RecipeError(f"{key}: expected true or false, got {value!r}")
 
 
+def check_text(value: object, key: str) -> None:
+    """Raises RecipeError unless `value` is text."""
+    if not isinstance(value, str):
+        raise RecipeError(f"{key}: expected text, got {value!r}")
+
+
 def check_choice(value: object, choices: Sequence[str], key: str) -> None:
     """Raises RecipeError unless `value` is one of `choices`; names the nearest."""
     if not isinstance(value, str):
