@@ -99,7 +99,7 @@ def _without_weights(model: ir.Model) -> ir.Model:
     copy = model.clone()
     for name, value in list(copy.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes > 1024:
+        if tensor is not None and (isinstance(tensor, ir.ExternalTensor) or tensor.nbytes > 1024):
             del copy.graph.initializers[name]
             copy.graph.inputs.append(value)
     return copy
