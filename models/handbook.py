@@ -76,7 +76,7 @@ def _fetch(folder: Path) -> None:
 
 
 def _derive(pages: Path) -> str:
-    """Paragraphs of all pages but the indexes, in name order, white space collapsed, without the short ones."""
+    """Paragraphs of all pages but the indexes, in name order, white space collapsed, no short ones."""
     paragraphs: list[str] = []
     for page in sorted(pages.glob("*.html")):
         if page.stem in ("index", "ix01"):

