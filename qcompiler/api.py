@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import onnx_ir as ir
 
-from qcompiler.calibration.feeds import make_feeds
+from qcompiler.calibration.feeds import CalibrationFeeds, make_feeds
 from qcompiler.errors import ResourceError
 from qcompiler.graph import model_file
 from qcompiler.graph.weight_store import WeightStore
@@ -113,7 +114,7 @@ def compile(
         planned = plan_weights(loaded, resolved)
         planned.check(goal.supports)
         _check_memory(planned, options.memory_limit)
-        data = make_feeds(loaded, source, calibration, tokenizer, resolved.calibration, options.seed, progress) if planned.needs_data else None
+        data = _feeds(loaded, calibration, tokenizer, resolved, options.seed, progress) if planned.needs_data else None
         run = None if data is None else CalibrationRun(data.feeds, work, options.memory_limit // 4)
         quantizing = quantizing_passes(planned, resolved, goal, store, run, progress)
         records += run_passes(loaded, quantizing.passes, instruments, options.stop_after)
@@ -134,6 +135,12 @@ def compile(
         )  # fmt: skip
         report.write(staged / "report.json")
     return CompiledModel(place, report)
+
+
+def _feeds(
+    loaded: ir.Model, calibration: Any, tokenizer: str | os.PathLike[str] | None, recipe: Recipe, seed: int, progress: Progress
+) -> CalibrationFeeds:
+    return make_feeds(loaded, calibration, tokenizer, recipe.calibration.samples, recipe.calibration.length, seed, progress)
 
 
 def _check_memory(planned: Plan, limit: int) -> None:

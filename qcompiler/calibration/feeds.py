@@ -4,20 +4,21 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.calibration.data import open_calibration
+from qcompiler.calibration.data import TOKENS, open_calibration
 from qcompiler.calibration.fill import InputSpec, complete_feed, token_input
-from qcompiler.calibration.sampling import random_feeds
+from qcompiler.calibration.sampling import random_feeds, sample_tokens
 from qcompiler.errors import CalibrationError
+from qcompiler.graph.extract import Piece
 
 Feed = Mapping[str, npt.NDArray[Any]]
 Progress = Callable[[str, int, int], None]
+REQUIRED = "required"  # --calib required: no data is an error, not a reason to sample
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class CalibrationFeeds:
     """Feeds with every input filled in.
 
     Attributes:
-        description: source, samples and windows, for the report.
+        description: source and number of samples, for the report.
         sha256: of all arrays in order.
     """
 
@@ -33,3 +34,86 @@ class CalibrationFeeds:
     description: dict[str, Any]
     sha256: str
     warnings: list[str] = field(default_factory=list)
+
+
+def make_feeds(
+    model: ir.Model,
+    source: str | os.PathLike[str] | Iterable[Feed] | None,
+    tokenizer: str | os.PathLike[str] | None,
+    samples: int,
+    length: int,
+    seed: int,
+    progress: Progress,
+) -> CalibrationFeeds:
+    """At most ``samples`` feeds from ``source``, or from the model itself where there is none.
+
+    Args:
+        model: prepared (it runs on ONNX Runtime's CPU provider).
+        length: tokens in one sample.
+    Raises:
+        CalibrationError: the data does not fit the model's inputs, or there is none where it is required.
+    """
+    specs = input_specs(model)
+    if source is None:
+        return _own_feeds(model, specs, samples, length, seed, progress)
+    if isinstance(source, str) and source == REQUIRED:
+        raise CalibrationError("--calib required: this recipe calibrates, and no data was given; give --calib PATH")
+    data = open_calibration(source, tokenizer, samples, length)
+    feeds: list[Feed] = []
+    for feed in data:
+        feeds.append(complete_feed(feed, specs))
+        progress("reading calibration data", len(feeds), samples)
+    return _described(feeds, data.source, list(data.warnings))
+
+
+def input_specs(model: ir.Model) -> list[InputSpec]:
+    """The model's inputs: name, NumPy type and shape with symbols."""
+    specs = []
+    for value in model.graph.inputs:
+        if value.dtype is None or value.name is None:
+            raise CalibrationError(f"input {value.name}: has no type; export the model with typed inputs")
+        dims = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+        specs.append(InputSpec(value.name, np.dtype(value.dtype.numpy()), tuple(dims or ())))
+    return specs
+
+
+def _own_feeds(
+    model: ir.Model, specs: list[InputSpec], samples: int, length: int, seed: int, progress: Progress
+) -> CalibrationFeeds:
+    """Sequences sampled from a language model, or random inputs of any other."""
+    tokens = token_input(specs)
+    logits = next((out for out in model.graph.outputs if out.shape is None or len(out.shape) == 3), None)
+    if tokens is None or logits is None or (logits.dtype is not None and not logits.dtype.is_floating_point()):
+        feeds = [complete_feed(feed, specs) for feed in random_feeds(specs, samples, seed)]
+        return _described(
+            feeds, "random inputs", ["no calibration data: random inputs were used; give --calib PATH for better scales"]
+        )
+    piece = Piece(model, list(model.graph), tuple(model.graph.inputs), [logits])
+    inputs = {value.name: value for value in model.graph.inputs}
+
+    def run(batch: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        feed = complete_feed({TOKENS: batch}, specs)
+        result = piece.run({inputs[name]: array for name, array in feed.items()})[logits]
+        return result.astype(np.float32, copy=False)
+
+    first = run(np.zeros((1, 2), np.int64))
+    if first.ndim != 3 or first.shape[1] != 2:
+        raise CalibrationError(f"output {logits.name}: is not [batch, sequence, vocabulary]; give calibration data with --calib PATH")
+    drawn = sample_tokens(run, int(first.shape[2]), samples, length, seed, progress=lambda done, total: progress("sampling calibration data", done, total))
+    feeds = [complete_feed({TOKENS: row[None, :]}, specs) for row in drawn]
+    return _described(
+        feeds,
+        "sampled from the model",
+        ["no calibration data: sequences sampled from the model itself were used; give --calib TEXT --tokenizer FILE for better scales"],
+    )
+
+
+def _described(feeds: list[Feed], source: str, warnings: list[str]) -> CalibrationFeeds:
+    if not feeds:
+        raise CalibrationError(f"{source}: gives no feeds; calibration needs at least one")
+    digest = hashlib.sha256()
+    for feed in feeds:
+        for name in sorted(feed):
+            digest.update(f"{name} {feed[name].dtype} {feed[name].shape}".encode())
+            digest.update(feed[name].tobytes())
+    return CalibrationFeeds(feeds, {"source": source, "samples": len(feeds)}, digest.hexdigest(), warnings)

@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from qcompiler.errors import PromiseError
 from qcompiler.pass_manager import NamedPass
+from qcompiler.passes.fuse_bias import FuseBias
 from qcompiler.passes.lower_to_matmul_nbits import LowerToMatMulNBits
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.recipe import Recipe
@@ -34,8 +35,9 @@ def lowering(recipe: Recipe) -> list[NamedPass]:
         NamedPass(
             "lower_to_matmul_nbits",
             LowerToMatMulNBits(recipe.accuracy_level),
-            "last: ORT's own fusion of DequantizeLinear fixes accuracy_level 4, so the nodes are written by us",
-        )
+            "ORT's own fusion of DequantizeLinear fixes accuracy_level 4, so the nodes are written by us",
+        ),
+        NamedPass("fuse_bias", FuseBias(), "after lowering: the kernel adds a bias while its output is in registers"),
     ]
 
 
