@@ -25,51 +25,51 @@ def run(command: Sequence[str | Path], folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bare environment (bin/python), and the source archive and wheel built in it."""
+    """A bare environment, with the source archive, the wheel made from it, and the checkout's wheel."""
     folder = tmp_path_factory.mktemp("built")
     venv.create(folder, with_pip=True)
     pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
     run([*pip, "install", "build"], folder)
     run([folder / "bin" / "python", "-m", "build", "--outdir", folder / "dist", ROOT], folder)
     run([*pip, "uninstall", "--yes", "build"], folder)
+    run([*pip, "wheel", "--no-deps", "--wheel-dir", folder / "checkout", ROOT], folder)
     return folder
 
 
-def archive(built: Path, pattern: str) -> Path:
-    (found,) = (built / "dist").glob(pattern)
+def the_file(folder: Path, pattern: str) -> Path:
+    (found,) = folder.glob(pattern)
     return found
 
 
 def test_source_archive_holds_passes_once(built: Path) -> None:
-    with tarfile.open(archive(built, "*.tar.gz")) as source:
+    with tarfile.open(the_file(built / "dist", "*.tar.gz")) as source:
         names = [PurePosixPath(*PurePosixPath(name).parts[1:]) for name in source.getnames()]
     assert PurePosixPath("passes/__init__.py") in names
     assert PurePosixPath("runtime_ops/CMakeLists.txt") in names
     assert not [name for name in names if name.is_relative_to("qcompiler/passes")]
 
 
-def test_wheel_from_the_source_archive_is_whole(built: Path) -> None:
-    wheel = archive(built, "*.whl")  # python -m build makes it from the archive, where the link is not
-    assert wheel.name.startswith("qcompiler-") and "-py3-none-" in wheel.name
+@pytest.mark.parametrize("source", ["dist", "checkout"])  # an archive has no link at qcompiler/passes
+def test_wheel_is_whole(built: Path, source: str) -> None:
+    wheel = the_file(built / source, "*.whl")
+    assert wheel.name.startswith("qcompiler-")
+    assert "-py3-none-" in wheel.name
     with zipfile.ZipFile(wheel) as content:
         names = content.namelist()
     checkout = (path for path in (ROOT / "qcompiler").rglob("*") if path.suffix in {".py", ".yaml", ".typed"})
-    passes = (path for path in (ROOT / "passes").rglob("*.py"))
     expected = {path.relative_to(ROOT).as_posix() for path in checkout}
-    expected |= {f"qcompiler/{path.relative_to(ROOT).as_posix()}" for path in passes}
+    expected |= {f"qcompiler/passes/{path.name}" for path in (ROOT / "passes").glob("*.py")}
     assert expected - set(names) == set()
     assert "qcompiler/lib/libqcompiler_ops.so" in names
-    assert {name.split("/")[0] for name in names} == {
-        "qcompiler",
-        f"{'-'.join(wheel.name.split('-')[:2])}.dist-info",
-    }
+    installed = {name.split("/")[0] for name in names}
+    assert installed == {"qcompiler", "-".join(wheel.name.split("-")[:2]) + ".dist-info"}
 
 
 def test_application_needs_only_numpy_and_onnxruntime(built: Path) -> None:
     python = built / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
     run([*pip, "--constraint", ROOT / "constraints.txt", "numpy", "onnxruntime"], built)
-    run([*pip, "--no-deps", archive(built, "*.whl")], built)
+    run([*pip, "--no-deps", the_file(built / "dist", "*.whl")], built)
     value_info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
     graph = helper.make_graph(
         [helper.make_node("Add", ["x", "x"], ["y"])], "g", value_info[:1], value_info[1:]
