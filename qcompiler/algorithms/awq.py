@@ -31,7 +31,7 @@ class AwqOptions:
     """How the scale is searched.
 
     Attributes:
-        steps: exponents alpha tried in 0..1.
+        steps: how finely exponents alpha in 0..1 are told apart; every fourth is tried, then the neighbours of the best.
         weight_exponents: exponents beta of the weight's term tried with each.
         rows: rows of each weight that the search looks at, evenly spaced; the error of a row does not depend on the others.
         device: where the maths runs.
@@ -39,7 +39,7 @@ class AwqOptions:
 
     steps: int = 20
     weight_exponents: tuple[float, ...] = (0.0, 0.5)
-    rows: int = 512
+    rows: int = 256
     device: Device = "cpu"
 
 
@@ -92,18 +92,30 @@ def search_scale(
         )
 
     k = int(statistics.hessian.shape[0])
-    best = np.ones(k, np.float32)
-    plain = best_loss = loss_of(best)
     carried = _tied(_relative(activation), tie)
     weighing = _tied(_relative(_weight_magnitude(samples, schemes)), tie)
+    tried: dict[tuple[float, int], float] = {}
+
+    def scale_of(beta: float, step: int) -> npt.NDArray[np.float32]:
+        return _centered(carried ** (step / options.steps) / weighing**beta)
+
+    def attempt(beta: float, step: int) -> None:
+        if 0 <= step <= options.steps and (beta, step) not in tried:
+            tried[beta, step] = loss_of(scale_of(beta, step))
+
+    coarse = range(0, options.steps + 1, 4)
     for beta in options.weight_exponents:
-        for step in range(options.steps):
-            alpha = (step + 1) / options.steps
-            scale = _centered(carried**alpha / weighing**beta)
-            loss = loss_of(scale)
-            if loss < best_loss:
-                best, best_loss = scale, loss
-    return ScaleChoice(best, best_loss, plain)
+        for step in coarse:
+            attempt(beta, step)
+    for distance in (2, 1):
+        beta, step = min(tried, key=tried.__getitem__)
+        attempt(beta, step - distance)
+        attempt(beta, step + distance)
+    plain = loss_of(np.ones(k, np.float32))
+    best = min(tried, key=tried.__getitem__)
+    if tried[best] >= plain:
+        return ScaleChoice(np.ones(k, np.float32), plain, plain)
+    return ScaleChoice(scale_of(*best), tried[best], plain)
 
 
 def _sample(weight: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:

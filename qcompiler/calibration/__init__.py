@@ -1,0 +1,1 @@
+"""What weights are quantized against: data, complete feeds, statistics of what flows through the model."""

@@ -1,0 +1,291 @@
+"""The user's calibration data, whatever its form, as a re-iterable stream of feeds (input name -> array).
+
+    text.txt          with a tokenizer.json: windows of `length` tokens of the whole text, one after another
+    feeds.jsonl       one feed a line: {"input": [[...]]}; or {"text": "..."}, cut at `length` tokens
+    feed.npz          one feed, its arrays by input name, used as they are
+    folder            of .npz files, in the order of their names
+    module:function   called without arguments; yields feeds
+    an iterable       of feeds, from Python
+
+The first `samples` of them are used. Tokens come under the name `TOKENS`; `fill.complete_feed` finds their
+input.
+"""
+
+import importlib
+import itertools
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.errors import CalibrationError
+
+Feed = Mapping[str, npt.NDArray[Any]]
+Encode = Callable[[str], list[int]]
+
+TOKENS = "input_ids"
+SUFFIXES = (".txt", ".npz", ".jsonl")
+_FIRST_READ = 1 << 20
+"""Characters of a text that are tokenised at first; more is read only where they hold too few windows."""
+_MARGIN = 64
+"""Tokens that must follow the last window, so that where the text was cut cannot have changed it."""
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Feeds that can be iterated again and again; files are read while iterating, one feed at a time.
+
+    Attributes:
+        source: for messages and the report.
+        warnings: what the user should know about it, one line each.
+
+    Iterating raises CalibrationError where a feed is broken; it names the file and line.
+    """
+
+    source: str
+    warnings: tuple[str, ...]
+    read: Callable[[], Iterator[Feed]]
+
+    def __iter__(self) -> Iterator[Feed]:
+        empty = True
+        for number, feed in enumerate(self.read(), 1):
+            empty = False
+            _check_feed(feed, f"{self.source}: feed {number}")
+            yield feed
+        if empty:
+            raise CalibrationError(f"{self.source}: gives no feeds; calibration needs at least one")
+
+
+def open_calibration(
+    source: str | os.PathLike[str] | Iterable[Feed],
+    tokenizer: str | os.PathLike[str] | None,
+    samples: int,
+    length: int,
+) -> CalibrationData:
+    """The first `samples` feeds of `source`, whose forms the head of this file lists.
+
+    Args:
+        source: a path, ``module:function``, or an iterable of feeds.
+        tokenizer: tokenizer.json; needed for text alone.
+        samples: how many feeds are used at most.
+        length: tokens in a window of text.
+
+    Raises:
+        CalibrationError: what `source` names is missing, empty, of no known form, or too short a text.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return _from_iterable(source, samples)
+    text = os.fspath(source)
+    path = Path(text)
+    if not path.exists():
+        if isinstance(source, str) and ":" in text and path.suffix not in SUFFIXES:
+            return _from_function(text, samples)
+        raise CalibrationError(f"{text}: no such calibration file or folder")
+    if path.is_dir():
+        return _from_folder(path, samples)
+    if path.suffix not in SUFFIXES:
+        raise CalibrationError(
+            f"{text}: {path.suffix or 'no suffix'} says no form of data; use .txt, .jsonl, .npz"
+        )
+    if path.stat().st_size == 0:
+        raise CalibrationError(f"{text}: empty; calibration needs data")
+    if path.suffix == ".txt":
+        return _from_text(path, _encoder(tokenizer, text), samples, length)
+    if path.suffix == ".npz":
+        return CalibrationData(text, (), lambda: iter([_load_npz(path)]))
+    encode = None if tokenizer is None else _encoder(tokenizer, text)
+    return _limited(text, lambda: _read_jsonl(path, encode, length), _count_lines(path), samples)
+
+
+def _from_text(path: Path, encode: Encode, samples: int, length: int) -> CalibrationData:
+    tokens = _text_tokens(path, encode, samples * length)
+    windows = min(samples, len(tokens) // length)
+    if windows == 0:
+        raise CalibrationError(
+            f"{path}: {len(tokens)} tokens, not one window of {length}; give more text, or set calib.length"
+        )
+    warnings = (
+        (f"{path}: {len(tokens)} tokens give {windows} windows of {length}, not {samples}",)
+        if windows < samples
+        else ()
+    )
+    cut = np.asarray(tokens[: windows * length], dtype=np.int64).reshape(windows, 1, length)
+    return CalibrationData(str(path), warnings, lambda: iter([{TOKENS: window} for window in cut]))
+
+
+def _text_tokens(path: Path, encode: Encode, wanted: int) -> list[int]:
+    """At least `wanted` first tokens of the text, or all there are; a large file is read in part."""
+    characters = max(_FIRST_READ, 8 * wanted)
+    while True:
+        with path.open(encoding="utf-8") as file:
+            try:
+                text = file.read(characters)
+                whole = not file.read(1)
+            except UnicodeDecodeError as error:
+                raise CalibrationError(
+                    f"{path}: not UTF-8 text (byte {error.start}); convert it first"
+                ) from error
+        tokens = encode(text)
+        if whole or len(tokens) >= wanted + _MARGIN:
+            return tokens
+        characters *= 2
+
+
+def _encoder(tokenizer: str | os.PathLike[str] | None, data: str) -> Encode:
+    """Text to token ids, without special tokens and whatever truncation or padding the file asks for."""
+    if tokenizer is None:
+        raise CalibrationError(f"{data}: text needs a tokenizer; give --tokenizer tokenizer.json")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise CalibrationError(
+            f"{data}: text needs the tokenizers package: pip install 'qcompiler[compile]'"
+        ) from error
+    path = Path(tokenizer)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise CalibrationError(f"{path}: cannot be read as a tokenizer: {cause}") from error
+    try:
+        loaded = Tokenizer.from_str(content)
+    except Exception as error:  # the bindings raise plain Exception for whatever is wrong with the file
+        raise CalibrationError(f"{path}: not a tokenizer.json: {' '.join(str(error).split())}") from error
+    loaded.no_truncation()
+    loaded.no_padding()
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = loaded.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return encode
+
+
+def _from_folder(path: Path, samples: int) -> CalibrationData:
+    files = sorted(path.glob("*.npz"))
+    if not files:
+        raise CalibrationError(f"{path}: no .npz files in it; one .npz is one feed, its arrays by input name")
+    return _limited(str(path), lambda: (_load_npz(file) for file in files), len(files), samples)
+
+
+def _load_npz(path: Path) -> Feed:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise CalibrationError(
+                    f"{path}: a single array, not an .npz; save it with numpy.savez(path, input_name=array)"
+                )
+            feed = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise CalibrationError(f"{path}: not a readable .npz: {' '.join(str(error).split())}") from error
+    if not feed:
+        raise CalibrationError(f"{path}: holds no arrays")
+    return feed
+
+
+def _read_jsonl(path: Path, encode: Encode | None, length: int) -> Iterator[Feed]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _parse_line(line, f"{path}: line {number}", encode, length)
+
+
+def _parse_line(line: bytes, where: str, encode: Encode | None, length: int) -> Feed:
+    try:
+        values = json.loads(line)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+        raise CalibrationError(f"{where}: not JSON: {error}") from error
+    if not isinstance(values, dict) or not values:
+        raise CalibrationError(f'{where}: expected {{"input": [...]}} or {{"text": "..."}}')
+    if isinstance(values.get("text"), str):
+        if set(values) != {"text"}:
+            raise CalibrationError(
+                f"{where}: text stands alone, drop {', '.join(sorted(set(values) - {'text'}))}"
+            )
+        if encode is None:
+            raise CalibrationError(f"{where}: text needs a tokenizer; give --tokenizer tokenizer.json")
+        tokens = encode(values["text"])[:length]
+        if not tokens:
+            raise CalibrationError(f"{where}: the text gives no tokens")
+        return {TOKENS: np.asarray([tokens], dtype=np.int64)}
+    return {name: _array(value, f"{where}: {name}") for name, value in values.items()}
+
+
+def _array(value: object, where: str) -> npt.NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        raise CalibrationError(f"{where}: its lists have different lengths") from error
+    if array.dtype.kind not in "biuf":
+        raise CalibrationError(f"{where}: expected numbers in lists of equal length, got {str(value)[:40]}")
+    return array
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        count = sum(1 for line in file if line.strip())
+    if count == 0:
+        raise CalibrationError(f"{path}: empty; calibration needs data")
+    return count
+
+
+def _from_function(source: str, samples: int) -> CalibrationData:
+    """``package.module:function``, imported like any module."""
+    module_name, _, name = source.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise CalibrationError(
+            f"{source}: neither a file nor a module that can be imported ({error}); is it on PYTHONPATH?"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise CalibrationError(f"{source}: {module_name} has no function {name!r}")
+
+    def read() -> Iterator[Feed]:
+        feeds = function()
+        if not isinstance(feeds, Iterable) or isinstance(feeds, Mapping):
+            raise CalibrationError(f"{source}: must yield feeds, gave {type(feeds).__name__}")
+        return itertools.islice(feeds, samples)
+
+    return CalibrationData(source, (), read)
+
+
+def _from_iterable(source: object, samples: int) -> CalibrationData:
+    if not isinstance(source, Iterable) or isinstance(source, Mapping):
+        raise CalibrationError(
+            f"calibration: expected a path or feeds (input name -> array), got {type(source).__name__}"
+        )
+    if isinstance(source, Iterator):  # it runs once, so what is used of it is kept
+        source = list(itertools.islice(source, samples))
+    feeds = source
+    return CalibrationData("feeds from Python", (), lambda: itertools.islice(iter(feeds), samples))
+
+
+def _limited(source: str, read: Callable[[], Iterator[Feed]], count: int, samples: int) -> CalibrationData:
+    warnings = (
+        (f"{source}: the first {samples} of {count} feeds are used; set calib.samples for more",)
+        if count > samples
+        else ()
+    )
+    return CalibrationData(source, warnings, lambda: itertools.islice(read(), samples))
+
+
+def _check_feed(feed: object, where: str) -> None:
+    if not isinstance(feed, Mapping) or not feed:
+        raise CalibrationError(
+            f"{where}: expected a mapping of input names to arrays, got {type(feed).__name__}"
+        )
+    for name, array in feed.items():
+        if not isinstance(array, np.ndarray):
+            raise CalibrationError(f"{where}: {name} is {type(array).__name__}, not a NumPy array")
+        if array.dtype.kind in "fV" and bool(np.isnan(array).any()):
+            raise CalibrationError(
+                f"{where}: {name} holds NaN; it would poison every statistic, so drop that sample"
+            )
