@@ -47,7 +47,7 @@ def take_census(model: ir.Model) -> Census:
         if key in by_key:
             by_key[key].uses.append(use)
             continue
-        name, aliases = _names(node, view.source)
+        name, aliases = product_names(node, view.source)
         rows, columns = view.shape
         weight = Weight(name, view.source, (rows, columns), found.transposed, view.dtype, [use], aliases)
         by_key[key] = weight
@@ -187,11 +187,12 @@ def _mark_heads(graph: ir.Graph, census: Census) -> None:
     outputs = set(graph.outputs)
     for weight in census.weights:
         for use in weight.uses:
-            if use.role is Role.LINEAR and use.in_body is None and _ends_in(use.node.outputs[0], outputs):
+            if use.role is Role.LINEAR and use.in_body is None and reaches_output(use.node.outputs[0], outputs):
                 use.role = Role.HEAD
 
 
-def _ends_in(value: ir.Value, outputs: set[ir.Value]) -> bool:
+def reaches_output(value: ir.Value, outputs: set[ir.Value]) -> bool:
+    """The value becomes one of the graph's outputs with nothing but constants in between."""
     reached = False
     stack, seen = [value], {value}
     while stack:
@@ -216,7 +217,7 @@ def _is_shape(value: ir.Value) -> bool:
     return value.dtype is not None and not value.dtype.is_floating_point()
 
 
-def _names(node: ir.Node, source: ir.Value) -> tuple[str, tuple[str, ...]]:
+def product_names(node: ir.Node, source: ir.Value) -> tuple[str, tuple[str, ...]]:
     """The best name for people, and every other name that a rule may use."""
     scopes = _exporter_scope(node)
     uninformative = source.name is None or source.name.startswith(("val_", "onnx::", "_", "const")) or source.name.isdigit()

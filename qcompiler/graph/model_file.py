@@ -94,14 +94,18 @@ def save(model: ir.Model, folder: str | os.PathLike[str], progress: Progress | N
     return target
 
 
-def files_of(path: str | os.PathLike[str]) -> dict[str, Path]:
+def files_of(path: str | os.PathLike[str], model: ir.Model | None = None) -> dict[str, Path]:
     """The model file and every data file that it names, by path relative to the model's folder.
+
+    Args:
+        path: the model file.
+        model: what ``load`` made of it, not edited; None loads it.
 
     Raises:
         InputError: as ``load``.
     """
     place = Path(path)
-    model = load(place)
+    model = load(place) if model is None else model
     names = {place.name: place}
     for slot in external_data.tensor_slots(model):
         if isinstance(slot.tensor, MappedTensor) and slot.tensor.file.path != place.resolve():

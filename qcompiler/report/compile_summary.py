@@ -1,0 +1,75 @@
+"""What a finished compile tells on the terminal: sizes, time, memory, worst layers, what runs, warnings."""
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from qcompiler.report.compile_report import CompileReport
+from qcompiler.report.sizes import format_bytes, format_memory, format_seconds, format_shape
+
+WORST = 5
+
+
+def compile_summary(report: CompileReport, output: str) -> RenderableType:
+    """Tables for a rich console."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for key, value in _facts(report, output):
+        facts.add_row(key, escape(value))
+    parts: list[RenderableType] = []
+    worst = sorted(report.layers, key=lambda layer: -layer["output_error"])[:WORST]
+    if worst:
+        parts += [_worst_table(worst, len(report.layers)), ""]
+    return Group(*parts, facts)
+
+
+def _worst_table(layers: list[dict[str, Any]], count: int) -> Table:
+    title = "layers by error of their output, worst first" + (
+        f" ({len(layers)} of {count})" if count > len(layers) else ""
+    )
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style=""
+    )
+    table.add_column("name", overflow="fold")
+    table.add_column("role")
+    table.add_column("N x K", justify="right", no_wrap=True)
+    table.add_column("stored as", no_wrap=True)
+    table.add_column("error", justify="right", no_wrap=True)
+    table.add_column("SQNR", justify="right", no_wrap=True)
+    for layer in layers:
+        table.add_row(
+            escape(layer["name"]),
+            layer["role"],
+            format_shape(layer["shape"]),
+            layer["scheme"],
+            f"{layer['output_error']:.2e}",
+            f"{layer['sqnr_db']:.1f} dB",
+        )
+    return table
+
+
+def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
+    weights = sum(layer["shape"][0] * layer["shape"][1] for layer in report.layers)
+    stored = sum(layer["stored_bytes"] for layer in report.layers)
+    ratio = f" ({report.float_bytes / report.bytes:.2f} times smaller)" if report.bytes else ""
+    running = ", ".join(f"{count} {op}" for op, count in sorted(report.running.items()))
+    facts = [
+        ("output", output),
+        ("size", f"{format_bytes(report.float_bytes)} -> {format_bytes(report.bytes)}{ratio}"),
+        ("weights", f"{len(report.layers)} quantized, {8 * stored / max(weights, 1):.2f} bits per weight; "
+                    f"{len(report.skipped)} nodes left alone (qcompile inspect says why)"),
+        ("runs as", running or "not checked: stopped before the target's operators"),
+        ("calibration", _calibration(report.calibration)),
+        ("took", f"{format_seconds(report.seconds)}, "
+                 f"peak anonymous memory {format_memory(report.peak_anonymous_bytes)}"),
+    ]  # fmt: skip
+    return [*facts, *(("warning", warning) for warning in report.warnings)]
+
+
+def _calibration(description: dict[str, Any]) -> str:
+    if not description:
+        return "none needed"
+    return ", ".join(f"{key} {value}" for key, value in description.items())

@@ -1,0 +1,67 @@
+"""An inspection on the terminal: one line a product, then what all of it takes."""
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qcompiler.report.inspect_model import InspectedProduct, Inspection
+from qcompiler.report.sizes import format_bytes, format_shape
+
+OPERATORS = 8  # types that are counted by name in the last line
+
+
+def inspection_table(found: Inspection) -> RenderableType:
+    """Products in graph order; those without a weight are counted in one line for each reason."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "role", "op"):
+        table.add_column(column, overflow="fold")
+    table.add_column("N x K", justify="right", no_wrap=True)
+    table.add_column("stored as", no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for product in _folded(found.products):
+        why = " / ".join(part for part in (product.algorithm, product.reason) if part)
+        size = format_bytes(product.bytes) if product.bytes else ""
+        share = f"{100 * product.share:.1f} %" if product.bytes else ""
+        cells = (
+            product.name, product.role, product.op, format_shape(product.shape), product.label, size, share,
+            why,
+        )  # fmt: skip
+        table.add_row(*map(escape, cells))
+    return Group(table, "", *map(Text, _totals(found)))
+
+
+def _folded(products: list[InspectedProduct]) -> list[InspectedProduct]:
+    shown = [product for product in products if product.dtype]
+    groups: dict[tuple[str, str, str], list[InspectedProduct]] = {}
+    for product in products:
+        if not product.dtype:
+            groups.setdefault((product.role, product.op, product.reason), []).append(product)
+    for (role, op, reason), members in groups.items():
+        first = members[0].name
+        name = first if len(members) == 1 else f"{first} and {len(members) - 1} more"
+        shown.append(InspectedProduct(name, role, op, (), "", None, None, None, None, 0, 0.0, reason))
+    return shown
+
+
+def _totals(found: Inspection) -> list[str]:
+    weights = [product for product in found.products if product.dtype]
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found.opsets.items())
+    bits = f" at {found.bits_per_weight:.2f} bits per weight" if found.bits_per_weight is not None else ""
+    rest = found.tensor_bytes - found.quantized_bytes - found.float_bytes
+    most = list(found.operators.items())[:OPERATORS]
+    others = len(found.operators) - len(most)
+    return [
+        f"{found.model}: {format_bytes(found.file_bytes)}, IR {found.ir_version}, opsets {opsets}"
+        + (f", by {found.producer}" if found.producer else ""),
+        f"{len(weights)} weights: {found.quantized} quantized ({format_bytes(found.quantized_bytes)}{bits}), "
+        f"{len(weights) - found.quantized} float ({format_bytes(found.float_bytes)}); "
+        f"other tensors {format_bytes(rest)}",
+        f"inputs {'; '.join(found.inputs)}",
+        f"outputs {'; '.join(found.outputs)}",
+        f"{found.nodes} nodes: "
+        + ", ".join(f"{count} {op}" for op, count in most)
+        + (f" and {others} other types" if others > 0 else ""),
+    ]

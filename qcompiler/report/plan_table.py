@@ -1,0 +1,153 @@
+"""The plan of a compile (``--dry-run``) as a table and as JSON: what each node would become and take."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qcompiler.graph.model_file import files_of
+from qcompiler.recipe.plan import Plan
+from qcompiler.report.sizes import format_bytes, format_memory, format_shape
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One product of the graph.
+
+    Attributes:
+        shape: (N, K); empty where the node has no weight.
+        scheme: "int4 g64 asym"; None where it is left alone.
+        decided_by: the line of the recipe that decided, or why it is left alone.
+        bytes, planned_bytes: of the weight, now and afterwards.
+    """
+
+    name: str
+    role: str
+    op: str
+    shape: tuple[int, ...]
+    scheme: str | None
+    algorithm: str | None
+    decided_by: str
+    bytes: int
+    planned_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlanForecast:
+    """What the compile would take and give; all in bytes.
+
+    Attributes:
+        model_bytes, planned_bytes: the model with its data, now and afterwards.
+        peak_bytes: anonymous memory at the peak.
+        bits_per_weight: over the weights that would be quantized, scales and zero points included.
+    """
+
+    model_bytes: int
+    planned_bytes: int
+    peak_bytes: int
+    bits_per_weight: float
+    quantized: int
+    left_alone: int
+
+
+def plan_rows(plan: Plan) -> list[PlanRow]:
+    """Every product: those to be quantized, in graph order, then those left alone."""
+    rows = [
+        PlanRow(
+            planned.weight.name,
+            planned.weight.role.value,
+            "/".join(dict.fromkeys(use.node.op_type for use in planned.weight.uses)),
+            planned.weight.shape,
+            planned.scheme.label,
+            planned.algorithm,
+            planned.settings.decided_by,
+            planned.weight.float_bytes,
+            planned.stored_bytes,
+            tuple(planned.notes),
+        )
+        for planned in plan.quantized
+    ]
+    rows += [
+        PlanRow(
+            left.name, left.role.value, left.op, left.shape, None, None, left.reason, left.bytes, left.bytes
+        )
+        for left in plan.skipped
+    ]
+    return rows
+
+
+def forecast(plan: Plan, model: Path) -> PlanForecast:
+    """Sizes and memory of a compile of the model file.
+
+    Raises:
+        InputError: the model cannot be read.
+    """
+    now = sum(file.stat().st_size for file in files_of(model).values())
+    weights = sum(planned.weight.size for planned in plan.quantized)
+    return PlanForecast(
+        now,
+        max(now - plan.float_bytes + plan.stored_bytes, plan.stored_bytes),
+        plan.forecast_peak_bytes(),
+        8 * plan.stored_bytes / weights,
+        len(plan.quantized),
+        len(plan.skipped),
+    )
+
+
+def plan_json(plan: Plan, model: Path) -> dict[str, Any]:
+    """The rows and the forecast as plain values."""
+    return {
+        "model": str(model),
+        "nodes": [asdict(row) for row in plan_rows(plan)],
+        "forecast": asdict(forecast(plan, model)),
+    }
+
+
+def plan_table(plan: Plan, model: Path) -> RenderableType:
+    """The rows, and under them the forecast. Equal reasons for nodes without a weight share one line."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "role", "op"):
+        table.add_column(column, overflow="fold")
+    table.add_column("N x K", justify="right", no_wrap=True)
+    table.add_column("stored as", no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("decided by", overflow="fold")
+    for row in _folded(plan_rows(plan)):
+        size = format_bytes(row.bytes) if row.bytes else ""
+        if row.scheme is not None:
+            size = f"{format_bytes(row.bytes)} -> {format_bytes(row.planned_bytes)}"
+        stored = "float" if row.scheme is None else f"{row.scheme}, {row.algorithm}"
+        reason = "; ".join((row.decided_by, *row.notes))
+        cells = (row.name, row.role, row.op, format_shape(row.shape), stored, size, reason)
+        table.add_row(*map(escape, cells), style="dim" if row.scheme is None else None)
+    ahead = forecast(plan, model)
+    ratio = ahead.model_bytes / ahead.planned_bytes if ahead.planned_bytes else 1.0
+    needed = "needed" if plan.needs_data else "not needed"
+    lines = (
+        f"{ahead.quantized} weights to quantize at {ahead.bits_per_weight:.2f} bits each, "
+        f"{ahead.left_alone} nodes left alone",
+        f"size {format_bytes(ahead.model_bytes)} -> about {format_bytes(ahead.planned_bytes)} "
+        f"({ratio:.1f} times smaller)",
+        f"peak memory about {format_memory(ahead.peak_bytes)}; calibration data {needed}",
+    )
+    return Group(table, "", *map(Text, lines))
+
+
+def _folded(rows: list[PlanRow]) -> list[PlanRow]:
+    """Nodes without a weight, of one role, operator and reason, as one row that counts them."""
+    shown: list[PlanRow] = []
+    groups: dict[tuple[str, str, str], list[PlanRow]] = {}
+    for row in rows:
+        if row.scheme is not None or row.bytes:
+            shown.append(row)
+        else:
+            groups.setdefault((row.role, row.op, row.decided_by), []).append(row)
+    for (role, op, reason), members in groups.items():
+        name = members[0].name if len(members) == 1 else f"{members[0].name} and {len(members) - 1} more"
+        shown.append(PlanRow(name, role, op, (), None, None, reason, 0, 0))
+    return shown

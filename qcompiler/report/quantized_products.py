@@ -1,0 +1,206 @@
+"""Quantized weights of any ONNX model, as its nodes say them: shapes, bits, groups, bytes; no code is read.
+
+Known are com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized, DequantizeLinear of a constant
+(the middle form, and QDQ of other tools), and the QLinear and Integer operators.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.graph.census import product_names, reaches_output
+from qcompiler.graph.edits import all_nodes
+from qcompiler.graph.weights import Role, constant_view
+
+
+@dataclass(eq=False)
+class StoredWeight:
+    """One quantized weight and the nodes that read it.
+
+    Attributes:
+        shape: (N, K) of a matrix, else the weight's own.
+        dtype: of the codes, such as "uint4".
+        granularity: "group", "channel" or "tensor"; group_size where it is the first.
+        bytes: of codes, scales and zero points.
+        reason, algorithm: from the node's metadata; empty in models of other tools.
+    """
+
+    name: str
+    roles: list[Role]
+    nodes: list[ir.Node]
+    shape: tuple[int, ...]
+    dtype: str
+    bits: int
+    granularity: str
+    group_size: int | None
+    symmetric: bool
+    bytes: int
+    reason: str = ""
+    algorithm: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return int(np.prod(self.shape))
+
+
+def read_products(model: ir.Model) -> list[StoredWeight]:
+    """Every quantized weight in graph order; one that several nodes read is there once."""
+    outputs = set(model.graph.outputs)
+    weights: dict[tuple[ir.Value, int], StoredWeight] = {}
+    for node in all_nodes(model):
+        for reader, dequantize, weight_index in _readers(node):
+            found = _read(reader, dequantize, weight_index)
+            if found is None:
+                continue
+            source, stored = found
+            stored.roles = [_role(reader, outputs)]
+            known = weights.setdefault((source, stored.bits), stored)
+            if known is not stored:
+                known.nodes += stored.nodes
+                known.roles = list(dict.fromkeys([*known.roles, *stored.roles]))
+    return list(weights.values())
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a node has its codes, scales and zero points; None where it has none."""
+
+    codes: int
+    scales: int | None
+    zero_points: int | None
+
+
+_PLACES = {
+    "MatMulNBits": _Places(1, 2, 3),
+    "MatMulBnb4": _Places(1, 2, None),
+    "GatherBlockQuantized": _Places(0, 2, 3),
+    "QLinearMatMul": _Places(3, 4, 5),
+    "QLinearConv": _Places(3, 4, 5),
+    "QGemm": _Places(3, 4, 5),
+    "MatMulInteger": _Places(1, None, 3),
+    "ConvInteger": _Places(1, None, 3),
+    "DynamicQuantizeMatMul": _Places(1, 2, 3),
+    "MatMulIntegerToFloat": _Places(1, 3, 5),
+    "DequantizeLinear": _Places(0, 1, 2),
+}
+_WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
+_BLOCKWISE = {"MatMulNBits": 0, "MatMulBnb4": 0, "GatherBlockQuantized": 128, "DequantizeLinear": 0}
+"""Operators whose ``block_size`` says the group, with its default."""
+
+
+def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool]]:
+    """(node that computes, node that holds the weight, the weight is transposed in between)."""
+    if node.op_type != "DequantizeLinear":
+        if node.op_type in _PLACES:
+            yield node, node, False
+        return
+    for user, index in node.outputs[0].uses():
+        if user.op_type == "Transpose":
+            for reader, place in user.outputs[0].uses():
+                if _WEIGHT_INPUT.get(reader.op_type) == place:
+                    yield reader, node, True
+        elif _WEIGHT_INPUT.get(user.op_type) == index:
+            yield user, node, False
+
+
+def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, StoredWeight] | None:
+    places = _PLACES[holder.op_type]
+    codes = _constant(holder, places.codes)
+    if codes is None or codes.const_value is None:
+        return None  # codes that are activations
+    scales, zero_points = _constant(holder, places.scales), _constant(holder, places.zero_points)
+    tensor = codes.const_value
+    bits = holder.attributes.get_int("bits", 4) if holder.op_type in _PACKED else int(tensor.dtype.bitwidth)
+    shape = _shape(node, holder, tensor, bits, turned)
+    if len(shape) < 2:
+        return None
+    granularity, group = _granularity(holder, shape, scales)
+    name = product_names(node, codes)[0]
+    for suffix in (".weight", ".codes", ".quantized"):
+        name = name.removesuffix(suffix)
+    stored = StoredWeight(
+        name,
+        [],
+        [node],
+        shape,
+        _dtype(holder, tensor, bits),
+        bits,
+        granularity,
+        group,
+        _symmetric(holder, tensor.dtype, bits, places, zero_points),
+        sum(
+            int(value.const_value.nbytes)
+            for value in (codes, scales, zero_points)
+            if value is not None and value.const_value is not None
+        ),
+        holder.metadata_props.get("qcompiler.reason", ""),
+        holder.metadata_props.get("qcompiler.algorithm", ""),
+    )
+    return codes, stored
+
+
+_PACKED = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"})
+"""Operators that say their bits in an attribute, since the codes may be bytes that hold several."""
+
+
+def _constant(node: ir.Node, index: int | None) -> ir.Value | None:
+    if index is None or index >= len(node.inputs):
+        return None
+    view = constant_view(node.inputs[index])
+    return None if view is None else view.source
+
+
+def _shape(
+    node: ir.Node, holder: ir.Node, tensor: ir.TensorProtocol, bits: int, turned: bool
+) -> tuple[int, ...]:
+    if holder.op_type in ("MatMulNBits", "MatMulBnb4"):
+        return holder.attributes.get_int("N", 0), holder.attributes.get_int("K", 0)
+    shape = tuple(int(d) for d in tensor.shape.numpy())
+    if holder.op_type == "GatherBlockQuantized":
+        return (*shape[:-1], shape[-1] * 8 // bits) if tensor.dtype == ir.DataType.UINT8 else shape
+    if node.op_type in ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "Gather") or len(shape) != 2:
+        return shape
+    if node.op_type in ("Gemm", "QGemm"):
+        turned = turned != bool(node.attributes.get_int("transB", 0))
+    return shape if turned else shape[::-1]  # a product reads [K, N]
+
+
+def _granularity(holder: ir.Node, shape: tuple[int, ...], scales: ir.Value | None) -> tuple[str, int | None]:
+    group = holder.attributes.get_int("block_size", _BLOCKWISE.get(holder.op_type, 0))
+    if group and holder.op_type in _BLOCKWISE:
+        return ("group", group) if group < shape[-1] or holder.op_type in _PACKED else ("channel", None)
+    if scales is None or scales.const_value is None or scales.const_value.size == 1:
+        return "tensor", None
+    return "channel", None
+
+
+def _dtype(holder: ir.Node, tensor: ir.TensorProtocol, bits: int) -> str:
+    if holder.op_type == "MatMulBnb4":
+        return "nf4" if holder.attributes.get_int("quant_type", 1) else "fp4"
+    if holder.op_type in _PACKED and tensor.dtype == ir.DataType.UINT8:
+        return f"uint{bits}"
+    return str(tensor.dtype.name).lower()
+
+
+def _symmetric(
+    holder: ir.Node, dtype: ir.DataType, bits: int, places: _Places, zero_points: ir.Value | None
+) -> bool:
+    """Every zero point is the middle of the codes; packed operators store none then."""
+    given = places.zero_points is not None and places.zero_points < len(holder.inputs)
+    if not given or holder.inputs[places.zero_points or 0] is None:
+        return holder.op_type in _PACKED or dtype.is_signed()
+    if zero_points is None or zero_points.const_value is None or holder.op_type in _PACKED:
+        return False
+    middle = 0 if dtype.is_signed() else 1 << (bits - 1)
+    return bool((zero_points.const_value.numpy() == middle).all())
+
+
+def _role(node: ir.Node, outputs: set[ir.Value]) -> Role:
+    if node.op_type in ("Gather", "GatherBlockQuantized"):
+        return Role.EMBEDDING
+    if "Conv" in node.op_type:
+        return Role.CONV
+    return Role.HEAD if reaches_output(node.outputs[0], outputs) else Role.LINEAR

@@ -1,0 +1,34 @@
+"""Numbers as people read them: bytes, shapes, seconds."""
+
+from collections.abc import Sequence
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def format_bytes(count: float) -> str:
+    """Decimal units, three digits: ``82.1 MB``."""
+    value = float(count)
+    for unit in _UNITS[:-1]:
+        if abs(value) < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} {_UNITS[-1]}"
+
+
+def format_memory(count: float) -> str:
+    """Binary units, as ``--memory-limit`` takes them: ``302 MiB``, ``1.4 GiB``."""
+    if count >= 1 << 30:
+        return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**20:.0f} MiB"
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    """``576 x 1536``; empty for no shape."""
+    return " x ".join(map(str, shape))
+
+
+def format_seconds(seconds: float) -> str:
+    """``8.3 s``, ``2 min 5 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60} s"
