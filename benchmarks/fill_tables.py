@@ -1,0 +1,71 @@
+"""Writes the measured tables into the README and docs, between their markers.
+
+python -m benchmarks.fill_tables            from out/benchmarks/*.json
+python -m benchmarks.fill_tables --check    exit status 1 where a table is not what the figures say
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; the names are those of TABLES.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import memory, quality
+from benchmarks.measure.results import Results
+
+FILES = (
+    "README.md",
+    *(f"docs/algorithms/{name}.md" for name in ("awq", "mse", "rtn")),
+    "docs/calibration.md",
+)
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def _quality(forms: list[str], keys: list[str] | None = None) -> Callable[[], str]:
+    return lambda: quality.table(Results(quality.JSON), forms, keys)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quality": _quality(["off-grid", "original"]),
+    "memory": lambda: memory.table(Results(memory.JSON)),
+    "awq": _quality(["off-grid"], ["awq", "awq-float-ends", "awq-g32-sym", "mse-float-ends"]),
+    "mse": _quality(["off-grid", "original"], ["mse-float-ends", "rtn-float-ends"]),
+    "rtn": _quality(["off-grid", "original"], ["rtn-float-ends", "rtn", "w8"]),
+    "no-data": _quality(["off-grid", "original"], ["awq", "awq-no-data"]),
+}
+
+
+def filled(text: str) -> str:
+    """The text with every table whose figures are there; others stay."""
+
+    def fill(found: re.Match[str]) -> str:
+        made = TABLES[found[2]]()
+        return f"{found[1]}{made}\n{found[3]}" if made.count("\n") > 1 else found[0]
+
+    return MARKED.sub(fill, text)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    given = parser.parse_args()
+    stale = []
+    for name in FILES:
+        file = Path(name)
+        text = file.read_text("utf-8")
+        if filled(text) != text:
+            stale.append(name)
+            if not given.check:
+                file.write_text(filled(text), "utf-8")
+    for name in stale:
+        print(f"{name}: {'is not what the figures say' if given.check else 'filled'}")
+    sys.exit(1 if given.check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()

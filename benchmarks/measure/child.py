@@ -1,0 +1,83 @@
+"""Work in a process of its own, so that its time and peak memory are its own.
+
+python -m benchmarks.measure.child compile '{"model": ..., "recipe": ..., "output": ...}'
+python -m benchmarks.measure.child ort-rtn '{"model": ..., "output": ..., "bits": 4, "group": 64, ...}'
+
+The last line of the output is JSON: seconds from the start of the work, and peak anonymous bytes.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+class ChildError(Exception):
+    """The other process failed; its last lines."""
+
+
+def run(job: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Do a job in a new Python; ``wall_seconds`` counts starting it and its imports too.
+
+    Raises:
+        ChildError: it failed.
+    """
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "benchmarks.measure.child", job, json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ChildError(f"{job}: " + " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:]))
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found | {"wall_seconds": time.perf_counter() - start}
+
+
+def compile_model(arguments: dict[str, Any]) -> dict[str, Any]:
+    """``qcompiler.compile``, and what its report says."""
+    import qcompiler
+
+    report = qcompiler.compile(**arguments).report
+    return {
+        "seconds": report.seconds,
+        "peak_anonymous_bytes": report.peak_anonymous_bytes,
+        "bytes": report.bytes,
+        "warnings": report.warnings,
+        "passes": {entry["name"]: entry["seconds"] for entry in report.passes},
+    }
+
+
+def ort_rtn(arguments: dict[str, Any]) -> dict[str, Any]:
+    """ONNX Runtime's own round to nearest; head and embedding stay float."""
+    import onnx
+    from onnxruntime.quantization import matmul_nbits_quantizer as peer
+
+    from qcompiler.report.memory import PeakMemory
+
+    start = time.perf_counter()
+    folder = Path(arguments["output"])
+    folder.mkdir(parents=True)
+    with PeakMemory() as memory:
+        model = onnx.load(arguments["model"])
+        config = peer.DefaultWeightOnlyQuantConfig(
+            block_size=arguments["group"],
+            is_symmetric=arguments["symmetric"],
+            bits=arguments["bits"],
+            op_types_to_quantize=("MatMul",),
+        )
+        quantizer = peer.MatMulNBitsQuantizer(model, algo_config=config, nodes_to_exclude=_heads(model))
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(folder / "model.onnx"), use_external_data_format=True)
+    return {"seconds": time.perf_counter() - start, "peak_anonymous_bytes": memory.peak_bytes}
+
+
+def _heads(model: Any) -> list[str]:
+    """Names of the MatMuls that make graph outputs."""
+    outputs = {value.name for value in model.graph.output}
+    return [node.name for node in model.graph.node if node.op_type == "MatMul" and outputs & set(node.output)]
+
+
+JOBS = {"compile": compile_model, "ort-rtn": ort_rtn}
+
+if __name__ == "__main__":
+    print(json.dumps(JOBS[sys.argv[1]](json.loads(sys.argv[2]))))
