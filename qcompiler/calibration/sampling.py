@@ -40,7 +40,7 @@ def sample_tokens(
 ) -> Tokens:
     """Sequences that a causal language model finds likely; the same seed gives the same tokens.
 
-    Each sequence is one or more chains; a chain starts at a random token, which it forgets before anything is kept.
+    Each sequence is one or more chains; a chain forgets its random start before anything is kept.
 
     Args:
         run: the model, given token ids alone.
@@ -105,7 +105,7 @@ def random_feeds(
         inputs: of the model.
         samples: how many feeds; feed i is the same whatever `samples` is.
         seed: of all values.
-        highs: exclusive upper bound by input name, such as the rows of the embedding that an input indexes. Without
+        highs: exclusive upper bound by input name, such as the rows of the embedding it indexes. Without
             one, 8-bit integers take all their values, wider ones 0 and 1.
         sizes: of symbolic dimensions. Without one, the first dimension is 1 and others are `free_size`.
         free_size: see `sizes`.
