@@ -96,10 +96,10 @@ def open_calibration(
     if path.stat().st_size == 0:
         raise CalibrationError(f"{text}: empty; calibration needs data")
     if path.suffix == ".txt":
-        return _from_text(path, _encoder(tokenizer, text), samples, length)
+        return _from_text(path, text_encoder(tokenizer, text), samples, length)
     if path.suffix == ".npz":
         return CalibrationData(text, (), lambda: iter([_load_npz(path)]))
-    encode = None if tokenizer is None else _encoder(tokenizer, text)
+    encode = None if tokenizer is None else text_encoder(tokenizer, text)
     return _limited(text, lambda: _read_jsonl(path, encode, length), _count_lines(path), samples)
 
 
@@ -137,8 +137,16 @@ def _text_tokens(path: Path, encode: Encode, wanted: int) -> list[int]:
         characters *= 2
 
 
-def _encoder(tokenizer: str | os.PathLike[str] | None, data: str) -> Encode:
-    """Text to token ids, without special tokens and whatever truncation or padding the file asks for."""
+def text_encoder(tokenizer: str | os.PathLike[str] | None, data: str) -> Encode:
+    """Text to token ids, without special tokens and whatever truncation or padding the file asks for.
+
+    Args:
+        tokenizer: tokenizer.json.
+        data: what needs it, for messages.
+
+    Raises:
+        CalibrationError: no tokenizer, or not one that can be read.
+    """
     if tokenizer is None:
         raise CalibrationError(f"{data}: text needs a tokenizer; give --tokenizer tokenizer.json")
     try:
@@ -176,11 +184,12 @@ def _from_folder(path: Path, samples: int) -> CalibrationData:
 
 def _load_npz(path: Path) -> Feed:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise CalibrationError(
-                    f"{path}: a single array, not an .npz; save it with numpy.savez(path, input_name=array)"
-                )
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise CalibrationError(
+                f"{path}: a single array, not an .npz; save it with numpy.savez(path, input_name=array)"
+            )
+        with archive:
             feed = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise CalibrationError(f"{path}: not a readable .npz: {' '.join(str(error).split())}") from error
