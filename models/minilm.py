@@ -143,7 +143,9 @@ def _data() -> Path:
 
     def fill(folder: Path) -> None:
         for name, text in texts.items():
-            np.savez(folder / f"{name}.npz", allow_pickle=False, **tokenize(tokenizer, _sentences(text)))
+            feeds = tokenize(tokenizer, _sentences(text))
+            ids, mask, types = feeds["input_ids"], feeds["attention_mask"], feeds["token_type_ids"]
+            np.savez(folder / f"{name}.npz", input_ids=ids, attention_mask=mask, token_type_ids=types)
 
     return cache.entry("minilm-sentences", {**texts, "model": built.path.parent.name}, [], fill)
 

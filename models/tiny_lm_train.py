@@ -1,11 +1,11 @@
 """Trains the embedded tiny_lm and writes models/tiny_lm.safetensors: python -m models.tiny_lm_train
 
 The committed weights came from this script with its defaults on Python 3.11: text that ships with Python, in
-The committed weights came from this script with its defaults on Python 3.11: text that ships with Python, in
-sequences of 512 bytes; Muon for the linears, AdamW for the rest. Held-out perplexity and the weights so far are
-written on the way. No byte-for-byte reproduction is promised across kinds of CPU.
+sequences of 512 bytes; Muon for the linears, AdamW for the rest. Held-out perplexity and the weights so far
+are written on the way. No byte-for-byte reproduction is promised across kinds of CPU.
+
 Muon: momentum whose update is made orthogonal by Newton-Schulz steps (Jordan et al. 2024,
-kellerjordan.github.io/posts/muon). It needs about half of AdamW's steps here.
+kellerjordan.github.io/posts/muon).
 """
 
 import argparse
