@@ -59,7 +59,7 @@ def test_top_k_of_one_is_greedy_and_temperature_flattens() -> None:
 
 def test_padding_of_the_vocabulary_is_never_drawn() -> None:
     def padded(tokens: Tokens) -> npt.NDArray[np.float32]:
-        return np.concatenate([chain(tokens), np.full((*tokens.shape, 4), 99, dtype=np.float32)], axis=-1)
+        return np.pad(chain(tokens), [(0, 0), (0, 0), (0, 4)], constant_values=99)
 
     assert sample_tokens(padded, V, 2, 30, 0).max() < V
 
@@ -87,7 +87,8 @@ def test_logits_that_cannot_be_sampled() -> None:
 
 def test_causal_models_are_told_from_others() -> None:
     def both_ways(tokens: Tokens) -> npt.NDArray[np.float32]:
-        return np.add(chain(tokens), tokens.sum(axis=1)[:, None, None], dtype=np.float32)
+        sums: npt.NDArray[np.float32] = tokens.sum(axis=1).astype(np.float32)[:, None, None]
+        return chain(tokens) + sums
 
     assert is_causal(chain, V, seed=0)
     assert not is_causal(both_ways, V, seed=0)
