@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.graph.edits import Names, add_initializer
+from qcompiler.graph.edits import Names, add_initializer, drop_unused
 from qcompiler.graph.extract import Piece
 from qcompiler.graph.weights import Weight, constant_view
 
@@ -180,6 +180,7 @@ def _scale_vectors(node: ir.Node, indices: Sequence[int], factors: Factors, name
         name = names.value(f"{value.name}.scaled")
         fresh = add_initializer(root, ir.Tensor(scaled, dtype=view.dtype, name=name), name)
         node.replace_input_with(index, fresh)
+        drop_unused(value)
 
 
 def _stays_inside(candidate: ir.Value, target: ir.Value, segment: set[ir.Node]) -> bool:
