@@ -1,0 +1,374 @@
+"""The command line ``qcompile``: arguments in, a call of the API, tables or JSON out; no logic."""
+
+import difflib
+import io
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from qcompiler.errors import QCompilerError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# Everything else is imported where it is used: `qcompile --help` must not load torch.
+
+Progress = Callable[[str, int, int], None]
+PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
+
+
+class _DefaultVerb(click.Group):
+    """``qcompile MODEL ...`` is ``qcompile compile MODEL ...``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+            near = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.7)
+            if near and "." not in args[0] and not Path(args[0]).exists():
+                raise click.UsageError(
+                    f"{args[0]!r} is neither a verb nor a file; did you mean {near[0]!r}?", ctx
+                )
+            args = ["compile", *args]
+        return super().parse_args(ctx, args)
+
+
+_UNITS = {"k": 1000, "ki": 1 << 10, "m": 1000**2, "mi": 1 << 20, "g": 1000**3, "gi": 1 << 30}
+
+
+class _Memory(click.ParamType[int]):
+    """``4GiB``, ``512MiB``, ``2GB`` -> bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)b?", str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is not a size; write it like 4GiB, 512MiB or 2GB", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2]])
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, no tables.")
+_traceback = click.option(
+    "--traceback",
+    is_flag=True,
+    expose_value=False,
+    help="Show where an error came from.",  # read by main
+)
+
+
+@click.group(
+    cls=_DefaultVerb,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Without a verb, compile: qcompile model.onnx --recipe w4a16-rtn",
+    no_args_is_help=True,
+)
+@click.version_option(package_name="qcompiler")
+def cli() -> None:
+    """Quantize ONNX models, look into them, and measure what was lost."""
+
+
+@cli.command(
+    "compile",
+    epilog="Example: qcompile model.onnx --recipe w4a16-awq --calib text.txt --tokenizer tokenizer.json",
+)
+@click.argument("model")
+@click.option(
+    "--recipe", default="w4a16-awq", show_default=True, help="Built-in name (qcompile recipes) or FILE.yaml."
+)
+@click.option("-o", "--output", help="Folder to write; default ./<model>-<recipe>.")
+@click.option(
+    "--calib",
+    metavar="PATH",
+    help=".txt, .npz, folder of .npz, .jsonl or module:function; 'required' refuses to go without.",
+)
+@click.option("--tokenizer", metavar="FILE", help="tokenizer.json, for text.")
+@click.option("--target", default="ort", show_default=True, help="Where it will run (qcompile targets).")
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change the recipe: --set group_size=64. Repeat for more.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "--memory-limit",
+    type=_Memory(),
+    default="4GiB",
+    show_default=True,
+    help="Peak anonymous memory to aim at; a forecast above it is refused.",
+)
+@click.option("--force", is_flag=True, help="Replace an output that exists.")
+@click.option("--dry-run", is_flag=True, help="Show what would become of each node; write nothing.")
+@click.option("--dump-ir", metavar="DIR", help="Save the model after each pass.")
+@click.option("--verify-each", is_flag=True, help="Check the model after each pass.")
+@click.option("--stop-after", metavar="PASS", help="Stop after that pass and write what there is.")
+@_json
+@_traceback
+def compile_verb(
+    model: str, recipe: str, output: str | None, calib: str | None, tokenizer: str | None, target: str,
+    settings: tuple[str, ...], seed: int, memory_limit: int, force: bool, dry_run: bool,
+    dump_ir: str | None, verify_each: bool, stop_after: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Quantize MODEL into a folder."""
+    from qcompiler import api
+
+    if dry_run:
+        from qcompiler.report.plan_table import plan_json, plan_table
+
+        planned = api.plan(model, recipe, settings, target)
+        _show(plan_json(planned, Path(model)) if as_json else plan_table(planned, Path(model)))
+        return
+    options = api.Options(
+        seed, memory_limit, force, None if dump_ir is None else Path(dump_ir), verify_each, stop_after
+    )
+    with _progress(quiet=as_json) as progress:
+        result = api.compile(
+            model, recipe, calibration=calib, tokenizer=tokenizer, output=output, target=target,
+            settings=settings, options=options, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        _show({**asdict(result.report), "output": str(result.path)})
+        return
+    from qcompiler.report.compile_summary import compile_summary
+
+    _show(compile_summary(result.report, str(result.path)))
+
+
+@cli.command("inspect", epilog="Example: qcompile inspect model-w4a16-awq/model.onnx")
+@click.argument("model")
+@_json
+@_traceback
+def inspect_verb(model: str, as_json: bool) -> None:
+    """What is in MODEL: every product, how its weight is stored, and why."""
+    from qcompiler.report.inspect_model import inspect
+    from qcompiler.report.inspection_table import inspection_table
+
+    found = inspect(model)
+    _show(asdict(found) if as_json else inspection_table(found))
+
+
+@cli.command(
+    "eval",
+    epilog="Example: qcompile eval out/model.onnx --reference model.onnx --text t.txt --tokenizer tokenizer.json",
+)
+@click.argument("model")
+@click.option("--reference", required=True, metavar="MODEL", help="The float model it was made from.")
+@click.option("--text", metavar="FILE", help="UTF-8 text for a language model; needs --tokenizer.")
+@click.option("--tokenizer", metavar="FILE", help="tokenizer.json.")
+@click.option(
+    "--data", metavar="PATH", help="Inputs for any model: .npz, folder of .npz, .jsonl or module:function."
+)
+@click.option(
+    "--windows",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Windows of text, or feeds of data, that are used.",
+)
+@click.option("--length", type=click.IntRange(2), default=512, show_default=True, help="Tokens in a window.")
+@click.option("--skip-chars", type=click.IntRange(0), default=0, help="Start at this character of the text.")
+@click.option(
+    "--offset",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    metavar="FRACTION",
+    help="Start at this fraction of the text.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="Of random inputs, where neither --text nor --data is given."
+)
+@_json
+@_traceback
+def eval_verb(
+    model: str, reference: str, text: str | None, tokenizer: str | None, data: str | None,
+    windows: int, length: int, skip_chars: int, offset: float, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    """How far MODEL is from its reference: perplexity, KL, top-1 agreement, SQNR."""
+    if text is not None and data is not None:
+        raise click.UsageError("--text and --data exclude each other; give one")
+    if text is not None and tokenizer is None:
+        raise click.UsageError("--text needs --tokenizer tokenizer.json")
+    from qcompiler.report.evaluate import EvaluationData, evaluate
+    from qcompiler.report.evaluation_table import evaluation_table
+
+    given = EvaluationData(_path(text), _path(tokenizer), data, windows, length, skip_chars, offset, seed)
+    with _progress(quiet=as_json) as progress:
+        found = evaluate(Path(model), Path(reference), given, progress)
+    _show(asdict(found) if as_json else evaluation_table(found))
+
+
+@cli.command("recipes", epilog="Example: qcompile recipes w4a16-awq > mine.yaml")
+@click.argument("name", required=False)
+@_json
+@_traceback
+def recipes_verb(name: str | None, as_json: bool) -> None:
+    """The built-in recipes; with NAME, that recipe as YAML to start your own from."""
+    from qcompiler.recipe import Recipe, builtin_recipes
+
+    if name is not None:
+        recipe = Recipe.load(name)
+        _show(recipe.to_mapping() if as_json else recipe.to_yaml())
+        return
+    rows = builtin_recipes()
+    _show([{"name": key, "description": text} for key, text in rows] if as_json else _listed(rows))
+
+
+@cli.command("targets", epilog="Example: qcompile targets")
+@_json
+@_traceback
+def targets_verb(as_json: bool) -> None:
+    """Where compiled models can run."""
+    from qcompiler.targets import TARGETS
+
+    rows = [(target.name, target.description) for target in TARGETS]
+    _show([{"name": key, "description": text} for key, text in rows] if as_json else _listed(rows))
+
+
+@cli.command("doctor", epilog="Example: qcompile doctor")
+@_json
+@_traceback
+def doctor_verb(as_json: bool) -> None:
+    """What this machine can run, and what is missing."""
+    from qcompiler.report.doctor import doctor_table, examine
+
+    findings = examine(Path())
+    _show([asdict(finding) for finding in findings] if as_json else doctor_table(findings))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point; ends the process with the status of the contract."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _on_terminate)  # so that work folders are removed
+    try:
+        cli.main(given, prog_name="qcompile", standalone_mode=False)
+        sys.stdout.flush()
+        status = 0
+    except BaseException as error:  # every way out has its status and, at most, one line
+        status, line = _outcome(error)
+        if "--traceback" in given and status not in (0, 130, 141, 143):
+            traceback.print_exception(error)
+        if isinstance(error, click.ClickException):
+            error.show()
+        elif line:
+            print(f"error: {line}", file=sys.stderr)
+    if status == 141:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
+    sys.exit(status)
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
+    """Exit status, and the line to print."""
+    match error:
+        case QCompilerError():
+            return error.exit_status, " ".join(str(error).split())
+        case click.exceptions.Exit():
+            return error.exit_code, ""
+        case click.ClickException():
+            return error.exit_code, ""
+        case KeyboardInterrupt() | click.Abort():
+            return 130, "interrupted; nothing was written"
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else 1, ""
+        case BrokenPipeError():
+            return 141, ""
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return 2, f"{where}{error.strerror or error}; nothing was written"
+        case MemoryError():
+            return 2, "out of memory; close other programs, or use a recipe that needs no calibration"
+        case _:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            return 1, f"a defect of qcompiler ({said}); run again with --traceback and report it"
+
+
+def _on_terminate(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _show(value: "RenderableType | dict[str, Any] | list[Any]") -> None:
+    """A table, text or JSON on stdout, by click's echo: rich turns a closed pipe into status 1."""
+    if isinstance(value, (dict, list)):
+        from qcompiler.report.json_text import to_json
+
+        click.echo(to_json(value))
+    elif isinstance(value, str):
+        click.echo(value, nl=not value.endswith("\n"))
+    else:
+        from rich.console import Console
+
+        screen = Console()
+        width = screen.width if screen.is_terminal else 160
+        text = Console(
+            file=io.StringIO(), width=width, force_terminal=screen.is_terminal, color_system="auto"
+        )
+        with text.capture() as capture:
+            text.print(value)
+        click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def _listed(rows: Sequence[tuple[str, str]]) -> str:
+    width = max(len(key) for key, _ in rows)
+    return "\n".join(f"{key:{width}}  {text}" for key, text in rows)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Progress]:
+    """A bar with the time left on stderr; without a terminal a line now and then."""
+    if quiet:
+        yield lambda what, done, total: None
+        return
+    if not sys.stderr.isatty():
+        yield _plain_progress()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns = (
+        BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+    )  # fmt: skip
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("preparing", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+def _plain_progress() -> Progress:
+    start = time.monotonic()
+    last = start
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PLAIN_INTERVAL:
+            last = now
+            print(f"{now - start:.0f} s: {done}/{total} {what}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""How far a model is from its reference, on data that both run.
+
+text        a language model, window by window: perplexity of both, KL(reference || model), top-1 agreement
+data        any model: SQNR, cosine and top-1 agreement of each output
+neither     the same on seeded random inputs
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.calibration.data import TOKENS, open_calibration, text_encoder
+from qcompiler.calibration.fill import token_input
+from qcompiler.calibration.sampling import random_feeds
+from qcompiler.errors import CalibrationError, InputError
+from qcompiler.quant import metrics
+from qcompiler.quant.similarity import Similarity
+from qcompiler.report.comparable_model import ComparableModel, open_comparable
+
+Array = npt.NDArray[Any]
+Progress = Callable[[str, int, int], None]
+RANDOM_SAMPLES = 8
+CHARACTERS = 16  # a token, more than text needs with a trained tokenizer
+MARGIN = 64  # tokens after the last window, so that where the text was cut cannot have changed it
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """What to evaluate on.
+
+    Attributes:
+        text: UTF-8 file; with ``tokenizer``, a tokenizer.json.
+        data: feeds, in any form that ``--calib`` takes.
+        windows, length: of the text; ``windows`` is also the most feeds of ``data`` that are used, 0 for all.
+        skip_chars, offset: where in the text to start: characters, and a fraction of it.
+        seed: of random inputs.
+    """
+
+    text: Path | None = None
+    tokenizer: Path | None = None
+    data: str | None = None
+    windows: int = 8
+    length: int = 512
+    skip_chars: int = 0
+    offset: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One output of both models over all data; top1_agreement is None where there are no classes."""
+
+    name: str
+    sqnr_db: float
+    cosine: float
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished comparison.
+
+    Attributes:
+        data: what it ran on.
+        samples: windows or feeds; tokens in them, for text.
+        ppl, reference_ppl, kl: of text, else None; kl in nats a token.
+        top1_agreement, sqnr_db, cosine: of the logits of a language model, else of the first output.
+        outputs: every output that both have.
+        notes: what a reader should know.
+    """
+
+    model: str
+    reference: str
+    data: str
+    samples: int
+    tokens: int | None
+    ppl: float | None
+    reference_ppl: float | None
+    kl: float | None
+    top1_agreement: float | None
+    sqnr_db: float
+    cosine: float
+    outputs: list[OutputDifference]
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluate(
+    model: Path, reference: Path, data: EvaluationData, progress: Progress = lambda what, done, total: None
+) -> Evaluation:
+    """Run both models on the same data and compare.
+
+    Raises:
+        InputError: a model cannot be read or run, or they have nothing in common to compare.
+        CalibrationError: the data does not fit.
+    """
+    text = None if data.text is None else _text_windows(data, data.text)
+    with ExitStack() as stack:
+        ours = stack.enter_context(open_comparable(model))
+        theirs = stack.enter_context(open_comparable(reference))
+        notes = [
+            f"{side.path}: computes in bfloat16, which ONNX Runtime's CPU does not; widened to float32 in a "
+            "temporary file"
+            for side in (ours, theirs)
+            if side.widened
+        ]
+        if text is not None:
+            return _compare_language(ours, theirs, text, notes, progress)
+        return _compare_outputs(ours, theirs, data, notes, progress)
+
+
+def _compare_language(
+    ours: ComparableModel,
+    theirs: ComparableModel,
+    text: "_TextWindows",
+    notes: list[str],
+    progress: Progress,
+) -> Evaluation:
+    ids = text.ids
+    name = _logits_name(ours, theirs)
+    nats = reference_nats = kl = agreement = 0.0
+    similarity = Similarity()
+    for index, window in enumerate(ids):
+        progress("evaluating", index, len(ids))
+        feed = {TOKENS: window[None, :]}
+        got, wanted = (side.run(feed, [name])[name] for side in (ours, theirs))
+        _check_shapes(name, got, wanted)
+        if wanted.ndim != 3 or wanted.shape[1] != len(window):
+            raise InputError(
+                f"{theirs.path}: output {name} is {list(wanted.shape)}, not [1, {len(window)}, vocabulary]; "
+                "a text is for language models, give --data for others"
+            )
+        if not np.isfinite(wanted).all():
+            raise InputError(
+                f"{theirs.path}: its logits are not finite; evaluate against a float model that works"
+            )
+        nats += math.log(metrics.perplexity(got[0, :-1], window[1:]))
+        reference_nats += math.log(metrics.perplexity(wanted[0, :-1], window[1:]))
+        kl += metrics.kl_divergence(wanted, got)
+        agreement += metrics.top1_agreement(wanted, got)
+        similarity.add(wanted, got)
+    progress("evaluating", len(ids), len(ids))
+    windows = len(ids)  # of equal length, so their mean is the mean over positions
+    output = OutputDifference(name, similarity.sqnr_db, similarity.cosine, agreement / windows)
+    return Evaluation(
+        str(ours.path),
+        str(theirs.path),
+        text.described,
+        windows,
+        ids.size,
+        math.exp(nats / windows),
+        math.exp(reference_nats / windows),
+        kl / windows,
+        output.top1_agreement,
+        output.sqnr_db,
+        output.cosine,
+        [output],
+        notes,
+    )
+
+
+def _compare_outputs(
+    ours: ComparableModel,
+    theirs: ComparableModel,
+    data: EvaluationData,
+    notes: list[str],
+    progress: Progress,
+) -> Evaluation:
+    feeds, source = _feeds(ours, theirs, data, notes)
+    names = _common_outputs(ours, theirs, notes)
+    sums = {name: Similarity() for name in names}
+    agreeing: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
+    samples = 0
+    for feed in feeds:
+        progress("evaluating", samples, max(samples + 1, data.windows))
+        got, wanted = (side.run(feed, names) for side in (ours, theirs))
+        for name in names:
+            _check_shapes(name, got[name], wanted[name])
+            sums[name].add(wanted[name], got[name])
+            shape = wanted[name].shape
+            if wanted[name].dtype.kind == "f" and len(shape) >= 2 and shape[-1] >= 2 and wanted[name].size:
+                rows = wanted[name].size // shape[-1]
+                agreeing[name].append((metrics.top1_agreement(wanted[name], got[name]), rows))
+        samples += 1
+    progress("evaluating", samples, samples)
+    outputs = [
+        OutputDifference(name, sums[name].sqnr_db, sums[name].cosine, _weighted(agreeing[name]))
+        for name in names
+    ]
+    first = outputs[0]
+    return Evaluation(
+        str(ours.path),
+        str(theirs.path),
+        source,
+        samples,
+        None,
+        None,
+        None,
+        None,
+        first.top1_agreement,
+        first.sqnr_db,
+        first.cosine,
+        outputs,
+        notes,
+    )
+
+
+def _feeds(
+    ours: ComparableModel, theirs: ComparableModel, data: EvaluationData, notes: list[str]
+) -> tuple[Iterable[Mapping[str, Array]], str]:
+    if data.data is not None:
+        samples = data.windows or 1 << 40
+        opened = open_calibration(data.data, data.tokenizer, samples, data.length)
+        notes += opened.warnings
+        return opened, opened.source
+    lacking = [spec.name for spec in theirs.inputs if spec.name not in {other.name for other in ours.inputs}]
+    extra = [spec.name for spec in ours.inputs if spec.name not in {other.name for other in theirs.inputs}]
+    if lacking or extra:
+        differences = [f"{theirs.path} alone takes {', '.join(lacking)}"] if lacking else []
+        differences += [f"{ours.path} alone takes {', '.join(extra)}"] if extra else []
+        raise InputError(
+            f"the models' inputs differ: {'; '.join(differences)}; give --text or --data that fits both"
+        )
+    notes.append(f"random inputs (seed {data.seed}): give --text or --data for figures that mean something")
+    tokens = token_input(theirs.inputs)
+    sizes = [last for rank, last in theirs.outputs.values() if rank == 3 and last is not None]
+    highs = {tokens: max(sizes)} if tokens is not None and sizes else None
+    samples = min(data.windows, RANDOM_SAMPLES) or RANDOM_SAMPLES
+    return random_feeds(theirs.inputs, samples, data.seed, highs=highs), "random inputs"
+
+
+def _common_outputs(ours: ComparableModel, theirs: ComparableModel, notes: list[str]) -> list[str]:
+    common = [name for name in theirs.outputs if name in ours.outputs]
+    if not common:
+        raise InputError(
+            f"no output in common: {ours.path} has {', '.join(ours.outputs)}, "
+            f"{theirs.path} has {', '.join(theirs.outputs)}; is it the model's own reference?"
+        )
+    left_out = [name for name in (*theirs.outputs, *ours.outputs) if name not in common]
+    if left_out:
+        notes.append(f"outputs that only one model has were not compared: {', '.join(left_out)}")
+    return common
+
+
+def _logits_name(ours: ComparableModel, theirs: ComparableModel) -> str:
+    common = _common_outputs(ours, theirs, [])
+    candidates = [name for name in common if theirs.outputs[name][0] in (None, 3)]
+    if not candidates:
+        raise InputError(
+            f"{theirs.path}: no output [batch, sequence, vocabulary] among {', '.join(common)}; "
+            "a text is for language models, give --data for others"
+        )
+    return "logits" if "logits" in candidates else candidates[0]
+
+
+def _check_shapes(name: str, got: Array, wanted: Array) -> None:
+    if got.shape != wanted.shape:
+        raise InputError(
+            f"output {name}: the model gives {list(got.shape)}, the reference {list(wanted.shape)}; "
+            "is it the model's own reference?"
+        )
+
+
+def _weighted(parts: list[tuple[float, int]]) -> float | None:
+    rows = sum(count for _, count in parts)
+    return sum(value * count for value, count in parts) / rows if rows else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from error
+
+
+@dataclass(frozen=True)
+class _TextWindows:
+    """Tokens int64 [windows, length], and where they are from."""
+
+    ids: npt.NDArray[np.int64]
+    described: str
+
+
+def _text_windows(data: EvaluationData, path: Path) -> _TextWindows:
+    """Tokens of the text from its start on, without special tokens."""
+    encode = text_encoder(data.tokenizer, str(path))
+    text = _read(path)
+    start = data.skip_chars + int(data.offset * len(text))
+    text = text[start:]
+    wanted = data.windows * data.length
+    tokens = next(
+        found
+        for size in _sizes(wanted, len(text))
+        if len(found := encode(text[:size])) >= wanted + MARGIN or size >= len(text)
+    )
+    windows = min(data.windows, len(tokens) // data.length)
+    if windows == 0:
+        raise CalibrationError(
+            f"{path}: {len(tokens)} tokens from character {start} on, not one window of {data.length}; "
+            "give more text, or a smaller --length"
+        )
+    ids = np.asarray(tokens[: windows * data.length], dtype=np.int64).reshape(windows, data.length)
+    return _TextWindows(ids, f"{path} from character {start}, {windows} windows of {data.length} tokens")
+
+
+def _sizes(wanted: int, whole: int) -> Iterator[int]:
+    """Characters to tokenise: a part that is surely enough for most texts, then all."""
+    yield min(whole, max(1 << 20, CHARACTERS * wanted))
+    yield whole

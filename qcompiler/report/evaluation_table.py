@@ -1,0 +1,55 @@
+"""An evaluation on the terminal."""
+
+import math
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qcompiler.report.evaluate import Evaluation
+
+
+def evaluation_table(found: Evaluation) -> RenderableType:
+    """Figures of a language model, or a line for each output of any other; then the notes."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    rows = [("model", found.model), ("reference", found.reference), ("data", found.data)]
+    if found.kl is not None and found.ppl is not None and found.reference_ppl is not None:
+        change = 100 * (found.ppl / found.reference_ppl - 1)
+        rows += [
+            ("perplexity", f"{found.ppl:.3f} (reference {found.reference_ppl:.3f}, {change:+.2f} %)"),
+            ("KL", f"{found.kl:.4g} nats a token"),
+        ]
+    if len(found.outputs) == 1:
+        rows += [
+            ("top-1 agreement", _share(found.top1_agreement)),
+            ("SQNR", _decibel(found.sqnr_db)),
+            ("cosine", f"{found.cosine:.6f}"),
+        ]
+    for key, value in rows:
+        facts.add_row(key, escape(value))
+    parts: list[RenderableType] = [facts]
+    if len(found.outputs) > 1:
+        parts += ["", _outputs(found)]
+    return Group(*parts, *(Text(f"note: {note}") for note in found.notes))
+
+
+def _outputs(found: Evaluation) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("output", overflow="fold")
+    for column in ("SQNR", "cosine", "top-1 agreement"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for output in found.outputs:
+        cosine = f"{output.cosine:.6f}"
+        table.add_row(escape(output.name), _decibel(output.sqnr_db), cosine, _share(output.top1_agreement))
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "no classes" if value is None else f"{100 * value:.2f} %"
+
+
+def _decibel(value: float) -> str:
+    return "equal" if value == math.inf else f"{value:.1f} dB"
