@@ -1,8 +1,8 @@
 """The algorithms: one file each, one row each in the table below.
 
-A quantizer turns (weight, statistics, scheme, options) into a QuantizedTensor; a transform finds a scale for a layer's
-input channels. None of them knows a graph. Users add theirs as ``package.module:function`` or as an entry point in
-the group ``qcompiler.algorithms``.
+A quantizer turns (weight, statistics, scheme, options) into a QuantizedTensor; a transform finds a scale for
+a layer's input channels. None of them knows a graph. Users add theirs as ``package.module:function`` or as an
+entry point in the group ``qcompiler.algorithms``.
 """
 
 import difflib
@@ -38,8 +38,9 @@ class Algorithm:
     """One row of the table.
 
     Attributes:
-        kind: "quantizer": run(weight, statistics, scheme, options) -> QuantizedTensor, statistics may be None where
-            ``needs`` is empty or the data is missing; "transform": run(weights, statistics, schemes, options, tie).
+        kind: "quantizer": run(weight, statistics, scheme, options) -> QuantizedTensor, statistics may be None
+            where ``needs`` is empty or the data is missing; "transform": run(weights, statistics, schemes,
+            options, tie).
         needs: the statistics that make it better than without.
         options: a frozen dataclass, every field with a default.
     """
@@ -59,10 +60,11 @@ ALGORITHMS = (
 
 
 def find(name: str) -> Algorithm:
-    """The algorithm of that name: ours, an installed entry point, or the user's own ``package.module:function``.
+    """The algorithm of that name: ours, an installed entry point, or the user's own
+    ``package.module:function``.
 
-    What a user's name leads to is an Algorithm, or a function that is taken for a quantizer which needs the Hessian
-    and has no options.
+    What a user's name leads to is an Algorithm, or a function that is taken for a quantizer which needs the
+    Hessian and has no options.
 
     Raises:
         SchemeError: no such algorithm; the nearest names are given.
@@ -86,7 +88,9 @@ def _import(reference: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise SchemeError(f"algorithm: {reference}: no module {error.name}; is it installed or on PYTHONPATH?") from error
+        raise SchemeError(
+            f"algorithm: {reference}: no module {error.name}; is it installed or on PYTHONPATH?"
+        ) from error
     found = module
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -101,5 +105,7 @@ def _as_algorithm(name: str, found: Any) -> Algorithm:
     if isinstance(found, Algorithm):
         return found
     if not callable(found):
-        raise SchemeError(f"algorithm: {name}: must be a function or an Algorithm, not {type(found).__name__}")
+        raise SchemeError(
+            f"algorithm: {name}: must be a function or an Algorithm, not {type(found).__name__}"
+        )
     return Algorithm(name, "quantizer", frozenset({Need.HESSIAN}), NoOptions, found)

@@ -18,8 +18,9 @@ class QuantizationError:
     """The loss of one layer.
 
     Attributes:
-        output: tr(E H E^T) / tr(W H W^T), the relative squared error of the layer's output; with only the mean squares
-            of the channels, of an output whose channels were independent; without statistics the same as ``weight``.
+        output: tr(E H E^T) / tr(W H W^T), the relative squared error of the layer's output; with only the
+            mean squares of the channels, of an output whose channels were independent; without statistics the
+            same as ``weight``.
         weight: sum E^2 / sum W^2.
         cosine: of the angle between W and what is stored for it.
     """
@@ -40,7 +41,8 @@ def quantization_error(
     statistics: InputStatistics | None,
     device: Device = "cpu",
 ) -> QuantizationError:
-    """Compare a weight [N, K] of any floating point type with what is stored for it, a block of rows at a time."""
+    """Compare a weight [N, K] of any floating point type with what is stored for it, a block of rows at a
+    time."""
     metric = output_metric(statistics, device)
     xp = array_namespace(place(weight[:1], device))
     totals = [0.0] * 5
@@ -48,7 +50,13 @@ def quantization_error(
         w = place(weight[rows], device)
         e = place(quantized.dequantize(rows), device)
         e -= w
-        parts = (output_energy(e, metric), output_energy(w, metric), output_energy(e, None), output_energy(w, None), float(xp.sum(e * w)))
+        parts = (
+            output_energy(e, metric),
+            output_energy(w, metric),
+            output_energy(e, None),
+            output_energy(w, None),
+            float(xp.sum(e * w)),
+        )
         totals = [total + part for total, part in zip(totals, parts, strict=True)]
     output_noise, output_signal, noise, signal, both = totals
     stored = noise + 2 * both + signal  # |W + E|^2

@@ -1,13 +1,16 @@
-"""Search each group's range for the least squared error, weighted by how much of the activation each channel carries.
+"""Scales that minimise the squared error of each group, weighted by how strongly each channel is driven.
 
-    min over scale and zero point of  sum_k h_k (w_k - q(w_k))^2,      h = diag(mean of x x^T), or 1 without statistics
+    argmin over scale s, zero point z of   sum_k h_k (w_k - Q(w_k))^2,      h = diag(H) = mean of x^2
 
-The weighted error is the layer's output error as far as channels are uncorrelated (the diagonal of the second-order term in Optimal Brain
-Surgeon, Hassibi & Stork 1993). Shrunken ranges are tried, then each end alone, then the scale that is best for the codes at hand
-(least squares) with the codes chosen again; a step is kept in the groups where it helps.
+The range is shrunk over a grid (a range need not hold its outliers); then a few rounds refit the scale to the
+codes in closed form, s = <h w c> / <h c c> with c = code - z, and try the neighbouring zero points and
+scales. Every step is kept, group by group, only where the error falls, so the result is never worse than
+round to nearest. Without statistics every channel weighs the same.
+
+On SmolLM2's linears (int4 g64 asym) eight ranges and two rounds give less error than a 12 x 12 grid over both
+ends of the range with four refits, in a sixth of its time.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,30 +18,32 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
-from qcompiler.algorithms.arrays import BLOCK, CHUNK, Device, fetch, place, row_blocks
-from qcompiler.algorithms.rtn import tensor_range
-from qcompiler.quant.affine import Array, quantize_codes, range_to_scale, round_to_codes, store_scale, to_groups
+from qcompiler.algorithms.arrays import CHUNK, Device, place, row_blocks
+from qcompiler.algorithms.rtn import quantize_rows, tensor_range
+from qcompiler.quant.affine import Array, range_to_scale, round_to_codes, store_scale, to_groups
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import AffineTensor
 
-END_STEPS = (0.1, 0.05)  # by how much each end of an asymmetric range is moved alone
-REFITS = 2  # least-squares refits of the scale
+_NEIGHBOURS = ((1.0, 1), (1.0, -1), (0.96, 0), (1.04, 0))  # (factor of the scale, step of the zero point)
 
 
 @dataclass(frozen=True, slots=True)
 class MseOptions:
-    """How the ranges are searched.
+    """How the scales are searched.
 
     Attributes:
-        steps: how many shrunken ranges are tried.
-        shrink: the smallest of them, as a share of the full range.
+        steps: how many ranges are tried, from the full one downward (symmetric: from a little above it, where
+            the positive extreme is not clipped).
+        shrink: the smallest range tried, as a share of the full one.
+        rounds: rounds of refitting and of trying the neighbours.
         weighted: weigh the error by the channels' mean squares when there are statistics.
         device: where the maths runs.
     """
 
-    steps: int = 12
-    shrink: float = 0.5
+    steps: int = 8
+    shrink: float = 0.4
+    rounds: int = 2
     weighted: bool = True
     device: Device = "cpu"
 
@@ -49,130 +54,140 @@ def quantize(
     scheme: QuantScheme,
     options: MseOptions | None = None,
 ) -> AffineTensor:
-    """The codes and scales of least weighted squared error.
+    """The codes nearest to the weight, with the scales of least weighted squared error.
 
     Args:
-        weight: [N, K] of any floating point type; it may be a view of a mapped file, and is read in blocks of rows.
-        statistics: its mean squares (or the Hessian's diagonal) weigh the channels; None weighs all alike.
+        weight: [N, K] of any floating point type; it may be a view of a mapped file: it is read in blocks of
+            rows.
+        statistics: with the Hessian or the mean squares of the channels; None weighs all channels the same.
+        scheme: how the weight will be stored.
+        options: how long to search, and where.
     Raises:
         SchemeError: the weight holds NaN or infinity.
     """
     options = options or MseOptions()
-    importance = _importance(statistics, weight.shape[1], scheme, options)
-    scale = np.empty(scheme.scale_shape(*weight.shape), np.float32)
-    zero_point = None if scheme.symmetric else np.empty(scale.shape, np.uint8)
-    codes = np.empty(weight.shape, np.uint8)
-    whole = _search_tensor(weight, importance, scheme, options) if scheme.granularity is Granularity.TENSOR else None
-    for rows, block in _blocks(weight, options.device):
-        s, z = whole or _search(to_groups(block, scheme), importance, scheme, options)
-        codes[rows] = fetch(quantize_codes(block, s, z, scheme))
-        where = slice(None) if whole else rows
-        scale[where] = fetch(s)
+    k = weight.shape[1]
+    importance = channel_importance(statistics if options.weighted else None, k, scheme, options.device)
+    if scheme.granularity is not Granularity.TENSOR:
+        return quantize_rows(
+            weight, scheme, lambda rows: search_rows(rows, importance, scheme, options), options.device
+        )
+    scale, zero_point = _search_tensor(weight, importance, scheme, options)
+    return quantize_rows(weight, scheme, lambda rows: (scale, zero_point), options.device)
+
+
+def channel_importance(
+    statistics: InputStatistics | None, k: int, scheme: QuantScheme, device: Device
+) -> Array:
+    """The mean square of each input channel, [1, G, g] with mean 1; 0 where a short group is filled up."""
+    known = None if statistics is None else statistics.diagonal()
+    h = np.ones(k, np.float32) if known is None else np.maximum(known, 0)
+    mean = float(h.mean())
+    # A channel that calibration never drove still counts a little: other data may drive it.
+    h = h / mean + 1e-6 if mean > 0 else np.ones(k, np.float32)
+    return to_groups(place(h[None], device), scheme)
+
+
+def search_rows(
+    rows: Array, importance: Array, scheme: QuantScheme, options: MseOptions
+) -> tuple[Array, Array | None]:
+    """Scales [n, G] and zero points (None when symmetric) of rows [n, K]."""
+    xp = array_namespace(rows)
+    search = _Search(to_groups(rows, scheme), importance, scheme)
+    lo, hi = xp.min(search.weight, axis=-1), xp.max(search.weight, axis=-1)
+    search.start(*range_to_scale(lo, hi, scheme))
+    for share in range_shares(scheme, options):
+        search.offer(*range_to_scale(lo * share, hi * share, scheme))
+    for _ in range(options.rounds):
+        search.offer(search.refitted(), search.zero_point)
+        for factor, step in _NEIGHBOURS:
+            search.offer_neighbour(factor, step)
+    if options.rounds:
+        search.offer(search.refitted(), search.zero_point)
+    return search.scale, search.zero_point
+
+
+def range_shares(scheme: QuantScheme, options: MseOptions) -> list[float]:
+    """The shares of the full range to try. A symmetric one begins where its positive extreme is a code
+    again."""
+    top = scheme.midpoint / (scheme.midpoint - 1) if scheme.symmetric else 1.0
+    return [float(share) for share in np.linspace(top, options.shrink, options.steps)]
+
+
+class _Search:
+    """The best scale and zero point found so far for each group, and their errors."""
+
+    def __init__(self, weight: Array, importance: Array, scheme: QuantScheme) -> None:
+        self.weight = weight  # float32 [n, G, g]
+        self.importance = importance  # [1, G, g]
+        self.scheme = scheme
+        self.weighted = weight * importance
+
+    def start(self, scale: Array, zero_point: Array | None) -> None:
+        self.scale = scale
+        self.zero_point = zero_point
+        self.error = self._error(scale, zero_point)
+
+    def offer(self, scale: Array, zero_point: Array | None) -> None:
+        """Take over what lowers the error, group by group."""
+        xp = array_namespace(scale)
+        error = self._error(scale, zero_point)
+        better = error < self.error
+        self.error = xp.where(better, error, self.error)
+        self.scale = xp.where(better, scale, self.scale)
         if zero_point is not None:
-            zero_point[where] = fetch(z)
-    return AffineTensor(scheme, codes, scale, zero_point)
+            self.zero_point = xp.where(better, zero_point, self.zero_point)
 
+    def offer_neighbour(self, factor: float, step: int) -> None:
+        if step and self.zero_point is None:
+            return
+        zero_point = self.zero_point
+        if step and zero_point is not None:
+            zero_point = round_to_codes(zero_point + step, self.scheme)
+        self.offer(store_scale(self.scale * factor, self.scheme.scale_dtype), zero_point)
 
-def _blocks(weight: npt.NDArray[Any], device: Device) -> Iterator[tuple[slice, Array]]:
-    """Rows to work on, few enough to stay in cache, read in large blocks: a transposed view is slow to read row by row."""
-    for outer in row_blocks(weight, BLOCK):
-        block = place(weight[outer], device)
-        for inner in row_blocks(block, CHUNK if device == "cpu" else BLOCK):
-            yield slice(outer.start + inner.start, outer.start + inner.stop), block[inner]
+    def refitted(self) -> Array:
+        """The scales of least error for the present codes, s = <h w c> / <h c c>."""
+        xp = array_namespace(self.weight)
+        zero_point = self._zero_point(self.zero_point)
+        c = self.weight / self.scale[..., None]
+        c += zero_point
+        c = round_to_codes(c, self.scheme)
+        c -= zero_point
+        across = xp.sum(self.weighted * c, axis=-1)
+        c *= c
+        c *= self.importance
+        along = xp.sum(c, axis=-1)
+        fits = (along > 0) & (across > 0)
+        scale = xp.where(fits, across, self.scale) / xp.where(fits, along, xp.ones_like(along))
+        return store_scale(scale, self.scheme.scale_dtype)
 
+    def _error(self, scale: Array, zero_point: Array | None) -> Array:
+        """sum_k h_k (w_k - Q(w_k))^2 for each group, [n, G]; in steps of the scale: (c - w / s) s."""
+        xp = array_namespace(scale)
+        exact = self.weight * (1.0 / scale)[..., None]
+        exact += self._zero_point(zero_point)
+        miss = round_to_codes(xp.asarray(exact, copy=True), self.scheme)
+        miss -= exact
+        miss *= miss
+        miss *= self.importance
+        return xp.sum(miss, axis=-1) * (scale * scale)
 
-def _importance(statistics: InputStatistics | None, k: int, scheme: QuantScheme, options: MseOptions) -> Array | None:
-    """[1, G, g], relative to its mean; None where every channel counts alike."""
-    diagonal = statistics.diagonal() if statistics is not None and options.weighted else None
-    if diagonal is None or not diagonal.any():
-        return None
-    # A channel that was never active still counts a little: its weights should not be thrown away for nothing.
-    relative = diagonal / diagonal.mean() + np.float32(1e-6)
-    return to_groups(place(relative.reshape(1, k), options.device), scheme)
-
-
-def _shrinks(scheme: QuantScheme, options: MseOptions) -> list[float]:
-    """Shares of the full range; a symmetric one is also widened until the positive extreme fits."""
-    shares = [float(share) for share in np.linspace(1.0, options.shrink, options.steps)]
-    return [scheme.midpoint / (scheme.midpoint - 1), *shares] if scheme.symmetric and scheme.bits > 1 else shares
-
-
-def _search(groups: Array, importance: Array | None, scheme: QuantScheme, options: MseOptions) -> tuple[Array, Array | None]:
-    """Scale and zero point [n, G] for groups [n, G, g]."""
-    xp = array_namespace(groups)
-    lo, hi = xp.min(groups, axis=-1), xp.max(groups, axis=-1)
-    lo, hi = xp.where(lo < 0, lo, xp.zeros_like(lo)), xp.where(hi > 0, hi, xp.zeros_like(hi))
-    low_share, high_share = xp.ones_like(lo), xp.ones_like(hi)
-    s, z = range_to_scale(lo, hi, scheme)
-    error = _error(groups, importance, s, z, scheme)
-
-    def attempt(a: Array, b: Array) -> None:
-        nonlocal s, z, error, low_share, high_share
-        trial_s, trial_z = range_to_scale(lo * a, hi * b, scheme)
-        trial = _error(groups, importance, trial_s, trial_z, scheme)
-        better = trial < error
-        error, s = xp.where(better, trial, error), xp.where(better, trial_s, s)
-        z = None if z is None or trial_z is None else xp.where(better, trial_z, z)
-        low_share, high_share = xp.where(better, a, low_share), xp.where(better, b, high_share)
-
-    ones = xp.ones_like(lo)
-    for share in _shrinks(scheme, options):
-        if share != 1.0:
-            attempt(ones * share, ones * share)
-    if z is not None:
-        for step in END_STEPS:
-            for d_low, d_high in ((step, 0.0), (-step, 0.0), (0.0, step), (0.0, -step)):
-                attempt(low_share + d_low, high_share + d_high)
-    for _ in range(REFITS):
-        trial_s = _refit(groups, importance, s, z, scheme)
-        trial = _error(groups, importance, trial_s, z, scheme)
-        better = trial < error
-        error, s = xp.where(better, trial, error), xp.where(better, trial_s, s)
-    return s, z
-
-
-def _centered_codes(groups: Array, s: Array, z: Array | None, scheme: QuantScheme) -> Array:
-    """Code minus zero point of each weight, float32 [n, G, g]."""
-    offset = scheme.midpoint if z is None else z[..., None]
-    values = groups / s[..., None]
-    values += offset
-    values = round_to_codes(values, scheme)
-    values -= offset
-    return values
-
-
-def _error(groups: Array, importance: Array | None, s: Array, z: Array | None, scheme: QuantScheme) -> Array:
-    """Weighted squared error of each group, [n, G]."""
-    xp = array_namespace(groups)
-    values = _centered_codes(groups, s, z, scheme)
-    values *= s[..., None]
-    values -= groups
-    values *= values
-    if importance is not None:
-        values *= importance
-    return xp.sum(values, axis=-1)
-
-
-def _refit(groups: Array, importance: Array | None, s: Array, z: Array | None, scheme: QuantScheme) -> Array:
-    """The scale of least weighted squares for the codes that ``s`` gives: <h w c> / <h c c>."""
-    xp = array_namespace(groups)
-    centered = _centered_codes(groups, s, z, scheme)
-    weighted = centered if importance is None else centered * importance
-    above, below = xp.sum(weighted * groups, axis=-1), xp.sum(weighted * centered, axis=-1)
-    usable = (below > 0) & (above > 0)
-    fitted = xp.where(usable, above / xp.where(usable, below, xp.ones_like(below)), s)
-    return store_scale(fitted, scheme.scale_dtype)
+    def _zero_point(self, zero_point: Array | None) -> Array | float:
+        return float(self.scheme.midpoint) if zero_point is None else zero_point[..., None]
 
 
 def _search_tensor(
-    weight: npt.NDArray[Any], importance: Array | None, scheme: QuantScheme, options: MseOptions
+    weight: npt.NDArray[Any], importance: Array, scheme: QuantScheme, options: MseOptions
 ) -> tuple[Array, Array | None]:
-    """One scale and zero point [1, 1] for the whole weight: every shrunken range over all blocks."""
-    lo, hi = tensor_range(weight, scheme, options.device)
-    candidates = [range_to_scale(lo * share, hi * share, scheme) for share in (1.0, *_shrinks(scheme, options))]
-    totals = [0.0] * len(candidates)
-    for _, block in _blocks(weight, options.device):
-        groups = to_groups(block, scheme)
-        for index, (s, z) in enumerate(candidates):
-            totals[index] += float(_error(groups, importance, s, z, scheme).sum())
-    return candidates[int(np.argmin(totals))]
+    """One scale for the whole weight: the share of the range with the least error, over all its chunks."""
+    lo, hi = tensor_range(weight, options.device)
+    candidates = [range_to_scale(lo, hi, scheme)]
+    candidates += [range_to_scale(lo * s, hi * s, scheme) for s in range_shares(scheme, options)]
+    errors = [0.0] * len(candidates)
+    for rows in row_blocks(weight, CHUNK):
+        search = _Search(to_groups(place(weight[rows], options.device), scheme), importance, scheme)
+        for index, (scale, zero_point) in enumerate(candidates):
+            search.start(scale, zero_point)
+            errors[index] += float(search.error.sum())
+    return candidates[int(np.argmin(errors))]

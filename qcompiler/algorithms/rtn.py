@@ -1,20 +1,26 @@
 """Round to nearest: the range of each group, its scale, the nearest codes. Needs no data.
 
-    scale = (max w - min w) / (2^b - 1),  code = round(w / scale) + zero_point      (symmetric: max |w| / 2^(b - 1))
+scale = (max w - min w) / (2^b - 1),  code = round(w / scale) + zero_point      (symmetric: max |w| / 2^(b -
+1))
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
-from qcompiler.algorithms.arrays import BLOCK, Device, fetch, place, row_blocks
+from qcompiler.algorithms.arrays import Device, chunk_size, fetch, map_in_threads, place, row_blocks
 from qcompiler.quant.affine import Array, quantize_codes, range_to_scale, to_groups
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import AffineTensor
+
+FindScale = Callable[[Array], tuple[Array, Array | None]]
+"""Scales and zero points (None when symmetric) for float32 rows [n, K], as range_to_scale gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,38 +39,62 @@ def quantize(
     """The codes nearest to the weight, with scales that cover each group's range.
 
     Args:
-        weight: [N, K] of any floating point type; it may be a view of a mapped file, and is read in blocks of rows.
+        weight: [N, K] of any floating point type; it may be a view of a mapped file: it is read in blocks of
+            rows.
         statistics: not used.
+        scheme: how the weight will be stored.
+        options: where the maths runs.
     Raises:
         SchemeError: the weight holds NaN or infinity.
     """
     device = (options or RtnOptions()).device
-    blocks = list(row_blocks(weight, BLOCK))
+    if scheme.granularity is Granularity.TENSOR:
+        scale, zero_point = range_to_scale(*tensor_range(weight, device), scheme)
+        return quantize_rows(weight, scheme, lambda rows: (scale, zero_point), device)
+    return quantize_rows(
+        weight, scheme, lambda rows: range_to_scale(*group_range(rows, scheme), scheme), device
+    )
+
+
+def quantize_rows(
+    weight: npt.NDArray[Any], scheme: QuantScheme, find_scale: FindScale, device: Device
+) -> AffineTensor:
+    """The codes nearest to the weight [N, K] for the scales that ``find_scale`` gives, a chunk of rows at a
+    time."""
     scale = np.empty(scheme.scale_shape(*weight.shape), np.float32)
     zero_point = None if scheme.symmetric else np.empty(scale.shape, np.uint8)
     codes = np.empty(weight.shape, np.uint8)
-    whole = tensor_range(weight, scheme, device) if scheme.granularity is Granularity.TENSOR else None
-    for rows in blocks:
-        block = place(weight[rows], device)
-        s, z = range_to_scale(*(whole or group_range(block, scheme)), scheme)
-        codes[rows] = fetch(quantize_codes(block, s, z, scheme))
-        where = slice(None) if whole else rows
-        scale[where] = fetch(s)
+
+    def one_chunk(block: npt.NDArray[Any], start: int, rows: slice) -> None:
+        chunk = place(block[rows], device)
+        s, z = find_scale(chunk)
+        here = slice(start + rows.start, start + rows.stop)
+        codes[here] = fetch(quantize_codes(chunk, s, z, scheme))
+        shared = slice(None) if scheme.granularity is Granularity.TENSOR else here
+        scale[shared] = fetch(s)
         if zero_point is not None:
-            zero_point[where] = fetch(z)
+            zero_point[shared] = fetch(z)
+
+    for rows in row_blocks(weight):
+        # One sweep over a transposed, mapped file, not one for each chunk.
+        block = np.ascontiguousarray(weight[rows])
+        chunks = list(row_blocks(block, chunk_size(device)))
+        map_in_threads(partial(one_chunk, block, rows.start), chunks, device)
     return AffineTensor(scheme, codes, scale, zero_point)
 
 
-def group_range(block: Array, scheme: QuantScheme) -> tuple[Array, Array]:
-    """Smallest and largest weight of each group, [n, G] twice, from rows [n, K]; what pads a short group counts as 0."""
-    xp = array_namespace(block)
-    grouped = to_groups(block, scheme)
+def group_range(rows: Array, scheme: QuantScheme) -> tuple[Array, Array]:
+    """Smallest and largest weight of each group, [n, G] twice, of rows [n, K]; short groups are filled up
+    with 0."""
+    xp = array_namespace(rows)
+    grouped = to_groups(rows, scheme)
     return xp.min(grouped, axis=-1), xp.max(grouped, axis=-1)
 
 
-def tensor_range(weight: npt.NDArray[Any], scheme: QuantScheme, device: Device) -> tuple[Array, Array]:
+def tensor_range(weight: npt.NDArray[Any], device: Device) -> tuple[Array, Array]:
     """Smallest and largest weight of the whole [N, K], [1, 1] twice, read in blocks."""
-    ranges = [group_range(place(weight[rows], device), scheme) for rows in row_blocks(weight)]
-    lo = np.stack([fetch(low).min() for low, _ in ranges]).min()
-    hi = np.stack([fetch(high).max() for _, high in ranges]).max()
-    return place(np.full((1, 1), lo), device), place(np.full((1, 1), hi), device)
+    ends = np.empty((0, 2), np.float32)
+    for rows in row_blocks(weight):
+        block = np.asarray(weight[rows], np.float32)
+        ends = np.vstack([ends, [[block.min(), block.max()]]])  # NaN stays NaN; Python's min would lose it
+    return place(ends[:, :1].min(keepdims=True), device), place(ends[:, 1:].max(keepdims=True), device)

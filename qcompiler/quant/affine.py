@@ -1,7 +1,7 @@
-"""Rounding to affine codes, w = (code - zero_point) * scale: the one home of rounding, clamping and zero points.
+"""Rounding to affine codes, w = (code - zero_point) * scale: the one home of rounding and zero points.
 
-Generic over NumPy arrays and torch tensors. Letters: N outputs, K reduction, G groups of g along K (the last may be
-short). Scales and zero points are [N, G], [N, 1] for a channel, [1, 1] for a tensor.
+Generic over NumPy arrays and torch tensors. Letters: N outputs, K reduction, G groups of g along K (the last
+may be short). Scales and zero points are [N, G], [N, 1] for a channel, [1, 1] for a tensor.
 """
 
 from typing import Any, TypeAlias
@@ -25,8 +25,8 @@ _LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.
 def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Array | None]:
     """Scale and zero point whose codes cover [lo, hi]; the range is widened to hold 0.
 
-    Symmetric: scale = max(|lo|, |hi|) / 2^(bits - 1), so that codes -2^(bits - 1)..2^(bits - 1) - 1 are all used and a
-    positive extreme may be clipped by up to one step. A range of nothing but 0 gets scale 1.
+    Symmetric: scale = max(|lo|, |hi|) / 2^(bits - 1), so that all of -2^(bits - 1)..2^(bits - 1) - 1 is used and
+    a positive extreme may be clipped by up to one step. A range of nothing but 0 gets scale 1.
 
     Args:
         lo, hi: float32, any one shape.
@@ -50,9 +50,9 @@ def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Ar
 def store_scale(scale: Array, dtype: ScaleDtype) -> Array:
     """The nearest scales that ``dtype`` can hold, as float32; always finite, positive and safe to divide by.
 
-    0 becomes 1 (an all-zero group). What is too large becomes the largest finite value. float16 subnormals are coarse:
-    they round up, so that the range stays covered. float32 and bfloat16 stop at the smallest normal number, whose
-    inverse is still finite.
+    0 becomes 1 (an all-zero group). What is too large becomes the largest finite value. float16 subnormals
+    are coarse: they round up, so that the range stays covered. float32 and bfloat16 stop at the smallest
+    normal number, whose inverse is still finite.
     """
     xp = array_namespace(scale)
     scale = xp.where(scale == 0, xp.ones_like(scale), scale)

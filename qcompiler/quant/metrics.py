@@ -1,7 +1,7 @@
 """How far an approximation is from its reference: SQNR, cosine, KL divergence, perplexity, top-1 agreement.
 
-Generic over NumPy arrays and torch tensors. Sums run in float64 over blocks of rows, so that the memory taken stays a
-few blocks however large the vocabulary.
+Generic over NumPy arrays and torch tensors. Sums run in float64 over blocks of rows, so that the memory taken
+stays a few blocks however large the vocabulary.
 """
 
 import math
@@ -17,7 +17,7 @@ _BLOCK = 1 << 20  # elements: 8 MB in float64
 
 
 def sqnr_db(reference: Array, approximation: Array) -> float:
-    """Signal to quantization noise ratio, 10 log10(sum r^2 / sum (r - a)^2), in dB; infinity when they are equal."""
+    """Signal to quantization noise ratio, 10 log10(sum r^2 / sum (r - a)^2), in dB; infinity if equal."""
     signal = noise = 0.0
     for r, a in _blocks(reference, approximation):
         signal += float((r * r).sum())

@@ -1,7 +1,7 @@
 """Codes <-> bytes: the layout of com.microsoft::MatMulNBits, and ONNX's int2, uint2, int4 and uint4.
 
-All of it is little end first: the code with the lower index sits in the lower bits. Three-bit codes have no layout of
-their own; ``lift`` makes four-bit ones of them. Letters: N outputs, K reduction, G groups of g along K.
+All of it is little end first: the code with the lower index sits in the lower bits. Three-bit codes have no
+layout of their own; ``lift`` makes four-bit ones of them. Letters: N outputs, K reduction, G groups of g along K.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ def storage_bits(bits: int) -> int:
 
 
 def lift(tensor: AffineTensor) -> AffineTensor:
-    """The same weights with codes that have a packed layout: three bits become four, others stay as they are."""
+    """The same weights with codes that have a packed layout: three bits become four."""
     if tensor.scheme.bits != 3:
         return tensor
     scheme = replace(tensor.scheme, bits=4)
@@ -69,7 +69,7 @@ def unpack_matmul_nbits(packed: Bytes, k: int, bits: int) -> Bytes:
 
 
 def pack_zero_points(zero_point: Bytes, bits: int) -> Bytes:
-    """The zero_points input of MatMulNBits: uint8 [N, ceil(G * bits / 8)] from [N, G]; each row starts a byte."""
+    """The zero_points input of MatMulNBits: uint8 [N, ceil(G * bits / 8)] from [N, G], a row at a time."""
     n, g = zero_point.shape
     per_byte = 8 // bits
     padded = np.zeros((n, -(-g // per_byte) * per_byte), np.uint8)
@@ -93,10 +93,12 @@ def pack_flat(codes: Bytes, bits: int) -> Bytes:
         flat = np.concatenate([flat, np.zeros(-flat.size % per_byte, np.uint8)])
     if per_byte == 2:
         pairs = flat.view("<u2")  # c1 << 8 | c0: one shift brings c1 beside c0
-        return (pairs | (pairs >> 4)).astype(np.uint8)
+        two: Bytes = (pairs | (pairs >> 4)).astype(np.uint8)
+        return two
     fours = flat.view("<u4")
     folded = fours | (fours >> 6)
-    return (folded | (folded >> 12)).astype(np.uint8)
+    four: Bytes = (folded | (folded >> 12)).astype(np.uint8)
+    return four
 
 
 def unpack_flat(packed: Bytes, shape: tuple[int, ...], bits: int) -> Bytes:
@@ -136,7 +138,7 @@ def unpack_transposed(packed: Bytes, k: int, n: int, bits: int) -> Bytes:
 
 
 def shift_sign(codes: Bytes, bits: int) -> Bytes:
-    """Unsigned codes to signed ones in two's complement within ``bits``, or back: c -> (c - 2^(bits - 1)) mod 2^bits."""
+    """Unsigned codes to two's complement within ``bits``, or back: c -> (c - 2^(bits - 1)) mod 2^bits."""
     return codes ^ np.uint8(1 << (bits - 1))
 
 
@@ -154,5 +156,7 @@ def _per_byte(bits: int) -> int:
 
 def _group_size(scheme: QuantScheme) -> int:
     if scheme.group_size is None:
-        raise SchemeError(f"{scheme.label}: MatMulNBits stores groups of 16..256 weights; use granularity group")
+        raise SchemeError(
+            f"{scheme.label}: MatMulNBits stores groups of 16..256 weights; use granularity group"
+        )
     return scheme.group_size

@@ -38,7 +38,8 @@ class GroupFallback(str, Enum):
 class QuantScheme:
     """Integer codes with one scale (and zero point) for each group: w = (code - zero_point) * scale.
 
-    Codes are unsigned, 0..2^bits - 1. A symmetric scheme stores no zero points: they are the midpoint 2^(bits - 1).
+    Codes are unsigned, 0..2^bits - 1. A symmetric scheme stores no zero points: they are the midpoint,
+    2^(bits - 1).
 
     Raises:
         SchemeError: bits, group size or scale type that we cannot store.
@@ -55,15 +56,18 @@ class QuantScheme:
             raise SchemeError(f"bits: {self.bits} is not supported; use one of {', '.join(map(str, BITS))}")
         if self.granularity is Granularity.GROUP and self.group_size not in GROUP_SIZES:
             raise SchemeError(
-                f"group_size: {self.group_size} is not supported; use one of {', '.join(map(str, GROUP_SIZES))}"
+                f"group_size: {self.group_size} is not supported; "
+                f"use one of {', '.join(map(str, GROUP_SIZES))}"
             )
         if self.granularity is not Granularity.GROUP and self.group_size is not None:
             raise SchemeError(
-                f"group_size: {self.group_size} has no meaning with granularity {self.granularity.value}; leave it out"
+                f"group_size: {self.group_size} has no meaning "
+                f"with granularity {self.granularity.value}; leave it out"
             )
         if self.scale_dtype not in get_args(ScaleDtype):
             raise SchemeError(
-                f"scale_dtype: {self.scale_dtype} is not supported; use one of {', '.join(get_args(ScaleDtype))}"
+                f"scale_dtype: {self.scale_dtype} is not supported; "
+                f"use one of {', '.join(get_args(ScaleDtype))}"
             )
 
     @property
@@ -109,11 +113,13 @@ class QuantScheme:
         return 8 * self.stored_bytes(n, k) / (n * k)
 
 
-def fit_group(scheme: QuantScheme, k: int, fallback: GroupFallback, where: str) -> tuple[QuantScheme, str | None]:
+def fit_group(
+    scheme: QuantScheme, k: int, fallback: GroupFallback, where: str
+) -> tuple[QuantScheme, str | None]:
     """The scheme to use for rows of K weights, and the reason when K made it differ or padded.
 
-    ADJUST takes the largest group size that divides K and is no larger than the one asked for; where none does,
-    the last group stays short, as with PAD.
+    ADJUST takes the largest group size that divides K and is no larger than the one asked for; where none
+    does, the last group stays short, as with PAD.
 
     Raises:
         SchemeError: the group size does not divide K and the fallback is ERROR.
@@ -129,5 +135,6 @@ def fit_group(scheme: QuantScheme, k: int, fallback: GroupFallback, where: str) 
     if fallback is GroupFallback.ADJUST:
         for size in sorted(GROUP_SIZES, reverse=True):
             if size < group and k % size == 0:
-                return replace(scheme, group_size=size), f"group_size {group} does not divide K={k}: {size} used"
+                reason = f"group_size {group} does not divide K={k}: {size} used"
+                return replace(scheme, group_size=size), reason
     return scheme, f"group_size {group} does not divide K={k}: the last group holds {k % group} weights"

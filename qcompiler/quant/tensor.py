@@ -1,4 +1,4 @@
-"""QuantizedTensor: a weight as it will be stored, whatever the target's layout. The one home of what codes mean."""
+"""QuantizedTensor: a weight as it will be stored, whatever the layout. The one home of what codes mean."""
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -35,9 +35,15 @@ class AffineTensor:
         if self.scale.dtype != np.float32 or self.scale.shape != expected:
             raise SchemeError(f"scale: {self.scale.dtype}{self.scale.shape}; must be float32{expected}")
         if (self.zero_point is None) is not self.scheme.symmetric:
-            raise SchemeError(f"zero_point: {self.scheme.label} must {'not ' * self.scheme.symmetric}have one")
-        if self.zero_point is not None and (self.zero_point.dtype != np.uint8 or self.zero_point.shape != expected):
-            raise SchemeError(f"zero_point: {self.zero_point.dtype}{self.zero_point.shape}; must be uint8{expected}")
+            raise SchemeError(
+                f"zero_point: {self.scheme.label} must {'not ' * self.scheme.symmetric}have one"
+            )
+        if self.zero_point is not None and (
+            self.zero_point.dtype != np.uint8 or self.zero_point.shape != expected
+        ):
+            raise SchemeError(
+                f"zero_point: {self.zero_point.dtype}{self.zero_point.shape}; must be uint8{expected}"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
