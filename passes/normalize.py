@@ -1,14 +1,17 @@
 """Bring an exported graph into the one form that the other passes read.
 
 *Given* any valid model.
-*Result* the same function with: no initializer that is also an input; calls of model-local functions inlined; tensors of Constant nodes,
-and initializers of control-flow bodies, as initializers of the main graph, one for each distinct tensor; types and shapes inferred.
+*Result* the same function with: no initializer that is also an input; calls of model-local functions inlined; nodes that nothing reads
+gone; tensors of Constant nodes, and initializers of control-flow bodies, as initializers of the main graph, one for each distinct tensor;
+a name of its own for every node; types and shapes inferred.
 """
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-SMALLEST_LIFTED = 256  # elements; smaller Constant nodes are shapes and scalars and stay where they are
+from qcompiler.graph.edits import Names, all_nodes
+
+SMALLEST_LIFTED = 16  # elements; smaller Constant nodes are shapes and scalars and stay where they are
 
 
 class Normalize(ir.passes.InPlacePass):
@@ -21,9 +24,11 @@ class Normalize(ir.passes.InPlacePass):
             common.InlinePass(),
             common.LiftConstantsToInitializersPass(size_limit=SMALLEST_LIFTED),
             common.LiftSubgraphInitializersToMainGraphPass(),
+            common.RemoveUnusedNodesPass(),  # ONNX Runtime drops them too, and a product that it drops is no promise broken
         ):
             modified = step(model).modified or modified
         modified = _share_equal_tensors(model) or modified
+        modified = _name_nodes(model) or modified
         if _lacks_types(model.graph):
             modified = common.ShapeInferencePass()(model).modified or modified
         return ir.passes.PassResult(model, modified)
@@ -43,6 +48,19 @@ def _share_equal_tensors(model: ir.Model) -> bool:
                 node.replace_input_with(index, original)
             del model.graph.initializers[name]
             modified = True
+    return modified
+
+
+def _name_nodes(model: ir.Model) -> bool:
+    """A node without a name, or with another's, gets a free one: reports and the check of what runs go by names."""
+    names = Names(model)
+    seen: set[str] = set()
+    modified = False
+    for node in all_nodes(model):
+        if not node.name or node.name in seen:
+            node.name = names.node(node.name or (node.outputs[0].name if node.outputs else None) or node.op_type)
+            modified = True
+        seen.add(node.name)
     return modified
 
 
