@@ -2,7 +2,8 @@
 
 *Given* the middle form: DequantizeLinear of constants -> MatMul, -> Transpose -> MatMul, or -> Gather.
 *Result* one node for each product, reading packed bytes. An embedding tied to a head shares its bytes: the file holds them once, as
-[N, K], and MatMulNBits reads them through a Reshape to [N, G, bytes].
+[N, bytes], and MatMulNBits reads them through a Reshape to [N, G, bytes]. Rows with a short last block are gathered with its padding,
+which a Slice then cuts off.
 
 Scales that one row or the whole weight shares are repeated for each block: the kernel takes blocks of 16 to 256 only.
 """
@@ -78,9 +79,28 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
         if constants.zero_points is not None:
             inputs.append(constants.zero_points)
         attributes = {"bits": weight.bits, "block_size": weight.block, "gather_axis": 0, "quantize_axis": 1}
-        self._swap(gather, "GatherBlockQuantized", inputs, attributes, dequantize)
+        node = self._swap(gather, "GatherBlockQuantized", inputs, attributes, dequantize)
+        if weight.is_padded:
+            self._cut_padding(node, weight, constants)
 
-    def _swap(self, old: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, int], dequantize: ir.Node) -> None:
+    def _cut_padding(self, gather: ir.Node, weight: PackedWeight, constants: "_Constants") -> None:
+        """The first K of each gathered row go on under the old name."""
+        whole, graph = gather.outputs[0], gather.graph
+        assert graph is not None
+        cut = ir.Value(name=self._names.value(f"{whole.name}.cut"), type=whole.type, shape=whole.shape)
+        starts, ends, axes = (constants.integers(number, key) for number, key in ((0, "first"), (weight.k, "width"), (-1, "last_axis")))
+        node = ir.node("Slice", [whole, starts, ends, axes], outputs=[cut], name=self._names.node(f"{gather.name}.cut"))
+        graph.insert_after(gather, node)
+        replace_value(whole, cut, keep=(node,))
+        if not cut.is_graph_output():
+            whole.name, cut.name = cut.name, whole.name
+        if whole.shape is not None:
+            groups = -(-weight.k // weight.block)
+            whole.shape = ir.Shape([*list(whole.shape)[:-1], groups * weight.block])
+
+    def _swap(
+        self, old: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, int], dequantize: ir.Node
+    ) -> ir.Node:
         result = old.outputs[0]
         output = ir.Value(name=self._names.value(f"{result.name}.quantized"))
         set_info(output, result.dtype or dequantize.outputs[0].dtype or ir.DataType.FLOAT, result.shape)
@@ -95,6 +115,7 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
         if not output.is_graph_output():
             result.name, output.name = output.name, result.name  # the value keeps its name
         self.lowered.append(LoweredNode(node.name or "", op_type, dequantize.outputs[0].name or ""))
+        return node
 
 
 def _readers(dequantize: ir.Node) -> tuple[list[ir.Node], list[ir.Node]]:
@@ -132,7 +153,7 @@ class _Constants:
 
     @property
     def rows(self) -> ir.Value:
-        """uint8 [N, K * bits / 8]."""
+        """uint8 [N, G * block * bits / 8]."""
         if self._rows is None:
             self._rows = self._add(self._weight.rows(), "weight")
         return self._rows
@@ -142,6 +163,10 @@ class _Constants:
         if self._blocks is None:
             self._blocks = self._reshaped() if self._shared else self._add(self._weight.blocks(), "weight")
         return self._blocks
+
+    def integers(self, number: int, suffix: str) -> ir.Value:
+        """int64 [1]."""
+        return self._add(np.array([number], np.int64), suffix)
 
     def _reshaped(self) -> ir.Value:
         shape = self._add(np.array(self._weight.block_shape, np.int64), "block_shape")

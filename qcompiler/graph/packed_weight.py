@@ -52,12 +52,8 @@ class PackedWeight:
         return self.packed
 
     def rows(self) -> ir.TensorProtocol:
-        """uint8 [N, K * bits / 8], the same bytes; without the padding of a short last block."""
+        """uint8 [N, G * bytes of a block], the same bytes: a row holds K weights and the padding of a short last block."""
         n, groups, width = self.block_shape
-        if self.is_padded:
-            codes = packing.unpack_matmul_nbits(self.packed.numpy(), self.k, self.bits)
-            flat = packing.pack_flat(codes, self.bits).reshape(n, -1)
-            return ir.Tensor(flat, name=f"{self.name}.rows")
         return _reshaped(self.packed, (n, groups * width))
 
 
