@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.graph.absorb import Absorber, find_absorber
 from qcompiler.graph.edits import Names, add_initializer, set_info
 from qcompiler.graph.weights import Weight
@@ -63,13 +64,17 @@ class ScaleMigration:
         )
         targets = readers if absorber is not None else scaled
         for step in next(iter(scaled.values())).settings.transforms:
-            choice = step.algorithm.run(
-                [planned.weight.array() for planned in targets.values()],
-                statistics,
-                [planned.scheme for planned in targets.values()],
-                step.options,
-                tie=None if absorber is None else absorber.follows,
-            )
+            try:
+                choice = step.algorithm.run(
+                    [planned.weight.array() for planned in targets.values()],
+                    statistics,
+                    [planned.scheme for planned in targets.values()],
+                    step.options,
+                    tie=None if absorber is None else absorber.follows,
+                )
+            except (SchemeError, CalibrationError) as error:
+                names = ", ".join(planned.weight.name for planned in targets.values())
+                raise type(error)(f"{names}: {error}") from error
             gain = choice.loss / choice.plain_loss if choice.plain_loss > 0 else 1.0
             if gain >= 1.0 or (absorber is None and gain > WORTH_A_MUL):
                 continue
