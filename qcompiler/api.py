@@ -15,9 +15,9 @@ from qcompiler.errors import ResourceError
 from qcompiler.graph import model_file
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.output_folder import output_folder, write_json
-from qcompiler.pass_manager import Dump, Instrument, Verify, check_model, run_passes
+from qcompiler.pass_manager import Dump, Instrument, Verify, check_model, check_stop, run_passes
 from qcompiler.passes.quantize_weights import CalibrationRun
-from qcompiler.pipeline import plan_weights, preparing_passes, quantizing_passes
+from qcompiler.pipeline import pass_names, plan_weights, preparing_passes, quantizing_passes
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan
 from qcompiler.report.compile_report import CompileReport
@@ -38,7 +38,7 @@ class Options:
         memory_limit: bytes of anonymous memory to aim at; a forecast above it is refused.
         dump_ir: folder for the model after each pass.
         verify_each: check the model after each pass.
-        stop_after: name of the last pass to run; the middle form is then what is written.
+        stop_after: name of the last pass to run; the model as it then is is written.
     """
 
     seed: int = 0
@@ -105,19 +105,23 @@ def compile(
     source = Path(model)
     resolved = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).with_settings(settings)
     goal = find_target(target)
+    check_stop(options.stop_after, pass_names(resolved, goal))
     place = Path(output) if output is not None else Path(f"{source.stem}-{resolved.name}")
     loaded = model_file.load(source)
     with PeakMemory() as memory, output_folder(place, options.force, [source]) as (staged, work), WeightStore(work) as store:
         instruments: list[Instrument] = [Dump(options.dump_ir)] if options.dump_ir is not None else []
         instruments += [Verify(loaded)] if options.verify_each else []
-        records = run_passes(loaded, preparing_passes(resolved), instruments)
+        preparing = preparing_passes(resolved)
+        records = run_passes(loaded, preparing, instruments, options.stop_after)
+        stopped = options.stop_after in [entry.name for entry in preparing]
         planned = plan_weights(loaded, resolved)
         planned.check(goal.supports)
         _check_memory(planned, options.memory_limit)
-        data = _feeds(loaded, calibration, tokenizer, resolved, options.seed, progress) if planned.needs_data else None
+        data = _feeds(loaded, calibration, tokenizer, resolved, options.seed, progress) if planned.needs_data and not stopped else None
         run = None if data is None else CalibrationRun(data.feeds, work, options.memory_limit // 4)
         quantizing = quantizing_passes(planned, resolved, goal, store, run, progress)
-        records += run_passes(loaded, quantizing.passes, instruments, options.stop_after)
+        if not stopped:
+            records += run_passes(loaded, quantizing.passes, instruments, options.stop_after)
         check_model(loaded, records[-1].name)
         progress("saving", len(planned.quantized), len(planned.quantized))
         saved = model_file.save(loaded, staged)

@@ -76,8 +76,9 @@ class Verify:
 
 
 def signature(model: ir.Model) -> tuple[tuple[str, str], ...]:
-    """Names and types of inputs and outputs, in order."""
-    values = [*model.graph.inputs, *model.graph.outputs]
+    """Names and types of inputs and outputs, in order; an input with an initializer is a weight, which may change."""
+    weights = set(model.graph.initializers.values())
+    values = [*(value for value in model.graph.inputs if value not in weights), *model.graph.outputs]
     return tuple((value.name or "", value.dtype.name if value.dtype is not None else "?") for value in values)
 
 
@@ -105,16 +106,20 @@ def _without_weights(model: ir.Model) -> ir.Model:
     return copy
 
 
-def run_passes(model: ir.Model, passes: Sequence[NamedPass], instruments: Sequence[Instrument], stop_after: str | None = None) -> list[PassRecord]:
-    """Run the passes on the model, in place.
+def check_stop(stop_after: str | None, names: Sequence[str]) -> None:
+    """Raises RecipeError when ``stop_after`` is none of the passes' names."""
+    if stop_after is not None and stop_after not in names:
+        raise RecipeError(f"--stop-after {stop_after}: no such pass; there are {', '.join(names)}")
+
+
+def run_passes(
+    model: ir.Model, passes: Sequence[NamedPass], instruments: Sequence[Instrument], stop_after: str | None = None
+) -> list[PassRecord]:
+    """Run the passes on the model, in place, up to ``stop_after`` if it is among them.
 
     Raises:
         PassError: a pass failed with an error that is not one of ours; it names the pass.
-        RecipeError: ``stop_after`` names no pass.
     """
-    names = [entry.name for entry in passes]
-    if stop_after is not None and stop_after not in names:
-        raise RecipeError(f"--stop-after {stop_after}: no such pass; there are {', '.join(names)}")
     records: list[PassRecord] = []
     for entry in passes:
         for instrument in instruments:
@@ -124,7 +129,7 @@ def run_passes(model: ir.Model, passes: Sequence[NamedPass], instruments: Sequen
             modified = entry.run(model).modified
         except QCompilerError:
             raise
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
             raise PassError(f"pass {entry.name}: failed: {type(error).__name__}: {error}; run with --traceback and report it") from error
         records.append(PassRecord(entry.name, modified, time.perf_counter() - start))
         for instrument in instruments:

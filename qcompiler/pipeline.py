@@ -21,6 +21,15 @@ MIDDLE_OPSET = 21  # blockwise DequantizeLinear, int4
 MIDDLE_OPSET_2_BIT = 25  # int2
 
 
+EXPAND, QUANTIZE = "expand_gemm", "quantize_weights"
+
+
+def pass_names(recipe: Recipe, target: Target) -> list[str]:
+    """Every pass of a compile, in order."""
+    ends = (*preparing_passes(recipe), None, *target.lowering(recipe))
+    return [name for entry in ends for name in ((EXPAND, QUANTIZE) if entry is None else (entry.name,))]
+
+
 def preparing_passes(recipe: Recipe) -> list[NamedPass]:
     """Passes that bring any export into the form a plan is made on; they read no weight."""
     bits = {recipe.bits, *(rule.bits for rule in recipe.rules if rule.bits is not None)}
@@ -54,8 +63,8 @@ def quantizing_passes(
     expand = ExpandGemm(gemms, on_replaced(plan))
     quantize = QuantizeWeights(plan, store, calibration, progress)
     passes = [
-        NamedPass("expand_gemm", expand, "after planning: a Gemm that stays float stays a Gemm"),
-        NamedPass("quantize_weights", quantize, "calibration, scaling and rounding go segment by segment, so they are one pass"),
+        NamedPass(EXPAND, expand, "after planning: a Gemm that stays float stays a Gemm"),
+        NamedPass(QUANTIZE, quantize, "calibration, scaling and rounding go segment by segment, so they are one pass"),
         *target.lowering(recipe),
     ]
     return QuantizingPasses(passes, quantize)
