@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.quantized import layout_of, read_quantized
+from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.graph.weights import constant_view
 
 Array = npt.NDArray[Any]
@@ -62,8 +63,10 @@ class Piece:
             assert self._session is not None
             fed = {_name(value): _ort_value(feeds[value]) for value in self.inputs}
             results = self._session.run_with_ort_values([_name(v) for v in self.outputs], fed | self._fixed)
-        except (RuntimeError, ValueError, ort.capi.onnxruntime_pybind11_state.Fail) as error:
-            raise CalibrationError(f"{_name(self.outputs[-1])}: ONNX Runtime cannot run the model on this data: {error}") from error
+        except (*SESSION_ERRORS, ValueError) as error:
+            raise CalibrationError(
+                f"{_name(self.outputs[-1])}: ONNX Runtime cannot run the model on this data: {str(error).splitlines()[0]}"
+            ) from error
         return {value: result.numpy() for value, result in zip(self.outputs, results, strict=True)}
 
     def _open(self, feeds: Mapping[ir.Value, Array]) -> None:

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 
 from qcompiler.errors import PromiseError
+from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.fuse_bias import FuseBias
 from qcompiler.passes.lower_to_matmul_nbits import LowerToMatMulNBits
@@ -75,8 +76,9 @@ def _optimized_nodes(model: Path) -> dict[str, str]:
         options.add_session_config_entry("session.disable_prepacking", "1")  # a packed copy of every weight, for nothing here
         try:
             ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        except (RuntimeError, ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidGraph) as error:
-            raise PromiseError(f"{model.name}: ONNX Runtime {ort.__version__} cannot load the compiled model: {error}") from error
+        except SESSION_ERRORS as error:
+            reason = str(error).splitlines()[0]
+            raise PromiseError(f"{model.name}: ONNX Runtime {ort.__version__} cannot load the compiled model: {reason}") from error
         optimized = onnx.load(folder / "optimized.onnx", load_external_data=False)
     finally:
         shutil.rmtree(folder)
