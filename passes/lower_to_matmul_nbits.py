@@ -19,15 +19,16 @@ from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_v
 from qcompiler.graph.packed_weight import PackedWeight, packed_weight
 
 DOMAIN = "com.microsoft"
+PACKED_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
 
 
 @dataclass(frozen=True)
 class LoweredNode:
-    """A node that must really run in the optimized model."""
+    """A node that must really run in the optimized model; ``packed`` is the name of its input of packed codes."""
 
     name: str
     op_type: str
-    weight: str
+    packed: str
 
 
 class LowerToMatMulNBits(ir.passes.InPlacePass):
@@ -107,14 +108,14 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
         node = ir.node(op_type, inputs, attributes=attributes, domain=DOMAIN, outputs=[output], name=old.name)
         node.metadata_props.update(old.metadata_props)
         node.metadata_props.update({k: v for k, v in dequantize.metadata_props.items() if k.startswith("qcompiler.")})
-        graph = old.graph
-        assert graph is not None
+        graph, packed = old.graph, inputs[PACKED_INPUT[op_type]]
+        assert graph is not None and packed is not None
         graph.insert_before(old, node)
         replace_value(result, output)
         graph.remove(old, safe=True)
         if not output.is_graph_output():
             result.name, output.name = output.name, result.name  # the value keeps its name
-        self.lowered.append(LoweredNode(node.name or "", op_type, dequantize.outputs[0].name or ""))
+        self.lowered.append(LoweredNode(node.name or "", op_type, packed.name or ""))
         return node
 
 

@@ -484,7 +484,7 @@ def test_a_lost_product_breaks_the_promise(quantize: Compile, monkeypatch: pytes
     from qcompiler.targets import ort as target
 
     real = target._optimized_nodes
-    monkeypatch.setattr(target, "_optimized_nodes", lambda path: {k: v for k, v in real(path).items() if k != "second"})
+    monkeypatch.setattr(target, "_optimized_nodes", lambda path: [n for n in real(path) if n.name != "second"])
     model = make_model("g (float[M,64] x) => (float[M,64] y) { [first] h = MatMul(x, v) [second] y = MatMul(h, w) }",
                        {"v": weight(64, 64), "w": weight(64, 64, seed=1)})  # fmt: skip
     with pytest.raises(PromiseError, match=r"^second: should run as MatMulNBits"):
