@@ -16,6 +16,7 @@ import onnx_ir as ir
 from qcompiler.algorithms import Need
 from qcompiler.calibration.observers import InputObserver
 from qcompiler.calibration.segments import Segment, cut_segments
+from qcompiler.graph.disk import writing
 from qcompiler.graph.extract import Piece
 from qcompiler.quant.statistics import InputStatistics
 
@@ -27,6 +28,7 @@ class Borders:
 
     def __init__(self, samples: int, folder: Path, limit: int) -> None:
         self._samples: list[dict[ir.Value, Array]] = [{} for _ in range(samples)]
+        self._spilled: set[tuple[int, ir.Value]] = set()
         self._folder = folder
         self._limit = limit
         self._held = 0
@@ -40,22 +42,29 @@ class Borders:
         return self._samples[index]
 
     def put(self, index: int, value: ir.Value, array: Array) -> None:
-        """Keep an array; large sets spill to a file that is mapped back."""
+        """Keep an array; past the limit it goes to a file that is mapped back.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
         if self._held + array.nbytes > self._limit and array.nbytes > 0:
-            path = self._folder / f"border-{next(self._numbers)}.npy"
-            np.save(path, array)
-            array = np.load(path, mmap_mode="r")
+            path = self._folder / f"border-{next(self._numbers)}"
+            with writing(path):  # raw bytes: the .npy format knows no bfloat16
+                np.ascontiguousarray(array).reshape(-1).view(np.uint8).tofile(path)
+            array = np.memmap(path, np.uint8, "r").view(array.dtype).reshape(array.shape)
             path.unlink()  # the mapping keeps the bytes until it is dropped
+            self._spilled.add((index, value))
         else:
             self._held += array.nbytes
         self._samples[index][value] = array
 
     def drop(self, value: ir.Value) -> None:
         """Forget a value of every sample."""
-        for sample in self._samples:
+        for index, sample in enumerate(self._samples):
             array = sample.pop(value, None)
-            if array is not None and not isinstance(array, np.memmap):
+            if array is not None and (index, value) not in self._spilled:
                 self._held -= array.nbytes
+            self._spilled.discard((index, value))
 
 
 class Collector:
@@ -79,24 +88,21 @@ class Collector:
         for index, feed in enumerate(taken):
             for name, array in feed.items():
                 self._borders.put(index, inputs[name], array)
+        self._home = {node: segment.index for segment in self.segments for node in segment.nodes}
         self._last_reader = {value: segment.index for segment in self.segments for value in segment.inputs}
 
     def nodes_of(self, segment: Segment) -> list[ir.Node]:
-        """The segment's nodes as they now are: original ones still in the graph and what edits put between them."""
-        first, last = segment.nodes[0], segment.nodes[-1]
-        inside = False
+        """The segment's nodes as they now are: the original ones that are left, and what edits put in front of them."""
         nodes: list[ir.Node] = []
-        # Edits insert next to nodes of the segment, so the stretch between its first and last surviving node is the segment.
-        alive = [node for node in segment.nodes if node.graph is not None]
-        if not alive:
-            return []
-        first, last = alive[0], alive[-1]
+        added: list[ir.Node] = []
         for node in self._model.graph:
-            inside = inside or node is first
-            if inside:
-                nodes.append(node)
-            if node is last:
-                break
+            home = self._home.get(node)
+            if home is None:
+                added.append(node)  # edits insert in front of a reader, so it belongs to the next original node's segment
+                continue
+            if home == segment.index:
+                nodes += [*added, node]
+            added.clear()
         return nodes
 
     def observe(self, segment: Segment, taps: Mapping[ir.Value, tuple[int, frozenset[Need]]]) -> dict[ir.Value, InputStatistics | None]:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from qcompiler.graph.extract import is_constant
+from qcompiler.graph.reads import node_reads
+
 LARGEST_SEGMENT = 16  # weights; past it a piece is cut again at the least number of live values inside it
 
 
@@ -20,7 +23,7 @@ class Segment:
     Attributes:
         index: place in the order of execution.
         nodes: in graph order.
-        inputs: values made by earlier segments or graph inputs; initializers are not listed.
+        inputs: values made by earlier segments or graph inputs; constants are not listed, wherever their nodes stand.
         outputs: values that later segments or the graph's outputs need.
     """
 
@@ -42,30 +45,6 @@ def cut_segments(graph: ir.Graph, anchors: Collection[ir.Node]) -> list[Segment]
     is_anchor = [node in anchors for node in nodes]
     cuts = sorted(_cuts(alive, is_anchor, 0, len(nodes)))
     return _build(graph, nodes, cuts)
-
-
-def node_reads(node: ir.Node) -> list[ir.Value]:
-    """Every value a node reads, those captured by its control-flow bodies included."""
-    values = [value for value in node.inputs if value is not None]
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            bodies: Sequence[ir.Graph] = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            bodies = attribute.as_graphs()
-        else:
-            continue
-        for body in bodies:
-            inner = list(body.all_nodes())
-            own = {out for n in inner for out in n.outputs} | set(body.inputs) | set(body.initializers.values())
-            own |= {v for n in inner for g in _bodies(n) for v in g.inputs}
-            values += [v for n in inner for v in n.inputs if v is not None and v not in own]
-            values += [v for v in body.outputs if v not in own]
-    return list(dict.fromkeys(values))
-
-
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-    return graphs + [g for a in node.attributes.values() if a.type == ir.AttributeType.GRAPHS for g in a.as_graphs()]
 
 
 def _trunk_values(nodes: Sequence[ir.Node], anchors: set[ir.Node]) -> set[ir.Value]:
@@ -141,7 +120,7 @@ def _build(graph: ir.Graph, nodes: Sequence[ir.Node], cuts: Sequence[int]) -> li
         wanted: dict[ir.Value, None] = {}
         for node in piece:
             for value in node_reads(node):
-                if home.get(value) != index and not value.is_initializer():
+                if home.get(value) != index and not is_constant(value):
                     wanted[value] = None
             for value in node.outputs:
                 home[value] = index

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.quantized import layout_of, read_quantized
+from qcompiler.graph.reads import node_reads
 from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.graph.weights import constant_view
 
@@ -38,7 +39,7 @@ class Piece:
     ) -> None:
         self.outputs = tuple(outputs)
         kept, constants, inline = _collect(nodes, set(inputs), outputs)
-        read = {value for node in kept for value in node.inputs} | set(outputs) | _captured(kept)
+        read = {value for node in kept for value in node_reads(node)} | set(outputs)
         self.inputs = tuple(value for value in inputs if value in read)
         self._constants = constants
         view = ir.GraphView(
@@ -113,42 +114,34 @@ def _collect(
         node = value.producer()
         if node is None:
             continue
-        if node not in candidates and not _is_constant(node):
+        if node not in candidates and not is_constant(value):
             raise CalibrationError(f"{_name(value)}: is needed before it is computed; the graph is not in topological order")
         needed.add(node)
-        stack.extend(v for v in node.inputs if v is not None)
-        stack.extend(_captured([node]))
+        stack.extend(node_reads(node))
     # Constant nodes and shape chains on constants may stand before the segment: keep graph order for all.
     ordered = [node for node in nodes if node in needed]
     earlier = sorted(needed - candidates, key=_position)
     return earlier + ordered, constants, list(inline)
 
 
-def _is_constant(node: ir.Node) -> bool:
-    return node.op_type == "Constant" or constant_view(node.outputs[0]) is not None
+def is_constant(value: ir.Value) -> bool:
+    """Whether a value is the same on any data: an initializer, a Constant node's output, or a chain of shape and cast nodes on one.
+
+    A piece computes such values itself, wherever in the graph their nodes stand.
+    """
+    if value.is_initializer():
+        return not value.is_graph_input()
+    node = value.producer()
+    if node is None:
+        return False
+    if node.op_type in ("Constant", "DequantizeLinear", "Transpose"):
+        return all(source is None or is_constant(source) for source in node.inputs)
+    return constant_view(value) is not None
 
 
 def _position(node: ir.Node) -> int:
     assert node.graph is not None
     return next(index for index, other in enumerate(node.graph) if other is node)
-
-
-def _captured(nodes: Sequence[ir.Node]) -> set[ir.Value]:
-    """Values of the outer graph that the control-flow bodies of ``nodes`` read."""
-    captured: set[ir.Value] = set()
-    for node in nodes:
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                bodies: Sequence[ir.Graph] = [attribute.as_graph()]
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                bodies = attribute.as_graphs()
-            else:
-                continue
-            for body in bodies:
-                for inner in body.all_nodes():
-                    captured.update(v for v in inner.inputs if v is not None and v.graph is node.graph)
-                captured.update(v for v in body.outputs if v.graph is node.graph)
-    return captured
 
 
 def _large_constant(value: ir.Value) -> Array | None:
