@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Everything else is imported where it is used: `qcompile --help` must not load torch.
 
 Progress = Callable[[str, int, int], None]
+_CLOSED_PIPE = 128 + 13  # as a process that SIGPIPE ended
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
 
 
@@ -162,7 +163,7 @@ def inspect_verb(model: str, as_json: bool) -> None:
 
 @cli.command(
     "eval",
-    epilog="Example: qcompile eval out/model.onnx --reference model.onnx --text t.txt --tokenizer tokenizer.json",
+    epilog="Example: qcompile eval out/model.onnx --reference model.onnx --text t.txt --tokenizer tok.json",
 )
 @click.argument("model")
 @click.option("--reference", required=True, metavar="MODEL", help="The float model it was made from.")
@@ -253,18 +254,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _on_terminate)  # so that work folders are removed
     try:
-        cli.main(given, prog_name="qcompile", standalone_mode=False)
+        returned = cli.main(given, prog_name="qcompile", standalone_mode=False)
         sys.stdout.flush()
-        status = 0
+        status = returned if isinstance(returned, int) else 0  # of --help, or _CLOSED_PIPE
     except BaseException as error:  # every way out has its status and, at most, one line
         status, line = _outcome(error)
-        if "--traceback" in given and status not in (0, 130, 141, 143):
+        if "--traceback" in given and status not in (0, 130, _CLOSED_PIPE, 143):
             traceback.print_exception(error)
         if isinstance(error, click.ClickException):
             error.show()
         elif line:
             print(f"error: {line}", file=sys.stderr)
-    if status == 141:
+    if status == _CLOSED_PIPE:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
     sys.exit(status)
 
@@ -283,7 +284,7 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         case SystemExit():
             return error.code if isinstance(error.code, int) else 1, ""
         case BrokenPipeError():
-            return 141, ""
+            return _CLOSED_PIPE, ""
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             return 2, f"{where}{error.strerror or error}; nothing was written"
@@ -303,13 +304,13 @@ def _path(text: str | None) -> Path | None:
 
 
 def _show(value: "RenderableType | dict[str, Any] | list[Any]") -> None:
-    """A table, text or JSON on stdout, by click's echo: rich turns a closed pipe into status 1."""
+    """A table, text or JSON on stdout, by click's echo: rich has its own way out of a closed pipe."""
     if isinstance(value, (dict, list)):
         from qcompiler.report.json_text import to_json
 
-        click.echo(to_json(value))
+        _say(to_json(value))
     elif isinstance(value, str):
-        click.echo(value, nl=not value.endswith("\n"))
+        _say(value.removesuffix("\n"))
     else:
         from rich.console import Console
 
@@ -320,7 +321,14 @@ def _show(value: "RenderableType | dict[str, Any] | list[Any]") -> None:
         )
         with text.capture() as capture:
             text.print(value)
-        click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+        _say("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def _say(text: str) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError as error:
+        raise click.exceptions.Exit(_CLOSED_PIPE) from error
 
 
 def _listed(rows: Sequence[tuple[str, str]]) -> str:

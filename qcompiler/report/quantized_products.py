@@ -49,18 +49,19 @@ class StoredWeight:
 def read_products(model: ir.Model) -> list[StoredWeight]:
     """Every quantized weight in graph order; one that several nodes read is there once."""
     outputs = set(model.graph.outputs)
+    order = {node: index for index, node in enumerate(all_nodes(model))}
+    read = [found for node in order for found in _readers(node)]
     weights: dict[tuple[ir.Value, int], StoredWeight] = {}
-    for node in all_nodes(model):
-        for reader, dequantize, weight_index in _readers(node):
-            found = _read(reader, dequantize, weight_index)
-            if found is None:
-                continue
-            source, stored = found
-            stored.roles = [_role(reader, outputs)]
-            known = weights.setdefault((source, stored.bits), stored)
-            if known is not stored:
-                known.nodes += stored.nodes
-                known.roles = list(dict.fromkeys([*known.roles, *stored.roles]))
+    for reader, holder, turned in sorted(read, key=lambda found: order[found[0]]):
+        found = _read(reader, holder, turned)
+        if found is None:
+            continue
+        source, stored = found
+        stored.roles = [_role(reader, outputs)]
+        known = weights.setdefault((source, stored.bits), stored)
+        if known is not stored:
+            known.nodes += stored.nodes
+            known.roles = list(dict.fromkeys([*known.roles, *stored.roles]))
     return list(weights.values())
 
 

@@ -1,0 +1,79 @@
+"""Small models on disk for tests of commands: a perceptron, a decoder with a tied head, an old export."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from tests.small_models import make_model, save_model, weight
+
+WIDTH = 64
+VOCABULARY = 96
+
+
+def mlp(folder: Path, *, name: str = "float.onnx", spoil: float | None = None) -> Path:
+    """x [M, 64] -> MatMul, Relu, MatMul -> y [M, 64]; ``spoil`` overwrites one number of the first weight."""
+    first = weight(WIDTH, 128, seed=1)
+    if spoil is not None:
+        first[3, 5] = spoil
+    text = """mlp (float[M,64] x) => (float[M,64] y) {
+        hidden = MatMul (x, fc1)
+        active = Relu (hidden)
+        y = MatMul (active, fc2)
+    }"""
+    return save_model(make_model(text, {"fc1": first, "fc2": weight(128, WIDTH, seed=2)}), folder, name)
+
+
+def external_mlp(folder: Path, location: str = "float.onnx.data") -> Path:
+    """The same with its weights in a file beside it."""
+    path = mlp(folder)
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="float.onnx.data", size_threshold=0)
+    if location != "float.onnx.data":
+        moved = onnx.load(path, load_external_data=False)
+        for tensor in moved.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = location
+        path.write_bytes(moved.SerializeToString())
+    return path
+
+
+def decoder(folder: Path) -> Path:
+    """input_ids [B, S] -> embedding, two linears, the embedding again as head -> logits [B, S, 96]."""
+    text = """decoder (int64[B,S] input_ids) => (float[B,S,96] logits) {
+        embedded = Gather <axis = 0> (table, input_ids)
+        up = MatMul (embedded, fc1)
+        active = Tanh (up)
+        down = MatMul (active, fc2)
+        mixed = Add (embedded, down)
+        head = Transpose <perm = [1, 0]> (table)
+        logits = MatMul (mixed, head)
+    }"""
+    weights = {
+        "table": weight(VOCABULARY, WIDTH, seed=3, scale=0.5),
+        "fc1": weight(WIDTH, 128, seed=4),
+        "fc2": weight(128, WIDTH, seed=5),
+    }
+    return save_model(make_model(text, weights), folder)
+
+
+def old_gemm(folder: Path) -> Path:
+    """Opset 11, IR 6: Gemm with transB and bias, its weights inputs too, as old exporters wrote them."""
+    text = """old (float[M,64] x, float[32,64] w, float[32] b) => (float[M,32] y) {
+        y = Gemm <transB = 1> (x, w, b)
+    }"""
+    weights = {"w": weight(32, WIDTH, seed=6), "b": weight(32, seed=7, scale=1.0)}
+    return save_model(make_model(text, weights, opset=11, ir_version=6), folder)
+
+
+def nothing_to_quantize(folder: Path) -> Path:
+    """No product at all."""
+    return save_model(make_model("g (float[M,64] x) => (float[M,64] y) { y = Relu (x) }"), folder)
+
+
+def feeds_file(folder: Path, **arrays: object) -> Path:
+    """An .npz of one feed."""
+    path = folder / "feed.npz"
+    np.savez(path, **{key: np.asarray(value) for key, value in arrays.items()})
+    return path

@@ -1,0 +1,93 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime.quantization as ort_quantization
+import pytest
+
+import qcompiler
+from qcompiler.api import Options
+from qcompiler.report.inspect_model import inspect
+from qcompiler.report.json_text import to_json
+from tests import command_models as models
+
+
+def test_float_decoder_shows_the_tied_weight_once(tmp_path: Path) -> None:
+    found = inspect(models.decoder(tmp_path))
+    table, *linears = found.products
+    assert (table.name, table.role, table.op) == ("table", "embedding/head", "Gather/MatMul")
+    assert (table.shape, table.label, table.bytes) == ((96, 64), "float32", 96 * 64 * 4)
+    assert [(p.name, p.role, p.shape) for p in linears] == [
+        ("fc1", "linear", (128, 64)),
+        ("fc2", "linear", (64, 128)),
+    ]
+    assert found.quantized == 0 and found.bits_per_weight is None
+    assert sum(product.share for product in found.products) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("stop_after", [None, "quantize_weights"])
+def test_what_we_compiled_reads_the_same_in_both_forms(tmp_path: Path, stop_after: str | None) -> None:
+    source = models.decoder(tmp_path)
+    settings = ["symmetric=false", "rules=[{match: fc2, quantize: false, reason: too dear}]"]
+    made = qcompiler.compile(
+        source,
+        "w4a16-rtn",
+        output=tmp_path / "out",
+        settings=settings,
+        options=Options(stop_after=stop_after),
+    )
+    table, fc1, fc2 = inspect(made.path).products
+    assert (table.name, table.role, table.shape, table.label) == (
+        "table", "embedding/head", (96, 64), "int8 g32 sym",
+    )  # fmt: skip
+    assert (fc1.name, fc1.shape, fc1.label, fc1.algorithm) == ("fc1", (128, 64), "int4 g32 asym", "rtn")
+    assert fc1.bytes == 128 * 64 // 2 + 128 * 2 * 4 + 128
+    assert fc1.reason == "recipe w4a16-rtn"
+    assert (fc2.label, fc2.reason) == ("float32", "rule 1 (name=fc2): too dear")
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_qdq_of_another_tool(tmp_path: Path, per_channel: bool) -> None:
+    source = models.mlp(tmp_path)
+
+    class Reader(ort_quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = [{"x": np.ones((2, 64), np.float32)}]
+
+        def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[type-arg]
+            return self.left.pop() if self.left else None
+
+    out = tmp_path / "qdq.onnx"
+    ort_quantization.quantize_static(source, out, Reader(), per_channel=per_channel)
+    products = inspect(out).products
+    granularity = "channel" if per_channel else "tensor"
+    assert [(p.shape, p.label) for p in products] == [
+        ((128, 64), f"int8 {granularity} sym"),
+        ((64, 128), f"int8 {granularity} sym"),
+    ]
+
+
+def test_dynamic_of_another_tool(tmp_path: Path) -> None:
+    out = tmp_path / "dynamic.onnx"
+    ort_quantization.quantize_dynamic(models.mlp(tmp_path), out, weight_type=ort_quantization.QuantType.QInt8)
+    products = inspect(out).products
+    assert [(p.op, p.shape, p.dtype) for p in products] == [
+        ("MatMulInteger", (128, 64), "int8"),
+        ("MatMulInteger", (64, 128), "int8"),
+    ]
+
+
+def test_products_without_a_weight_have_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "attention.onnx"
+    text = (
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[M,64] a, float[64,M] b) => (float[M,M] y) '
+        "{ y = MatMul (a, b) }"
+    )
+    onnx.save(onnx.parser.parse_model(text), path)
+    (product,) = inspect(path).products
+    assert (product.role, product.reason, product.bytes) == ("attention", "both factors are activations", 0)
+
+
+def test_json_has_no_infinity() -> None:
+    assert json.loads(to_json({"a": float("inf"), "b": [float("nan"), 1.5]})) == {"a": None, "b": [None, 1.5]}
