@@ -27,8 +27,9 @@ NOT_HOMOGENEOUS = frozenset(
     {"Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Gelu", "Elu", "Selu", "HardSigmoid", "HardSwish", "Swish", "Softplus",
      "Clip", "Mish", "Cos", "Sin", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Pow", "Sqrt", "Reciprocal"}
 )  # fmt: skip
-NORMS = {"LayerNormalization": (1, 2), "RMSNormalization": (1,), "SimplifiedLayerNormalization": (1,), "SkipLayerNormalization": (2, 3, 4),
-         "SkipSimplifiedLayerNormalization": (2, 3)}  # fmt: skip
+# Inputs that scale and shift a norm's output; the last input of the Skip forms is added before the norm, so it is none.
+NORMS = {"LayerNormalization": (1, 2), "RMSNormalization": (1,), "SimplifiedLayerNormalization": (1,), "SkipLayerNormalization": (2, 3),
+         "SkipSimplifiedLayerNormalization": (2,)}  # fmt: skip
 LEVELS = 32  # factors of one probe lie 2^(1/32) apart: told apart in float16 too
 MOST_CANDIDATES = 6
 
@@ -142,7 +143,7 @@ def _scalable(
             return _Scale(length, lambda f, i=index: _scale_vectors(node, [i], f, names), f"weight {node.inputs[index].name}")  # type: ignore[misc, union-attr]
         other = node.inputs[1 - index]
         inner = _scalable(other, segment, weight_of, names) if other is not None else None
-        if inner is None or inner.channels != length or len(other.consumers()) != 1:  # type: ignore[union-attr]
+        if other is None or inner is None or inner.channels != length or len(other.consumers()) != 1 or other.is_graph_output():
             return None
 
         def apply(f: Factors, i: int = index, below: _Scale = inner) -> None:
@@ -180,6 +181,7 @@ def _scale_vectors(node: ir.Node, indices: Sequence[int], factors: Factors, name
         name = names.value(f"{value.name}.scaled")
         fresh = add_initializer(root, ir.Tensor(scaled, dtype=view.dtype, name=name), name)
         node.replace_input_with(index, fresh)
+        drop_unused(value)
         drop_unused(value)
 
 
