@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qcompiler.report.json_text import to_json
+
 
 @dataclass(frozen=True)
 class CompileReport:
@@ -36,8 +38,8 @@ class CompileReport:
     warnings: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
-        """As JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        """As JSON; an infinite figure (the SQNR of equal weights) becomes null."""
+        path.write_text(to_json(asdict(self)) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "CompileReport":
