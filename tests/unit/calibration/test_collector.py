@@ -1,0 +1,133 @@
+"""Collector: statistics of each segment's inputs, from what the segments before it really compute."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qcompiler.algorithms import Need
+from qcompiler.calibration.collector import Borders, Collector
+from qcompiler.errors import CalibrationError, ResourceError
+from qcompiler.quant.statistics import InputStatistics
+from tests.small_models import Array, make_model, weight
+
+ALL = frozenset(Need)
+
+
+def _chain() -> onnx.ModelProto:
+    """x -> MatMul -> Relu -> MatMul -> Relu -> MatMul, a skip from x to the end."""
+    return make_model(
+        "g (float[M,16] x) => (float[M,16] y) { a = MatMul(x, u) b = Relu(a) c = MatMul(b, v) d = Relu(c) e = MatMul(d, w) y = Add(e, x) }",
+        {"u": weight(16, 16), "v": weight(16, 16, seed=1), "w": weight(16, 16, seed=2)},
+    )
+
+
+def _feeds(samples: int = 3) -> list[dict[str, Array]]:
+    return [{"x": np.random.default_rng(i).standard_normal((2 + i, 16)).astype(np.float32)} for i in range(samples)]
+
+
+def _collect(folder: Path, limit: int, feeds: list[dict[str, Array]] | None = None) -> dict[str, InputStatistics]:
+    """Statistics of every product's input, by name."""
+    model = ir.from_proto(_chain())
+    anchors = [n for n in model.graph if n.op_type == "MatMul"]
+    collector = Collector(model, anchors, feeds or _feeds(), folder, limit)
+    assert len(collector.segments) == 3
+    seen: dict[str, InputStatistics] = {}
+    for segment in collector.segments:
+        taps = {n.inputs[0]: (16, ALL) for n in segment.nodes if n in anchors and n.inputs[0] is not None}
+        for value, statistics in collector.observe(segment, taps).items():
+            assert statistics is not None
+            seen[value.name or ""] = statistics
+        collector.advance(segment)
+    return seen
+
+
+def test_statistics_are_those_of_the_activations(tmp_path: Path) -> None:
+    seen = _collect(tmp_path, 1 << 30)
+    x = np.concatenate([feed["x"] for feed in _feeds()])
+    b = np.maximum(x @ weight(16, 16), 0)
+    d = np.maximum(b @ weight(16, 16, seed=1), 0)
+    for name, rows in (("x", x), ("b", b), ("d", d)):
+        assert seen[name].rows == len(rows)
+        # two chained float32 products of 16 terms
+        np.testing.assert_allclose(seen[name].hessian, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [0, 300])
+def test_borders_in_files_give_the_same_bits(limit: int, tmp_path: Path) -> None:
+    in_memory, spilled = _collect(tmp_path, 1 << 30), _collect(tmp_path, limit)
+    for name, statistics in in_memory.items():
+        np.testing.assert_array_equal(statistics.hessian, spilled[name].hessian)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_segment_sees_what_was_changed_before_it(tmp_path: Path) -> None:
+    model = ir.from_proto(_chain())
+    anchors = [n for n in model.graph if n.op_type == "MatMul"]
+    collector = Collector(model, anchors, _feeds(), tmp_path, 1 << 30)
+    first, second, _ = collector.segments
+    model.graph.initializers["u"].const_value = ir.Tensor(np.zeros((16, 16), np.float32), name="u")
+    collector.advance(first)
+    value = anchors[1].inputs[0]
+    assert value is not None
+    seen = collector.observe(second, {value: (16, ALL)})[value]
+    assert seen is not None and seen.hessian is not None
+    assert not seen.hessian.any()
+
+
+def test_nodes_put_in_front_of_a_segment_belong_to_it(tmp_path: Path) -> None:
+    model = ir.from_proto(_chain())
+    anchors = [n for n in model.graph if n.op_type == "MatMul"]
+    collector = Collector(model, anchors, _feeds(), tmp_path, 1 << 30)
+    for segment in collector.segments:
+        first = segment.nodes[0]
+        source = first.inputs[0]
+        node = ir.node("Neg", [source], name=f"before_{first.name}")
+        model.graph.insert_before(first, node)
+        first.replace_input_with(0, node.outputs[0])
+        assert collector.nodes_of(segment) == [node, *segment.nodes]
+        collector.advance(segment)
+
+
+def test_data_that_does_not_fit_is_an_error_of_calibration(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"^x: the data gives \[2, 5\], the weight takes rows of 16"):
+        _collect(tmp_path, 1 << 30, [{"x": np.zeros((2, 5), np.float32)}])
+    model = ir.from_proto(_chain())
+    collector = Collector(model, list(model.graph)[:1], [{"x": np.zeros((2, 5), np.float32)}], tmp_path, 0)
+    value = model.graph[1].inputs[0]
+    assert value is not None
+    with pytest.raises(CalibrationError, match="^a: ONNX Runtime cannot run the model on this data"):
+        collector.observe(collector.segments[0], {value: (16, ALL)})
+
+
+@pytest.mark.parametrize("array", [
+    np.arange(6, dtype=np.float32).reshape(2, 3), np.array(3.5, np.float16), np.ones((2, 2), ml_dtypes.bfloat16),
+    np.array([True, False]), np.zeros((0, 4), np.float32), np.arange(6).reshape(2, 3).T,
+])  # fmt: skip
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_a_border_comes_back_as_it_was(array: Array, limit: int, tmp_path: Path) -> None:
+    borders = Borders(1, tmp_path, limit)
+    value = ir.Value(name="v")
+    borders.put(0, value, array)
+    kept = borders.sample(0)[value]
+    assert (kept.dtype, kept.shape) == (array.dtype, array.shape)
+    np.testing.assert_array_equal(kept, array)
+    borders.drop(value)
+    assert value not in borders.sample(0)
+
+
+def test_memory_is_free_again_after_a_drop(tmp_path: Path) -> None:
+    borders = Borders(1, tmp_path, 100)
+    values = [ir.Value(name=f"v{i}") for i in range(5)]
+    for value in values:
+        borders.put(0, value, np.zeros(20, np.float32))
+        assert not isinstance(borders.sample(0)[value], np.memmap)
+        borders.drop(value)
+
+
+def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="cannot be written"):
+        Borders(1, tmp_path / "missing", 0).put(0, ir.Value(name="v"), np.ones(3, np.float32))
