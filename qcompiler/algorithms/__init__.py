@@ -60,8 +60,7 @@ ALGORITHMS = (
 
 
 def find(name: str) -> Algorithm:
-    """The algorithm of that name: ours, an installed entry point, or the user's own
-    ``package.module:function``.
+    """The algorithm of that name: ours, an installed entry point, or a user's ``package.module:function``.
 
     What a user's name leads to is an Algorithm, or a function that is taken for a quantizer which needs the
     Hessian and has no options.

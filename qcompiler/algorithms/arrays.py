@@ -26,6 +26,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def has_torch() -> bool:
+    """Whether torch can be imported; asking does not import it."""
+    return importlib.util.find_spec("torch") is not None
+
+
 def place(array: npt.NDArray[Any], device: Device) -> Array:
     """A float32 array on the device, contiguous: a torch tensor, or NumPy's own where there is no torch.
 
@@ -33,7 +38,7 @@ def place(array: npt.NDArray[Any], device: Device) -> Array:
         ResourceError: "cuda" asked for, and torch is missing or sees no GPU.
     """
     values = np.ascontiguousarray(array, dtype=np.float32)
-    if importlib.util.find_spec("torch") is None:
+    if not has_torch():
         if device == "cuda":
             raise ResourceError("device: cuda needs torch; install qcompiler[compile], or use device: cpu")
         return values
@@ -74,7 +79,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], de
     """
     if device != "cpu":
         return [function(item) for item in items]
-    if importlib.util.find_spec("torch") is None:
+    if not has_torch():
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(function, items))
     import torch

@@ -23,9 +23,10 @@ from array_api_compat import array_namespace
 from qcompiler.algorithms.arrays import Device, chunk_size, map_in_threads, place, row_blocks
 from qcompiler.algorithms.equalize import equalize
 from qcompiler.algorithms.error import output_energy
+from qcompiler.algorithms.rtn import group_range
 from qcompiler.errors import CalibrationError
-from qcompiler.quant.affine import Array, dequantize_codes, quantize_codes, range_to_scale, to_groups
-from qcompiler.quant.scheme import QuantScheme
+from qcompiler.quant.affine import Array, dequantize_codes, quantize_codes, range_to_scale
+from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
 
 _FLOOR = 1e-4  # the least a channel counts, relative to the largest: a dead one must not get a scale of zero
@@ -148,18 +149,21 @@ def _tied(
 
 def _centered(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """The scale with its extremes at equal distance from 1, so that neither weight nor activation grows."""
-    centered = scale / np.sqrt(scale.max() * scale.min())
-    return np.clip(centered, 1e-3, 1e3).astype(np.float32)
+    centered: npt.NDArray[np.float32] = scale / np.sqrt(scale.max() * scale.min())
+    return np.clip(centered, 1e-3, 1e3)
 
 
 def _output_error(sample: Array, factor: Array, hessian: Array, scheme: QuantScheme) -> float:
     """tr(E H E^T) for E = Q(W s) / s - W with full ranges, over the sampled rows."""
     xp = array_namespace(sample)
     error = xp.empty_like(sample)
-    for rows in row_blocks(sample, chunk_size("cpu")):
+    whole = scheme.granularity is Granularity.TENSOR
+    for rows in [slice(0, int(sample.shape[0]))] if whole else row_blocks(sample, chunk_size("cpu")):
         scaled = sample[rows] * factor
-        groups = to_groups(scaled, scheme)
-        s, z = range_to_scale(xp.min(groups, axis=-1), xp.max(groups, axis=-1), scheme)
+        lo, hi = group_range(scaled, scheme)
+        if whole:
+            lo, hi = xp.min(lo, axis=0, keepdims=True), xp.max(hi, axis=0, keepdims=True)
+        s, z = range_to_scale(lo, hi, scheme)
         rounded = dequantize_codes(quantize_codes(scaled, s, z, scheme), s, z, scheme)
         rounded -= scaled
         rounded /= factor

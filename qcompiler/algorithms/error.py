@@ -41,8 +41,7 @@ def quantization_error(
     statistics: InputStatistics | None,
     device: Device = "cpu",
 ) -> QuantizationError:
-    """Compare a weight [N, K] of any floating point type with what is stored for it, a block of rows at a
-    time."""
+    """Compare a weight [N, K] of any floating point type with what is stored for it, block by block."""
     metric = output_metric(statistics, device)
     xp = array_namespace(place(weight[:1], device))
     totals = [0.0] * 5

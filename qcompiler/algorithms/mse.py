@@ -81,10 +81,9 @@ def channel_importance(
 ) -> Array:
     """The mean square of each input channel, [1, G, g] with mean 1; 0 where a short group is filled up."""
     known = None if statistics is None else statistics.diagonal()
-    h = np.ones(k, np.float32) if known is None else np.maximum(known, 0)
-    mean = float(h.mean())
+    h = np.ones(k, np.float32) if known is None or not (known > 0).any() else np.maximum(known, 0)
     # A channel that calibration never drove still counts a little: other data may drive it.
-    h = h / mean + 1e-6 if mean > 0 else np.ones(k, np.float32)
+    h = h / float(h.mean()) + 1e-6
     return to_groups(place(h[None], device), scheme)
 
 

@@ -25,8 +25,8 @@ _LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.
 def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Array | None]:
     """Scale and zero point whose codes cover [lo, hi]; the range is widened to hold 0.
 
-    Symmetric: scale = max(|lo|, |hi|) / 2^(bits - 1), so that all of -2^(bits - 1)..2^(bits - 1) - 1 is used and
-    a positive extreme may be clipped by up to one step. A range of nothing but 0 gets scale 1.
+    Symmetric: scale = max(|lo|, |hi|) / 2^(bits - 1), so that all of -2^(bits - 1)..2^(bits - 1) - 1 is used
+    and a positive extreme may be clipped by up to one step. A range of nothing but 0 gets scale 1.
 
     Args:
         lo, hi: float32, any one shape.

@@ -1,7 +1,8 @@
 """Codes <-> bytes: the layout of com.microsoft::MatMulNBits, and ONNX's int2, uint2, int4 and uint4.
 
 All of it is little end first: the code with the lower index sits in the lower bits. Three-bit codes have no
-layout of their own; ``lift`` makes four-bit ones of them. Letters: N outputs, K reduction, G groups of g along K.
+layout of their own; ``lift`` makes four-bit ones of them. Letters: N outputs, K reduction, G groups of g
+along K.
 """
 
 from dataclasses import replace
