@@ -6,10 +6,12 @@ gone; tensors of Constant nodes, and initializers of control-flow bodies, as ini
 a name of its own for every node; types and shapes inferred.
 """
 
+from collections import Counter
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from qcompiler.graph.edits import Names, all_nodes
+from qcompiler.graph.edits import Names, all_graphs, all_nodes
 
 SMALLEST_LIFTED = 16  # elements; smaller Constant nodes are shapes and scalars and stay where they are
 
@@ -18,7 +20,7 @@ class Normalize(ir.passes.InPlacePass):
     """The pass."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
+        modified = _rename_body_initializers(model)
         for step in (
             common.RemoveInitializersFromInputsPass(),
             common.InlinePass(),
@@ -32,6 +34,22 @@ class Normalize(ir.passes.InPlacePass):
         if _lacks_types(model.graph):
             modified = common.ShapeInferencePass()(model).modified or modified
         return ir.passes.PassResult(model, modified)
+
+
+def _rename_body_initializers(model: ir.Model) -> bool:
+    """Initializers of control-flow bodies get names that no other graph uses: in the main graph they are seen by all."""
+    names = Names(model)
+    taken: Counter[str] = Counter()
+    for graph in all_graphs(model):
+        taken.update({value.name for value in graph.inputs if value.name} | set(graph.initializers))
+        taken.update(value.name for node in graph for value in node.outputs if value.name)
+    modified = False
+    for graph in all_graphs(model):
+        for name, value in tuple(graph.initializers.items()) if graph is not model.graph else ():
+            if taken[name] > 1 and not value.is_graph_input() and not value.is_graph_output():
+                value.name = names.value(name)
+                modified = True
+    return modified
 
 
 def _share_equal_tensors(model: ir.Model) -> bool:
