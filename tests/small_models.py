@@ -101,7 +101,11 @@ def op_types(model: ir.Model | onnx.ModelProto) -> list[str]:
 
 def apply_pass(transform: Any, model: onnx.ModelProto | ir.Model) -> tuple[ir.Model, bool]:
     """The model after one pass (checked by ONNX), and whether the pass says that it changed it."""
-    loaded = model if isinstance(model, ir.Model) else ir.from_proto(model)
+    if isinstance(model, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)  # onnx_ir shares its tensors, whose names passes may change
+        model = ir.from_proto(copy)
+    loaded = model
     modified: bool = transform(loaded).modified
     onnx.checker.check_model(ir.to_proto(loaded), full_check=False)
     return loaded, modified
