@@ -1,6 +1,6 @@
 """Writes the measured tables into the README and docs, between their markers.
 
-python -m benchmarks.fill_tables            from out/benchmarks/*.json
+python -m benchmarks.fill_tables            from what benchmarks left in out/benchmarks/
 python -m benchmarks.fill_tables --check    exit status 1 where a table is not what the figures say
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; the names are those of TABLES.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import memory, quality
+from benchmarks import memory, quality, session
 from benchmarks.measure.results import Results
 
 FILES = (
@@ -27,7 +27,12 @@ def _quality(forms: list[str], keys: list[str] | None = None) -> Callable[[], st
     return lambda: quality.table(Results(quality.JSON), forms, keys)
 
 
+def _session() -> str:
+    return session.TEXT.read_text("utf-8").rstrip("\n") if session.TEXT.exists() else ""
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "session": _session,
     "quality": _quality(["off-grid", "original"]),
     "memory": lambda: memory.table(Results(memory.JSON)),
     "awq": _quality(["off-grid"], ["awq", "awq-float-ends", "awq-g32-sym", "mse-float-ends"]),

@@ -1,0 +1,57 @@
+"""The part of the benchmarks that does not measure: kept rows, tables, filling them in."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import fill_tables, memory, quality
+from benchmarks.measure.results import Results, markdown
+
+MADE = {
+    "wall_seconds": 1.0,
+    "peak_anonymous_bytes": 10**9,
+    "bytes": 10**6,
+    "perplexity": 4.0,
+    "agreement": 0.5,
+}
+
+
+def test_rows_survive_and_name_the_machine(tmp_path: Path) -> None:
+    first = Results(tmp_path / "rows.json")
+    first.put("a", {"seconds": 1.5})
+    again = Results(tmp_path / "rows.json")
+    assert "a" in again and "b" not in again
+    assert again.rows["a"]["seconds"] == 1.5
+    assert again.rows["a"]["machine"]["cores"] >= 1
+
+
+def test_markdown() -> None:
+    assert markdown(["", "x"], [["a", "1"]]) == "|  | x |\n| --- | ---: |\n| a | 1 |"
+
+
+def test_quality_table_shows_a_row_once_it_and_its_peer_are_finished(tmp_path: Path) -> None:
+    results = Results(tmp_path / "quality.json")
+    results.put("off-grid/float", {"perplexity": 3.0, "bytes": 10**7})
+    for level, kl in ((0, 0.1), (4, 0.2)):
+        results.put(f"off-grid/rtn-float-ends/level{level}", MADE | {"kl": kl})
+    assert quality.table(results, ["off-grid"], ["rtn-float-ends"]).count("\n") == 2
+    for level, kl in ((0, 0.4), (4, 0.5)):
+        results.put(f"off-grid/{quality.G64.key}/level{level}", MADE | {"kl": kl})
+    rows = quality.table(results, ["off-grid"], ["rtn-float-ends"]).splitlines()
+    assert rows[3].endswith("| 4.00 | 0.1000 | 0.2000 | 0.500 | 1.0 | 1 | 1.00 | 0.250 |")
+    assert rows[4].startswith("| peer: ORT RTN, int4 g64 asym")
+
+
+def test_memory_table(tmp_path: Path) -> None:
+    results = Results(tmp_path / "memory.json")
+    results.put("weights/1GB/qcompiler", MADE)
+    results.put("weights/1GB/ort-rtn", MADE | {"peak_anonymous_bytes": 4 * 10**9})
+    assert "| 1GB of float32 weights, w4a16-rtn | 1 | 1000 | 0.250 |" in memory.table(results)
+
+
+def test_only_tables_with_figures_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fill_tables.TABLES, "full", lambda: "a\nb\nc")
+    monkeypatch.setitem(fill_tables.TABLES, "empty", lambda: "head\nrule")
+    text = "<!-- table: {} -->\nold\n<!-- end of table -->\n"
+    assert fill_tables.filled(text.format("full")) == text.format("full").replace("old", "a\nb\nc")
+    assert fill_tables.filled(text.format("empty")) == text.format("empty")
