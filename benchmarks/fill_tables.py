@@ -37,7 +37,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": lambda: memory.table(Results(memory.JSON)),
     "awq": _quality(["off-grid"], ["awq", "awq-float-ends", "awq-g32-sym", "mse-float-ends"]),
     "mse": _quality(["off-grid", "original"], ["mse-float-ends", "rtn-float-ends"]),
-    "rtn": _quality(["off-grid", "original"], ["rtn-float-ends", "rtn", "w8"]),
+    "rtn": _quality(["off-grid", "original"], ["rtn-float-ends", "rtn", "w8", "w8-float-ends"]),
     "no-data": _quality(["off-grid", "original"], ["awq", "awq-no-data"]),
 }
 
