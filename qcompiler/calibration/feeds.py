@@ -12,9 +12,10 @@ import onnx_ir as ir
 
 from qcompiler.calibration.data import TOKENS, open_calibration
 from qcompiler.calibration.fill import InputSpec, complete_feed, token_input
-from qcompiler.calibration.sampling import random_feeds, sample_tokens
+from qcompiler.calibration.sampling import is_causal, random_feeds, sample_tokens
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.extract import Piece
+from qcompiler.graph.weights import constant_view
 
 Feed = Mapping[str, npt.NDArray[Any]]
 Progress = Callable[[str, int, int], None]
@@ -81,13 +82,34 @@ def _own_feeds(
     model: ir.Model, specs: list[InputSpec], samples: int, length: int, seed: int, progress: Progress
 ) -> CalibrationFeeds:
     """Sequences sampled from a language model, or random inputs of any other."""
-    tokens = token_input(specs)
-    logits = next((out for out in model.graph.outputs if out.shape is None or len(out.shape) == 3), None)
-    if tokens is None or logits is None or (logits.dtype is not None and not logits.dtype.is_floating_point()):
-        feeds = [complete_feed(feed, specs) for feed in random_feeds(specs, samples, seed)]
+    drawn = _sampled_tokens(model, specs, samples, length, seed, progress)
+    if drawn is not None:
         return _described(
-            feeds, "random inputs", ["no calibration data: random inputs were used; give --calib PATH for better scales"]
+            [complete_feed({TOKENS: row[None, :]}, specs) for row in drawn],
+            "sampled from the model",
+            [
+                "no calibration data: sequences sampled from the model itself were used; "
+                "give --calib TEXT --tokenizer FILE for better scales"
+            ],
         )
+    random = random_feeds(specs, samples, seed, highs=_index_bounds(model))
+    return _described(
+        [complete_feed(feed, specs) for feed in random],
+        "random inputs",
+        ["no calibration data: random inputs were used; give --calib PATH for better scales"],
+    )
+
+
+def _sampled_tokens(
+    model: ir.Model, specs: list[InputSpec], samples: int, length: int, seed: int, progress: Progress
+) -> npt.NDArray[np.int64] | None:
+    """Sequences [samples, length] that a causal language model speaks; None for any other model."""
+    if token_input(specs) is None:
+        return None
+    candidates = (out for out in model.graph.outputs if out.shape is None or len(out.shape) == 3)
+    logits = next((out for out in candidates if out.dtype is None or out.dtype.is_floating_point()), None)
+    if logits is None:
+        return None
     piece = Piece(model, list(model.graph), tuple(model.graph.inputs), [logits])
     inputs = {value.name: value for value in model.graph.inputs}
 
@@ -97,15 +119,27 @@ def _own_feeds(
         return result.astype(np.float32, copy=False)
 
     first = run(np.zeros((1, 2), np.int64))
-    if first.ndim != 3 or first.shape[1] != 2:
-        raise CalibrationError(f"output {logits.name}: is not [batch, sequence, vocabulary]; give calibration data with --calib PATH")
-    drawn = sample_tokens(run, int(first.shape[2]), samples, length, seed, progress=lambda done, total: progress("sampling calibration data", done, total))
-    feeds = [complete_feed({TOKENS: row[None, :]}, specs) for row in drawn]
-    return _described(
-        feeds,
-        "sampled from the model",
-        ["no calibration data: sequences sampled from the model itself were used; give --calib TEXT --tokenizer FILE for better scales"],
+    if first.ndim != 3 or first.shape[:2] != (1, 2) or not is_causal(run, first.shape[2], seed):
+        return None
+    return sample_tokens(
+        run,
+        int(first.shape[2]),
+        samples,
+        length,
+        seed,
+        progress=lambda done, total: progress("sampling calibration data", done, total),
     )
+
+
+def _index_bounds(model: ir.Model) -> dict[str, int]:
+    """Rows of the smallest table that each integer input indexes."""
+    bounds: dict[str, int] = {}
+    for value in model.graph.inputs:
+        for node, place in value.uses():
+            table = constant_view(node.inputs[0]) if node.op_type == "Gather" and place == 1 else None
+            if table is not None and value.name is not None:
+                bounds[value.name] = min(table.final_shape[0], bounds.get(value.name, table.final_shape[0]))
+    return bounds
 
 
 def _described(feeds: list[Feed], source: str, warnings: list[str]) -> CalibrationFeeds:

@@ -38,7 +38,9 @@ class PlannedWeight:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The statistics that any of its algorithm's steps asks for."""
+        """The statistics that any of its algorithm's steps asks for; a table of rows alone has no input to observe."""
+        if all(use.role is Role.EMBEDDING for use in self.weight.uses):
+            return frozenset()
         return frozenset(need for step in self.settings.algorithm for need in step.algorithm.needs)
 
     @property
