@@ -46,12 +46,13 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         self._graph = model.graph
         self._names = Names(model)
+        before = len(self.lowered)
         for node in list(model.graph):
             if node.op_type == "DequantizeLinear" and node.domain == "" and "qcompiler.scheme" in node.metadata_props:
                 self._lower(node)
         if self.lowered:
             model.graph.opset_imports.setdefault(DOMAIN, 1)
-        return ir.passes.PassResult(model, modified=bool(self.lowered))
+        return ir.passes.PassResult(model, modified=len(self.lowered) > before)
 
     def _lower(self, dequantize: ir.Node) -> None:
         weight = packed_weight(dequantize)

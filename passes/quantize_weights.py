@@ -18,6 +18,7 @@ from qcompiler.algorithms.error import quantization_error
 from qcompiler.calibration.collector import Collector
 from qcompiler.calibration.segments import Segment
 from qcompiler.errors import CalibrationError, SchemeError
+from qcompiler.graph.census import take_census
 from qcompiler.graph.edits import Names, drop_unused
 from qcompiler.graph.quantized import emit_dequantize, register_constants
 from qcompiler.graph.weight_store import WeightStore
@@ -80,6 +81,8 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self.results: list[LayerResult] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if len(self._done) == len(self._plan.quantized):
+            return ir.passes.PassResult(model, modified=False)
         self._model = model
         self._names = Names(model)
         self._positions = {node: index for index, node in enumerate(model.graph)}
@@ -90,7 +93,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
                 self._quantize(planned, None)
         order = {planned.weight.name: index for index, planned in enumerate(self._plan.quantized)}
         self.results.sort(key=lambda result: order[result.name])
-        return ir.passes.PassResult(model, modified=bool(self._done))
+        return ir.passes.PassResult(model, modified=True)
 
     def _quantize_by_segment(self, run: CalibrationRun) -> None:
         by_node = {
@@ -100,6 +103,8 @@ class QuantizeWeights(ir.passes.InPlacePass):
             if use.role is not Role.EMBEDDING and use.in_body is None
         }
         anchors = [use.top_level for planned in self._plan.quantized for use in planned.weight.uses]
+        # A float embedding starts the trunk too, else the first block is cut between its own linears.
+        anchors += [u.top_level for w in take_census(self._model).weights for u in w.uses if u.role is Role.EMBEDDING]
         collector = Collector(self._model, anchors, run.feeds, run.folder, run.border_limit)
         for segment in collector.segments:
             members = {node: by_node[node] for node in segment.nodes if node in by_node and by_node[node] not in self._done}
