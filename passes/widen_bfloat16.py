@@ -17,9 +17,9 @@ class WidenBfloat16(ir.passes.InPlacePass):
     """The pass."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        values = [v for node in all_nodes(model) for v in node.outputs]
-        if not any(v.dtype == NARROW for v in (*model.graph.inputs, *values, *model.graph.initializers.values())):
+        if not any(_computes(node) for node in all_nodes(model)):
             return ir.passes.PassResult(model, modified=False)
+        values = [v for node in all_nodes(model) for v in node.outputs]
         names = Names(model)
         for node in list(all_nodes(model)):
             _widen_attributes(node)
@@ -35,6 +35,12 @@ class WidenBfloat16(ir.passes.InPlacePass):
                 if value.dtype == NARROW:
                     value.type = ir.TensorType(WIDE)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _computes(node: ir.Node) -> bool:
+    """Whether a node works on bfloat16; a Cast from it or to it only stores."""
+    values = (*node.inputs, *node.outputs)
+    return node.op_type != "Cast" and any(value is not None and value.dtype == NARROW for value in values)
 
 
 def _widen_attributes(node: ir.Node) -> None:
