@@ -1,5 +1,6 @@
 """Small models for the tests, written as ONNX text with weights from a seed, and what runs and compares them."""
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import onnx.numpy_helper
 import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
+
+from qcompiler.graph import model_file
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -68,7 +71,8 @@ def run(model: onnx.ModelProto | ir.Model | Path, feed: Feed, optimize: bool = T
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if isinstance(model, ir.Model):
-        model = ir.to_proto(model)
+        with tempfile.TemporaryDirectory() as folder:  # weights may be in a spill file, which no protobuf can name
+            return run(model_file.save(model, folder), feed, optimize)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
