@@ -40,7 +40,7 @@ class ScaleMigration:
         names: Names,
     ) -> None:
         self._model = model
-        self._nodes = nodes
+        self._nodes = list(nodes)
         self._inputs = inputs
         self._sample = sample
         self._members = members
@@ -110,6 +110,7 @@ class ScaleMigration:
         node = ir.node("Mul", [value, factor], outputs=[output], name=self._names.node(f"{value.name}.scale"))
         set_info(output, dtype, value.shape)
         first.graph.insert_before(first, node)
+        self._nodes.insert(self._nodes.index(first), node)  # later probes run through it
         for reader in readers:
             reader.replace_input_with(0, output)
         return "a Mul of its own"

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from qcompiler.graph.edits import Names, all_graphs, all_nodes
+from qcompiler.graph.shape_inference import infer_types
 
 SMALLEST_LIFTED = 16  # elements; smaller Constant nodes are shapes and scalars and stay where they are
 
@@ -32,7 +33,7 @@ class Normalize(ir.passes.InPlacePass):
         modified = _share_equal_tensors(model) or modified
         modified = _name_nodes(model) or modified
         if _lacks_types(model.graph):
-            modified = common.ShapeInferencePass()(model).modified or modified
+            modified = infer_types(model) or modified
         return ir.passes.PassResult(model, modified)
 
 

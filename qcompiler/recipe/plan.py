@@ -118,7 +118,7 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
     """
     plan = Plan([], [])
     for weight in census.weights:
-        use = weight.uses[0]
+        use = next(use for use in weight.uses if use.role is weight.role)
         settings = recipe.settings_for(weight.name, weight.role.value, use.node.op_type, weight.aliases)
         if isinstance(settings, Skip):
             plan.skipped.append(

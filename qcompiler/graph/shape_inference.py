@@ -1,0 +1,62 @@
+"""Types and shapes of a model's values, by ONNX's own inference on a copy without its weights.
+
+onnx_ir's pass does the same, but looks every initializer up in the list of inputs: 13 s of 20 s on 20,000 nodes.
+"""
+
+import onnx
+import onnx_ir as ir
+
+KEPT_BYTES = 1024  # constants up to this size go along: inference reads shapes and axes from them
+
+
+def infer_types(model: ir.Model) -> bool:
+    """Give values the types and shapes that they lack; returns whether any got one."""
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    for domain, version in model.graph.opset_imports.items():
+        proto.opset_import.add(domain=domain, version=version)
+    graph = proto.graph
+    graph.name = model.graph.name or "graph"
+    known = set()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes <= KEPT_BYTES and not isinstance(tensor, ir.ExternalTensor):
+            graph.initializer.append(ir.to_proto(tensor))
+            graph.initializer[-1].name = value.name or ""
+        elif value.name not in known:
+            graph.input.append(_declared(value))
+            known.add(value.name)
+    graph.node.extend(ir.serde.serialize_node(node) for node in model.graph)
+    graph.output.extend(ir.serde.serialize_value(value) for value in model.graph.outputs)
+    for function in model.functions.values():
+        proto.functions.append(ir.to_proto(function))
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    found = {info.name: info for info in inferred.graph.value_info}
+    modified = False
+    for node in model.graph:
+        for value in node.outputs:
+            info = found.get(value.name or "")
+            if info is None:
+                continue
+            if value.dtype is None and info.type.tensor_type.elem_type:
+                value.type = ir.TensorType(ir.DataType(info.type.tensor_type.elem_type))
+                modified = True
+            if value.shape is None and info.type.tensor_type.HasField("shape"):
+                value.shape = _shape(info.type.tensor_type.shape)
+                modified = True
+    return modified
+
+
+def _declared(value: ir.Value) -> onnx.ValueInfoProto:
+    """An input, or an initializer with the type and shape of its tensor."""
+    tensor = value.const_value
+    if tensor is None:
+        declared: onnx.ValueInfoProto = ir.to_proto(value)
+        return declared
+    return onnx.helper.make_tensor_value_info(value.name or "", tensor.dtype.value, tensor.shape.numpy())
+
+
+def _shape(shape: onnx.TensorShapeProto) -> ir.Shape:
+    dims: list[int | str | None] = []
+    for dim in shape.dim:
+        dims.append(dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None))
+    return ir.Shape(dims)
