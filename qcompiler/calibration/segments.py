@@ -1,7 +1,7 @@
 """Cut a graph into segments that can run one after another with few activations between them.
 
-*Trunk* values depend on a weight that is to be quantized; everything else (masks, positions, rotary tables) is *side*: computed once in
-the first segment and carried. The trunk is cut where the number of trunk values alive is least: one, on a residual stream. A piece that
+*Trunk* values depend on a weight that is to be quantized, or are what the first such weights multiply; everything else (masks, positions,
+rotary tables) is *side*: computed once and carried. The trunk is cut where the number of trunk values alive is least: one, on a residual stream. A piece that
 still holds many weights (a decoder with cross-attention keeps the encoder's output alive throughout) is cut again at its own minimum.
 """
 
@@ -41,7 +41,7 @@ def cut_segments(graph: ir.Graph, anchors: Collection[ir.Node]) -> list[Segment]
     nodes = list(graph)
     trunk = _trunk_values(nodes, set(anchors))
     last_use = _last_uses(graph, nodes)
-    alive = _alive_after(nodes, trunk, last_use)
+    alive = _alive_after(nodes, trunk, last_use, graph.inputs)
     is_anchor = [node in anchors for node in nodes]
     cuts = sorted(_cuts(alive, is_anchor, 0, len(nodes)))
     return _build(graph, nodes, cuts)
@@ -55,7 +55,22 @@ def _trunk_values(nodes: Sequence[ir.Node], anchors: set[ir.Node]) -> set[ir.Val
             continue
         if node in anchors or any(value in trunk for value in node_reads(node)):
             trunk.update(node.outputs)
-    return trunk
+    return trunk | _before_trunk(anchors, trunk)
+
+
+def _before_trunk(anchors: set[ir.Node], trunk: set[ir.Value]) -> set[ir.Value]:
+    """Float values that lead to the first anchors: a residual stream that begins at an input or a float embedding."""
+    stack = [value for node in anchors if trunk.isdisjoint(node_reads(node)) for value in node_reads(node)]
+    before: set[ir.Value] = set()
+    while stack:
+        value = stack.pop()
+        if value in before or is_constant(value) or (value.dtype is not None and not value.dtype.is_floating_point()):
+            continue
+        before.add(value)
+        producer = value.producer()
+        if producer is not None:
+            stack += node_reads(producer)
+    return before
 
 
 def _last_uses(graph: ir.Graph, nodes: Sequence[ir.Node]) -> dict[ir.Value, int]:
@@ -67,9 +82,15 @@ def _last_uses(graph: ir.Graph, nodes: Sequence[ir.Node]) -> dict[ir.Value, int]
     return last
 
 
-def _alive_after(nodes: Sequence[ir.Node], trunk: set[ir.Value], last_use: dict[ir.Value, int]) -> list[int]:
+def _alive_after(
+    nodes: Sequence[ir.Node], trunk: set[ir.Value], last_use: dict[ir.Value, int], inputs: Sequence[ir.Value]
+) -> list[int]:
     """Number of trunk values made at or before node i and read after it."""
     change = [0] * (len(nodes) + 1)
+    for value in inputs:
+        if value in trunk and last_use.get(value, 0) > 0:
+            change[0] += 1
+            change[last_use[value]] -= 1
     for index, node in enumerate(nodes):
         for value in node.outputs:
             end = last_use.get(value, index)

@@ -65,9 +65,15 @@ def test_a_residual_stream_is_cut_at_width_one() -> None:
     names = [f"{kind}{i}" for i in range(4) for kind in "ud"]
     model = make_model(f"g (float[M,{D}] x) => (float[M,{D}] x3) {{{text} }}", _weights(names))
     loaded, segments = _check(model, {"x": _x(3, D)})
-    # x depends on no weight, so the first block is cut inside too
-    assert _widths(loaded, segments) == [1, 1, 1, 1]
-    assert [segment.outputs[0].name for segment in segments] == ["a0", "b0", "x1", "x2", "x3"]
+    assert _widths(loaded, segments) == [1, 1, 1]
+    assert [segment.outputs[0].name for segment in segments] == ["x0", "x1", "x2", "x3"]
+
+
+def test_products_of_one_input_stay_together_in_the_first_block() -> None:
+    text = " n = Tanh(x) q = MatMul(n, w0) k = MatMul(n, w1) s = Mul(q, k) o = MatMul(s, w2) r = Add(x, o) u = MatMul(r, w3) y = Add(r, u)"
+    model = make_model(f"g (float[M,{D}] x) => (float[M,{D}] y) {{{text} }}", _weights(["w0", "w1", "w2", "w3"]))
+    _, segments = _check(model, {"x": _x(3, D)})
+    assert [len([n for n in s.nodes if n.op_type == "MatMul"]) for s in segments] == [3, 1]
 
 
 def _cross(layers: int = 10) -> onnx.ModelProto:
