@@ -44,9 +44,21 @@ def _expand(node: ir.Node, root: ir.Graph, names: Names) -> ir.Node:
     made: list[ir.Node] = []
     dtype = node.outputs[0].dtype or (right.dtype if right is not None else None) or ir.DataType.FLOAT
 
-    def emit(op: str, inputs: list[ir.Value | None], shape: ir.Shape | None = None, **attributes: object) -> ir.Value:
-        output = ir.Value(name=names.value(f"{node.outputs[0].name}.{op.lower()}"), type=ir.TensorType(dtype), shape=shape)
-        made.append(ir.node(op, inputs, attributes=attributes, outputs=[output], name=names.node(f"{node.name}.{op.lower()}")))  # type: ignore[arg-type]
+    def emit(
+        op: str, inputs: list[ir.Value | None], shape: ir.Shape | None = None, **attributes: list[int]
+    ) -> ir.Value:
+        output = ir.Value(
+            name=names.value(f"{node.outputs[0].name}.{op.lower()}"), type=ir.TensorType(dtype), shape=shape
+        )
+        made.append(
+            ir.node(
+                op,
+                inputs,
+                attributes=attributes,
+                outputs=[output],
+                name=names.node(f"{node.name}.{op.lower()}"),
+            )
+        )
         return output
 
     if node.attributes.get_int("transA", 0):
@@ -67,7 +79,9 @@ def _expand(node: ir.Node, root: ir.Graph, names: Names) -> ir.Node:
     return product
 
 
-def _times(addend: ir.Value, beta: float, dtype: ir.DataType, root: ir.Graph, names: Names, emit: object) -> ir.Value:
+def _times(
+    addend: ir.Value, beta: float, dtype: ir.DataType, root: ir.Graph, names: Names, emit: object
+) -> ir.Value:
     """The addend times beta, folded where it is constant."""
     if beta == 1.0:
         return addend

@@ -48,7 +48,11 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
         self._names = Names(model)
         before = len(self.lowered)
         for node in list(model.graph):
-            if node.op_type == "DequantizeLinear" and node.domain == "" and "qcompiler.scheme" in node.metadata_props:
+            if (
+                node.op_type == "DequantizeLinear"
+                and node.domain == ""
+                and "qcompiler.scheme" in node.metadata_props
+            ):
                 self._lower(node)
         if self.lowered:
             model.graph.opset_imports.setdefault(DOMAIN, 1)
@@ -67,7 +71,9 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
                 drop_unused(reader.outputs[0])
             drop_unused(output)
 
-    def _emit_product(self, product: ir.Node, weight: PackedWeight, constants: "_Constants", dequantize: ir.Node) -> None:
+    def _emit_product(
+        self, product: ir.Node, weight: PackedWeight, constants: "_Constants", dequantize: ir.Node
+    ) -> None:
         inputs = [product.inputs[0], constants.blocks(), constants.scales]
         if constants.zero_points is not None:
             inputs.append(constants.zero_points)
@@ -76,7 +82,9 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
         }  # fmt: skip
         self._swap(product, "MatMulNBits", inputs, attributes, dequantize)
 
-    def _emit_gather(self, gather: ir.Node, weight: PackedWeight, constants: "_Constants", dequantize: ir.Node) -> None:
+    def _emit_gather(
+        self, gather: ir.Node, weight: PackedWeight, constants: "_Constants", dequantize: ir.Node
+    ) -> None:
         inputs = [constants.rows, gather.inputs[1], constants.scales]
         if constants.zero_points is not None:
             inputs.append(constants.zero_points)
@@ -90,8 +98,13 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
         whole, graph = gather.outputs[0], gather.graph
         assert graph is not None
         cut = ir.Value(name=self._names.value(f"{whole.name}.cut"), type=whole.type, shape=whole.shape)
-        starts, ends, axes = (constants.integers(number, key) for number, key in ((0, "first"), (weight.k, "width"), (-1, "last_axis")))
-        node = ir.node("Slice", [whole, starts, ends, axes], outputs=[cut], name=self._names.node(f"{gather.name}.cut"))
+        starts, ends, axes = (
+            constants.integers(number, key)
+            for number, key in ((0, "first"), (weight.k, "width"), (-1, "last_axis"))
+        )
+        node = ir.node(
+            "Slice", [whole, starts, ends, axes], outputs=[cut], name=self._names.node(f"{gather.name}.cut")
+        )
         graph.insert_after(gather, node)
         replace_value(whole, cut, keep=(node,))
         if not cut.is_graph_output():
@@ -101,14 +114,21 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
             whole.shape = ir.Shape([*list(whole.shape)[:-1], groups * weight.block])
 
     def _swap(
-        self, old: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, int], dequantize: ir.Node
+        self,
+        old: ir.Node,
+        op_type: str,
+        inputs: list[ir.Value | None],
+        attributes: dict[str, int],
+        dequantize: ir.Node,
     ) -> ir.Node:
         result = old.outputs[0]
         output = ir.Value(name=self._names.value(f"{result.name}.quantized"))
         set_info(output, result.dtype or dequantize.outputs[0].dtype or ir.DataType.FLOAT, result.shape)
         node = ir.node(op_type, inputs, attributes=attributes, domain=DOMAIN, outputs=[output], name=old.name)
         node.metadata_props.update(old.metadata_props)
-        node.metadata_props.update({k: v for k, v in dequantize.metadata_props.items() if k.startswith("qcompiler.")})
+        node.metadata_props.update(
+            {k: v for k, v in dequantize.metadata_props.items() if k.startswith("qcompiler.")}
+        )
         graph, packed = old.graph, inputs[PACKED_INPUT[op_type]]
         assert graph is not None and packed is not None
         graph.insert_before(old, node)
@@ -128,7 +148,9 @@ def _readers(dequantize: ir.Node) -> tuple[list[ir.Node], list[ir.Node]]:
         if node.op_type == "Gather" and index == 0:
             gathers.append(node)
         elif node.op_type == "Transpose":
-            products += [user for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 1]
+            products += [
+                user for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 1
+            ]
         elif node.op_type == "MatMul" and index == 1:
             products.append(node)
     return products, gathers
@@ -145,7 +167,9 @@ class _Constants:
         self._blocks: ir.Value | None = None
         self._rows: ir.Value | None = None
         self.scales = self._add(weight.scales, "scales")
-        self.zero_points = None if weight.zero_points is None else self._add(weight.zero_points, "zero_points")
+        self.zero_points = (
+            None if weight.zero_points is None else self._add(weight.zero_points, "zero_points")
+        )
 
     def _add(self, tensor: ir.TensorProtocol | npt.NDArray[Any], suffix: str) -> ir.Value:
         name = self._names.value(f"{self._weight.name}.{suffix}")
@@ -174,6 +198,11 @@ class _Constants:
         shape = self._add(np.array(self._weight.block_shape, np.int64), "block_shape")
         output = ir.Value(name=self._names.value(f"{self._weight.name}.blocks"))
         set_info(output, ir.DataType.UINT8, ir.Shape(list(self._weight.block_shape)))
-        node = ir.node("Reshape", [self.rows, shape], outputs=[output], name=self._names.node(f"{self._weight.name}.reshape"))
+        node = ir.node(
+            "Reshape",
+            [self.rows, shape],
+            outputs=[output],
+            name=self._names.node(f"{self._weight.name}.reshape"),
+        )
         self._graph.insert_before(self._graph[0], node)
         return output

@@ -46,7 +46,9 @@ class ScaleMigration:
         self._members = members
         self._names = names
 
-    def apply(self, value: ir.Value, readers: Mapping[ir.Node, PlannedWeight], statistics: InputStatistics | None) -> InputStatistics | None:
+    def apply(
+        self, value: ir.Value, readers: Mapping[ir.Node, PlannedWeight], statistics: InputStatistics | None
+    ) -> InputStatistics | None:
         """Scale the linears that read ``value``; returns the statistics of the activation they then read."""
         scaled = {node: planned for node, planned in readers.items() if planned.settings.transforms}
         if not scaled or statistics is None:
@@ -58,7 +60,16 @@ class ScaleMigration:
         # Readers without a transform still get the inverse factor, so their function stays too, if X itself is divided upstream.
         movable = all(len(planned.weight.uses) == 1 for planned in readers.values())
         absorber = (
-            find_absorber(self._model, self._nodes, value, set(readers), self._inputs, self._sample, self._weight_of, self._names)
+            find_absorber(
+                self._model,
+                self._nodes,
+                value,
+                set(readers),
+                self._inputs,
+                self._sample,
+                self._weight_of,
+                self._names,
+            )
             if movable
             else None
         )
@@ -81,7 +92,9 @@ class ScaleMigration:
             where = self._take_out(value, targets, choice.scale, absorber)
             for planned in targets.values():
                 planned.weight.scale_columns(choice.scale)
-                planned.notes.append(f"{step.name}: output error times {gain:.2f} before rounding is refined; scale taken by {where}")
+                planned.notes.append(
+                    f"{step.name}: output error times {gain:.2f} before rounding is refined; scale taken by {where}"
+                )
             statistics = statistics.scaled(choice.scale)
         return statistics
 
@@ -90,7 +103,11 @@ class ScaleMigration:
         return planned.weight if planned is not None and len(planned.weight.uses) == 1 else None
 
     def _take_out(
-        self, value: ir.Value, readers: Mapping[ir.Node, PlannedWeight], scale: npt.NDArray[np.float32], absorber: Absorber | None
+        self,
+        value: ir.Value,
+        readers: Mapping[ir.Node, PlannedWeight],
+        scale: npt.NDArray[np.float32],
+        absorber: Absorber | None,
     ) -> str:
         inverse = (1.0 / scale).astype(np.float32)
         if absorber is not None:
@@ -100,12 +117,16 @@ class ScaleMigration:
             return absorber.what
         return self._insert_mul(value, readers, inverse)
 
-    def _insert_mul(self, value: ir.Value, readers: Mapping[ir.Node, PlannedWeight], inverse: npt.NDArray[np.float32]) -> str:
+    def _insert_mul(
+        self, value: ir.Value, readers: Mapping[ir.Node, PlannedWeight], inverse: npt.NDArray[np.float32]
+    ) -> str:
         dtype = value.dtype or next(iter(readers.values())).weight.dtype
         first = next(iter(readers))
         assert first.graph is not None
         name = self._names.value(f"{value.name}.inverse_scale")
-        factor = add_initializer(self._model.graph, ir.Tensor(inverse.astype(dtype.numpy()), dtype=dtype, name=name), name)
+        factor = add_initializer(
+            self._model.graph, ir.Tensor(inverse.astype(dtype.numpy()), dtype=dtype, name=name), name
+        )
         output = ir.Value(name=self._names.value(f"{value.name}.scaled"))
         node = ir.node("Mul", [value, factor], outputs=[output], name=self._names.node(f"{value.name}.scale"))
         set_info(output, dtype, value.shape)

@@ -77,7 +77,9 @@ def _name_nodes(model: ir.Model) -> bool:
     modified = False
     for node in all_nodes(model):
         if not node.name or node.name in seen:
-            node.name = names.node(node.name or (node.outputs[0].name if node.outputs else None) or node.op_type)
+            node.name = names.node(
+                node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
+            )
             modified = True
         seen.add(node.name)
     return modified

@@ -71,7 +71,9 @@ class CalibrationRun:
 class QuantizeWeights(ir.passes.InPlacePass):
     """The pass; its ``results`` are filled as it goes."""
 
-    def __init__(self, plan: Plan, store: WeightStore, calibration: CalibrationRun | None, progress: Progress) -> None:
+    def __init__(
+        self, plan: Plan, store: WeightStore, calibration: CalibrationRun | None, progress: Progress
+    ) -> None:
         super().__init__()
         self._plan = plan
         self._store = store
@@ -104,15 +106,23 @@ class QuantizeWeights(ir.passes.InPlacePass):
         }
         anchors = [use.top_level for planned in self._plan.quantized for use in planned.weight.uses]
         # A float embedding starts the trunk too, else the first block is cut between its own linears.
-        anchors += [u.top_level for w in take_census(self._model).weights for u in w.uses if u.role is Role.EMBEDDING]
+        anchors += [
+            u.top_level for w in take_census(self._model).weights for u in w.uses if u.role is Role.EMBEDDING
+        ]
         collector = Collector(self._model, anchors, run.feeds, run.folder, run.border_limit)
         for segment in collector.segments:
-            members = {node: by_node[node] for node in segment.nodes if node in by_node and by_node[node] not in self._done}
+            members = {
+                node: by_node[node]
+                for node in segment.nodes
+                if node in by_node and by_node[node] not in self._done
+            }
             if members:
                 self._quantize_segment(collector, segment, members)
             collector.advance(segment)
 
-    def _quantize_segment(self, collector: Collector, segment: Segment, members: Mapping[ir.Node, PlannedWeight]) -> None:
+    def _quantize_segment(
+        self, collector: Collector, segment: Segment, members: Mapping[ir.Node, PlannedWeight]
+    ) -> None:
         by_input: dict[ir.Value, dict[ir.Node, PlannedWeight]] = {}
         for node, planned in members.items():
             value = node.inputs[0]
@@ -127,7 +137,12 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self._progress(f"observing {first}", len(self._done), len(self._plan.quantized))
         observed = collector.observe(segment, taps)
         migration = ScaleMigration(
-            self._model, collector.nodes_of(segment), segment.inputs, collector.sample(0), members, self._names
+            self._model,
+            collector.nodes_of(segment),
+            segment.inputs,
+            collector.sample(0),
+            members,
+            self._names,
         )
         statistics: dict[PlannedWeight, InputStatistics | None] = {}
         for value, readers in by_input.items():
@@ -146,16 +161,16 @@ class QuantizeWeights(ir.passes.InPlacePass):
         values = weight.array()
         try:
             quantized = step.algorithm.run(values, statistics, planned.scheme, step.options)
-        except (SchemeError, CalibrationError) as error:
-            raise type(error)(f"{weight.name}: {error}") from error
-        error = quantization_error(values, quantized, statistics)
+        except (SchemeError, CalibrationError) as refusal:
+            raise type(refusal)(f"{weight.name}: {refusal}") from refusal
+        loss = quantization_error(values, quantized, statistics)
         self._replace(planned, quantized)
         self._done.add(planned)
         self.results.append(
             LayerResult(
                 weight.name, weight.role.value, "/".join(dict.fromkeys(use.node.op_type for use in weight.uses)), weight.shape,
                 planned.scheme.label, planned.algorithm, planned.settings.decided_by, weight.float_bytes, planned.stored_bytes,
-                error.output, error.weight, error.sqnr_db, error.cosine, tuple(planned.notes),
+                loss.output, loss.weight, loss.sqnr_db, loss.cosine, tuple(planned.notes),
             )
         )  # fmt: skip
 
@@ -186,6 +201,12 @@ class QuantizeWeights(ir.passes.InPlacePass):
         source = dequantize.outputs[0]
         output = ir.Value(name=self._names.value(f"{source.name}.transposed"), type=source.type)
         output.shape = None if source.shape is None else ir.Shape(list(source.shape)[::-1])
-        node = ir.node("Transpose", [source], attributes={"perm": [1, 0]}, outputs=[output], name=self._names.node(f"{source.name}.transpose"))
+        node = ir.node(
+            "Transpose",
+            [source],
+            attributes={"perm": [1, 0]},
+            outputs=[output],
+            name=self._names.node(f"{source.name}.transpose"),
+        )
         self._model.graph.insert_after(dequantize, node)
         return output

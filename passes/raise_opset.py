@@ -33,14 +33,18 @@ class RaiseOpset(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, modified=_raise_ir(model))
         # onnxscript converts from opset 18 on, ONNX's own converter (the fallback) the older ones; failing, it logs and changes nothing.
         logging.getLogger("onnxscript.version_converter").setLevel(logging.CRITICAL)
-        metadata = {node.outputs[0].name: dict(node.metadata_props) for node in all_nodes(model) if node.outputs}
+        metadata = {
+            node.outputs[0].name: dict(node.metadata_props) for node in all_nodes(model) if node.outputs
+        }
         version_converter.convert_version(model, self._opset, fallback=True)
         for node in all_nodes(model):  # ONNX's converter drops the exporter's notes
             if node.outputs:
                 node.metadata_props.update(metadata.get(node.outputs[0].name, {}))
         reached = model.graph.opset_imports.get("", 0)
         if reached < self._opset:
-            raise InputError(f"opset {now}: cannot be raised to {self._opset}; export the model at opset {self._opset}")
+            raise InputError(
+                f"opset {now}: cannot be raised to {self._opset}; export the model at opset {self._opset}"
+            )
         _raise_ir(model)
         return ir.passes.PassResult(model, modified=True)
 

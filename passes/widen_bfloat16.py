@@ -46,9 +46,13 @@ def _computes(node: ir.Node) -> bool:
 def _widen_attributes(node: ir.Node) -> None:
     """Casts to bfloat16 become casts to float32, and so do small bfloat16 constants."""
     for name in ("to", "dtype"):
-        if name in node.attributes and node.attributes[name].type == ir.AttributeType.INT:
-            if node.attributes[name].as_int() == NARROW.value:
-                node.attributes[name] = ir.AttrInt64(name, WIDE.value)
+        attribute = node.attributes.get(name)
+        if (
+            attribute is not None
+            and attribute.type == ir.AttributeType.INT
+            and attribute.as_int() == NARROW.value
+        ):
+            node.attributes[name] = ir.AttrInt64(name, WIDE.value)
     if "value" in node.attributes and node.attributes["value"].type == ir.AttributeType.TENSOR:
         tensor = node.attributes["value"].as_tensor()
         if tensor.dtype == NARROW:
@@ -64,7 +68,13 @@ def _widen_outputs(graph: ir.Graph, names: Names) -> None:
         output.name = names.value(f"{name}.float32")
         output.type = ir.TensorType(WIDE)
         narrow = ir.Value(name=name, type=ir.TensorType(NARROW), shape=output.shape)
-        cast = ir.node("Cast", [output], attributes={"to": NARROW.value}, outputs=[narrow], name=names.node(f"{name}.narrow"))
+        cast = ir.node(
+            "Cast",
+            [output],
+            attributes={"to": NARROW.value},
+            outputs=[narrow],
+            name=names.node(f"{name}.narrow"),
+        )
         graph.append(cast)
         graph.outputs[index] = narrow
 
@@ -75,7 +85,9 @@ def _widen_source(value: ir.Value, graph: ir.Graph, names: Names) -> None:
     if not uses:
         return
     wide = ir.Value(name=names.value(f"{value.name}.float32"), type=ir.TensorType(WIDE), shape=value.shape)
-    cast = ir.node("Cast", [value], attributes={"to": WIDE.value}, outputs=[wide], name=names.node(f"{value.name}.widen"))
+    cast = ir.node(
+        "Cast", [value], attributes={"to": WIDE.value}, outputs=[wide], name=names.node(f"{value.name}.widen")
+    )
     graph.insert_before(graph[0], cast)
     for node, index in uses:
         node.replace_input_with(index, wide)

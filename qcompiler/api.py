@@ -62,7 +62,12 @@ class CompiledModel:
         return self.folder / model_file.MODEL_NAME
 
 
-def plan(model: str | os.PathLike[str], recipe: str | os.PathLike[str] | Recipe, settings: Iterable[str] = (), target: str = "ort") -> Plan:
+def plan(
+    model: str | os.PathLike[str],
+    recipe: str | os.PathLike[str] | Recipe,
+    settings: Iterable[str] = (),
+    target: str = "ort",
+) -> Plan:
     """What ``compile`` would do to each weight (``--dry-run``); nothing is written.
 
     Raises:
@@ -108,7 +113,11 @@ def compile(
     check_stop(options.stop_after, pass_names(resolved, goal))
     place = Path(output) if output is not None else Path(f"{source.stem}-{resolved.name}")
     loaded = model_file.load(source)
-    with PeakMemory() as memory, output_folder(place, options.force, [source]) as (staged, work), WeightStore(work) as store:
+    with (
+        PeakMemory() as memory,
+        output_folder(place, options.force, [source]) as (staged, work),
+        WeightStore(work) as store,
+    ):
         instruments: list[Instrument] = [Dump(options.dump_ir)] if options.dump_ir is not None else []
         instruments += [Verify(loaded)] if options.verify_each else []
         preparing = preparing_passes(resolved)
@@ -117,7 +126,11 @@ def compile(
         planned = plan_weights(loaded, resolved)
         planned.check(goal.supports)
         _check_memory(planned, options.memory_limit)
-        data = _feeds(loaded, calibration, tokenizer, resolved, options.seed, progress) if planned.needs_data and not stopped else None
+        data = (
+            _feeds(loaded, calibration, tokenizer, resolved, options.seed, progress)
+            if planned.needs_data and not stopped
+            else None
+        )
         run = None if data is None else CalibrationRun(data.feeds, work, options.memory_limit // 4)
         quantizing = quantizing_passes(planned, resolved, goal, store, run, progress)
         if not stopped:
@@ -127,7 +140,9 @@ def compile(
         saved = model_file.save(loaded, staged)
         running = goal.verify(saved, quantizing.passes) if options.stop_after is None else {}
         (staged / "recipe.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
-        write_json(staged / "manifest.json", make_manifest(source, saved, resolved, options.seed, goal.name, data))
+        write_json(
+            staged / "manifest.json", make_manifest(source, saved, resolved, options.seed, goal.name, data)
+        )
         report = CompileReport(
             model=source.name, recipe=resolved.name, target=goal.name,
             layers=[asdict(layer) for layer in quantizing.quantize.results],
@@ -142,17 +157,24 @@ def compile(
 
 
 def _feeds(
-    loaded: ir.Model, calibration: Any, tokenizer: str | os.PathLike[str] | None, recipe: Recipe, seed: int, progress: Progress
+    loaded: ir.Model,
+    calibration: Any,
+    tokenizer: str | os.PathLike[str] | None,
+    recipe: Recipe,
+    seed: int,
+    progress: Progress,
 ) -> CalibrationFeeds:
-    return make_feeds(loaded, calibration, tokenizer, recipe.calibration.samples, recipe.calibration.length, seed, progress)
+    return make_feeds(
+        loaded, calibration, tokenizer, recipe.calibration.samples, recipe.calibration.length, seed, progress
+    )
 
 
 def _check_memory(planned: Plan, limit: int) -> None:
     forecast = planned.forecast_peak_bytes()
     if forecast > limit:
         raise ResourceError(
-            f"forecast of peak memory {forecast / 2**30:.1f} GiB is above --memory-limit {limit / 2**30:.1f} GiB; raise it, or use w4a16-rtn, "
-            "which needs no calibration"
+            f"forecast of peak memory {forecast / 2**30:.1f} GiB is above --memory-limit {limit / 2**30:.1f} GiB; "
+            "raise it, or use w4a16-rtn, which needs no calibration"
         )
 
 

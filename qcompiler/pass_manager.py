@@ -72,7 +72,9 @@ class Verify:
         check_model(model, record.name)
         now = signature(model)
         if now != self._signature:
-            raise PassError(f"pass {record.name}: changed the model's inputs or outputs from {self._signature} to {now}")
+            raise PassError(
+                f"pass {record.name}: changed the model's inputs or outputs from {self._signature} to {now}"
+            )
 
 
 def signature(model: ir.Model) -> tuple[tuple[str, str], ...]:
@@ -113,7 +115,10 @@ def check_stop(stop_after: str | None, names: Sequence[str]) -> None:
 
 
 def run_passes(
-    model: ir.Model, passes: Sequence[NamedPass], instruments: Sequence[Instrument], stop_after: str | None = None
+    model: ir.Model,
+    passes: Sequence[NamedPass],
+    instruments: Sequence[Instrument],
+    stop_after: str | None = None,
 ) -> list[PassRecord]:
     """Run the passes on the model, in place, up to ``stop_after`` if it is among them.
 
@@ -129,8 +134,19 @@ def run_passes(
             modified = entry.run(model).modified
         except QCompilerError:
             raise
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
-            raise PassError(f"pass {entry.name}: failed: {type(error).__name__}: {error}; run with --traceback and report it") from error
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            AssertionError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:
+            raise PassError(
+                f"pass {entry.name}: failed: {type(error).__name__}: {error}; run with --traceback and report it"
+            ) from error
         records.append(PassRecord(entry.name, modified, time.perf_counter() - start))
         for instrument in instruments:
             instrument.after(records[-1], model)

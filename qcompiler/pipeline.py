@@ -36,9 +36,15 @@ def preparing_passes(recipe: Recipe) -> list[NamedPass]:
     bits |= {settings.bits for settings in (recipe.head, recipe.embedding) if settings is not None}
     opset = MIDDLE_OPSET_2_BIT if 2 in bits else MIDDLE_OPSET
     return [
-        NamedPass("normalize", Normalize(), "first: the others find weights only in the main graph's initializers"),
+        NamedPass(
+            "normalize", Normalize(), "first: the others find weights only in the main graph's initializers"
+        ),
         NamedPass("raise_opset", RaiseOpset(opset), "before planning: the converter may replace nodes"),
-        NamedPass("widen_bfloat16", WidenBfloat16(), "after raising: the converter types new nodes like the old ones"),
+        NamedPass(
+            "widen_bfloat16",
+            WidenBfloat16(),
+            "after raising: the converter types new nodes like the old ones",
+        ),
     ]
 
 
@@ -56,15 +62,26 @@ class QuantizingPasses:
 
 
 def quantizing_passes(
-    plan: Plan, recipe: Recipe, target: Target, store: WeightStore, calibration: CalibrationRun | None, progress: Progress
+    plan: Plan,
+    recipe: Recipe,
+    target: Target,
+    store: WeightStore,
+    calibration: CalibrationRun | None,
+    progress: Progress,
 ) -> QuantizingPasses:
     """Passes that carry out a plan for a target."""
-    gemms = [use.node for planned in plan.quantized for use in planned.weight.uses if use.node.op_type == "Gemm"]
+    gemms = [
+        use.node for planned in plan.quantized for use in planned.weight.uses if use.node.op_type == "Gemm"
+    ]
     expand = ExpandGemm(gemms, on_replaced(plan))
     quantize = QuantizeWeights(plan, store, calibration, progress)
     passes = [
         NamedPass(EXPAND, expand, "after planning: a Gemm that stays float stays a Gemm"),
-        NamedPass(QUANTIZE, quantize, "calibration, scaling and rounding go segment by segment, so they are one pass"),
+        NamedPass(
+            QUANTIZE,
+            quantize,
+            "calibration, scaling and rounding go segment by segment, so they are one pass",
+        ),
         *target.lowering(recipe),
     ]
     return QuantizingPasses(passes, quantize)

@@ -38,7 +38,9 @@ def make_model(
     """
     imports = {"": opset, **(domains or {})}
     header = ", ".join(f'"{name}" : {version}' for name, version in imports.items())
-    model = onnx.parser.parse_model(f"<ir_version: {ir_version}, opset_import: [{header}]>\n{graph}\n{functions}")
+    model = onnx.parser.parse_model(
+        f"<ir_version: {ir_version}, opset_import: [{header}]>\n{graph}\n{functions}"
+    )
     for name, array in (weights or {}).items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
     onnx.checker.check_model(model)
@@ -71,7 +73,9 @@ def run(model: onnx.ModelProto | ir.Model | Path, feed: Feed, optimize: bool = T
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if isinstance(model, ir.Model):
-        with tempfile.TemporaryDirectory() as folder:  # weights may be in a spill file, which no protobuf can name
+        with (
+            tempfile.TemporaryDirectory() as folder
+        ):  # weights may be in a spill file, which no protobuf can name
             return run(model_file.save(model, folder), feed, optimize)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

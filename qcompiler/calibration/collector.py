@@ -78,7 +78,12 @@ class Collector:
     """
 
     def __init__(
-        self, model: ir.Model, anchors: Sequence[ir.Node], feeds: Iterable[Mapping[str, Array]], folder: Path, limit: int
+        self,
+        model: ir.Model,
+        anchors: Sequence[ir.Node],
+        feeds: Iterable[Mapping[str, Array]],
+        folder: Path,
+        limit: int,
     ) -> None:
         self._model = model
         self.segments: list[Segment] = cut_segments(model.graph, set(anchors))
@@ -98,14 +103,18 @@ class Collector:
         for node in self._model.graph:
             home = self._home.get(node)
             if home is None:
-                added.append(node)  # edits insert in front of a reader, so it belongs to the next original node's segment
+                added.append(
+                    node
+                )  # edits insert in front of a reader, so it belongs to the next original node's segment
                 continue
             if home == segment.index:
                 nodes += [*added, node]
             added.clear()
         return nodes
 
-    def observe(self, segment: Segment, taps: Mapping[ir.Value, tuple[int, frozenset[Need]]]) -> dict[ir.Value, InputStatistics | None]:
+    def observe(
+        self, segment: Segment, taps: Mapping[ir.Value, tuple[int, frozenset[Need]]]
+    ) -> dict[ir.Value, InputStatistics | None]:
         """Statistics of the values in ``taps`` (value -> (K, needs)) over all samples."""
         if not taps:
             return {}

@@ -58,7 +58,9 @@ def make_feeds(
     if source is None:
         return _own_feeds(model, specs, samples, length, seed, progress)
     if isinstance(source, str) and source == REQUIRED:
-        raise CalibrationError("--calib required: this recipe calibrates, and no data was given; give --calib PATH")
+        raise CalibrationError(
+            "--calib required: this recipe calibrates, and no data was given; give --calib PATH"
+        )
     data = open_calibration(source, tokenizer, samples, length)
     feeds: list[Feed] = []
     for feed in data:

@@ -36,7 +36,9 @@ class InputObserver:
             CalibrationError: NaN or infinity, or rows of another width.
         """
         if activation.shape[-1:] != (self._k,):
-            raise CalibrationError(f"{self._where}: the data gives {list(activation.shape)}, the weight takes rows of {self._k}")
+            raise CalibrationError(
+                f"{self._where}: the data gives {list(activation.shape)}, the weight takes rows of {self._k}"
+            )
         flat = activation.reshape(-1, self._k)
         for start in range(0, len(flat), BLOCK_ROWS):
             rows = np.ascontiguousarray(flat[start : start + BLOCK_ROWS], dtype=np.float32)

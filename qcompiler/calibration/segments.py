@@ -1,10 +1,12 @@
 """Cut a graph into segments that can run one after another with few activations between them.
 
-*Trunk* values depend on a weight that is to be quantized, or are what the first such weights multiply; everything else (masks, positions,
-rotary tables) is *side*: computed once and carried. The trunk is cut where the number of trunk values alive is least: one, on a residual stream. A piece that
-still holds many weights (a decoder with cross-attention keeps the encoder's output alive throughout) is cut again at its own minimum.
+*Trunk* values depend on a weight that is to be quantized, or are what the first such weights multiply; everything
+else (masks, positions, rotary tables) is *side*: computed once and carried. The trunk is cut where the number of
+trunk values alive is least: one, on a residual stream. A piece that still holds many weights (a decoder with
+cross-attention keeps the encoder's output alive throughout) is cut again at its own minimum.
 """
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -64,7 +66,11 @@ def _before_trunk(anchors: set[ir.Node], trunk: set[ir.Value]) -> set[ir.Value]:
     before: set[ir.Value] = set()
     while stack:
         value = stack.pop()
-        if value in before or is_constant(value) or (value.dtype is not None and not value.dtype.is_floating_point()):
+        if (
+            value in before
+            or is_constant(value)
+            or (value.dtype is not None and not value.dtype.is_floating_point())
+        ):
             continue
         before.add(value)
         producer = value.producer()
@@ -125,7 +131,7 @@ def _cuts(alive: Sequence[int], is_anchor: Sequence[bool], start: int, end: int)
     if not cuts:
         return set()
     bounds = [start, *(cut + 1 for cut in sorted(cuts)), end]
-    for left, right in zip(bounds, bounds[1:], strict=False):
+    for left, right in itertools.pairwise(bounds):
         held = sum(is_anchor[left:right])
         if held > LARGEST_SEGMENT and held < len(anchors):
             cuts |= _cuts(alive, is_anchor, left, right)
@@ -136,7 +142,7 @@ def _build(graph: ir.Graph, nodes: Sequence[ir.Node], cuts: Sequence[int]) -> li
     bounds = [0, *(cut + 1 for cut in cuts), len(nodes)]
     home: dict[ir.Value, int] = {}
     reads: list[list[ir.Value]] = []
-    pieces = [tuple(nodes[a:b]) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    pieces = [tuple(nodes[a:b]) for a, b in itertools.pairwise(bounds) if b > a]
     for index, piece in enumerate(pieces):
         wanted: dict[ir.Value, None] = {}
         for node in piece:

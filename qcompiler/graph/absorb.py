@@ -9,6 +9,7 @@ that it follows none. That the rest of the model does not see P changed is check
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ Factors = npt.NDArray[np.float32]
 
 # Past these a factor does not come out as the same factor; the search upstream stops there.
 NOT_HOMOGENEOUS = frozenset(
-    {"Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Gelu", "Elu", "Selu", "HardSigmoid", "HardSwish", "Swish", "Softplus",
-     "Clip", "Mish", "Cos", "Sin", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Pow", "Sqrt", "Reciprocal"}
+    {"Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Gelu", "Elu", "Selu", "HardSigmoid", "HardSwish", "Swish",
+     "Softplus", "Clip", "Mish", "Cos", "Sin", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Pow",
+     "Sqrt", "Reciprocal"}
 )  # fmt: skip
 # Inputs that scale and shift a norm's output; the last input of the Skip forms is added before the norm, so it is none.
 NORMS = {"LayerNormalization": (1, 2), "RMSNormalization": (1,), "SimplifiedLayerNormalization": (1,), "SkipLayerNormalization": (2, 3),
@@ -70,7 +72,10 @@ def find_absorber(
         weight_of: the weight of an upstream linear whose rows may be scaled, or None.
     """
     segment = set(nodes)
-    if any(user not in consumers and user.op_type != "Shape" for user in value.consumers()) or value.is_graph_output():
+    if (
+        any(user not in consumers and user.op_type != "Shape" for user in value.consumers())
+        or value.is_graph_output()
+    ):
         return None
     tried = 0
     for candidate, scale in _candidates(value, segment, weight_of, names):
@@ -110,7 +115,12 @@ def _candidates(
         if node is None or node not in segment or node.op_type in NOT_HOMOGENEOUS:
             continue
         for source in node.inputs:
-            if source is not None and source not in seen and not source.is_initializer() and constant_view(source) is None:
+            if (
+                source is not None
+                and source not in seen
+                and not source.is_initializer()
+                and constant_view(source) is None
+            ):
                 seen.add(source)
                 queue.append(source)
 
@@ -140,10 +150,18 @@ def _scalable(
         if length is None:
             continue
         if node.op_type == "Mul":
-            return _Scale(length, lambda f, i=index: _scale_vectors(node, [i], f, names), f"weight {node.inputs[index].name}")  # type: ignore[misc, union-attr]
+            return _Scale(
+                length, partial(_scale_vectors, node, [index], names=names), f"weight {_name(node, index)}"
+            )
         other = node.inputs[1 - index]
         inner = _scalable(other, segment, weight_of, names) if other is not None else None
-        if other is None or inner is None or inner.channels != length or len(other.consumers()) != 1 or other.is_graph_output():
+        if (
+            other is None
+            or inner is None
+            or inner.channels != length
+            or len(other.consumers()) != 1
+            or other.is_graph_output()
+        ):
             return None
 
         def apply(f: Factors, i: int = index, below: _Scale = inner) -> None:
@@ -152,6 +170,11 @@ def _scalable(
 
         return _Scale(length, apply, inner.what)
     return None
+
+
+def _name(node: ir.Node, index: int) -> str:
+    value = node.inputs[index]
+    return "" if value is None or value.name is None else value.name
 
 
 def _vector_length(value: ir.Value | None) -> int | None:
@@ -249,7 +272,7 @@ def _probe(
     factors = np.exp2(random.uniform(-1.0, 1.0, channels))
     expected = base * factors[follows]
     error = np.linalg.norm(passed(factors) - expected) / np.linalg.norm(expected)
-    tolerance = 1e-4 if real.dtype == np.float32 else 1e-2  # rounding of a few chained operations; a miss is of order 1
+    tolerance = (
+        1e-4 if real.dtype == np.float32 else 1e-2
+    )  # rounding of a few chained operations; a miss is of order 1
     return follows if error <= tolerance else None
-
-

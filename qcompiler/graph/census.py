@@ -140,7 +140,9 @@ def _classify_gather(node: ir.Node) -> _Found | str | None:
     return _Found(table, Role.EMBEDDING, 0, transposed=table.transposed)
 
 
-_CARRY = frozenset({"Unsqueeze", "Squeeze", "Reshape", "Transpose", "Cast", "Identity", "Expand", "Slice", "Concat", "Tile"})
+_CARRY = frozenset(
+    {"Unsqueeze", "Squeeze", "Reshape", "Transpose", "Cast", "Identity", "Expand", "Slice", "Concat", "Tile"}
+)
 
 
 def _only_multiplies(value: ir.Value) -> bool:
@@ -187,7 +189,11 @@ def _mark_heads(graph: ir.Graph, census: Census) -> None:
     outputs = set(graph.outputs)
     for weight in census.weights:
         for use in weight.uses:
-            if use.role is Role.LINEAR and use.in_body is None and reaches_output(use.node.outputs[0], outputs):
+            if (
+                use.role is Role.LINEAR
+                and use.in_body is None
+                and reaches_output(use.node.outputs[0], outputs)
+            ):
                 use.role = Role.HEAD
 
 
@@ -220,8 +226,18 @@ def _is_shape(value: ir.Value) -> bool:
 def product_names(node: ir.Node, source: ir.Value) -> tuple[str, tuple[str, ...]]:
     """The best name for people, and every other name that a rule may use."""
     scopes = _exporter_scope(node)
-    uninformative = source.name is None or source.name.startswith(("val_", "onnx::", "_", "const")) or source.name.isdigit()
-    candidates = [scopes, None if uninformative else source.name, node.name, source.name, node.outputs[0].name]
+    uninformative = (
+        source.name is None
+        or source.name.startswith(("val_", "onnx::", "_", "const"))
+        or source.name.isdigit()
+    )
+    candidates = [
+        scopes,
+        None if uninformative else source.name,
+        node.name,
+        source.name,
+        node.outputs[0].name,
+    ]
     names = [name for name in candidates if name]
     return (names[0] if names else node.op_type), tuple(dict.fromkeys(names[1:]))
 

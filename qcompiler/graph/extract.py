@@ -35,7 +35,12 @@ class Piece:
     """
 
     def __init__(
-        self, model: ir.Model, nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], threads: int = 0
+        self,
+        model: ir.Model,
+        nodes: Sequence[ir.Node],
+        inputs: Sequence[ir.Value],
+        outputs: Sequence[ir.Value],
+        threads: int = 0,
     ) -> None:
         self.outputs = tuple(outputs)
         kept, constants, inline = _collect(nodes, set(inputs), outputs)
@@ -64,7 +69,7 @@ class Piece:
             assert self._session is not None
             fed = {_name(value): _ort_value(feeds[value]) for value in self.inputs}
             results = self._session.run_with_ort_values([_name(v) for v in self.outputs], fed | self._fixed)
-        except (*SESSION_ERRORS, ValueError) as error:
+        except SESSION_ERRORS as error:
             raise CalibrationError(
                 f"{_name(self.outputs[-1])}: ONNX Runtime cannot run the model on this data: {str(error).splitlines()[0]}"
             ) from error
@@ -72,7 +77,9 @@ class Piece:
 
     def _open(self, feeds: Mapping[ir.Value, Array]) -> None:
         self._fixed = {_name(value): _ort_value(array) for value, array in self._constants.items()}
-        arrays = {_name(value): feeds[value] for value in self.inputs} | {_name(v): a for v, a in self._constants.items()}
+        arrays = {_name(value): feeds[value] for value in self.inputs} | {
+            _name(v): a for v, a in self._constants.items()
+        }
         for value in self._graph.inputs:
             array = arrays[_name(value)]
             value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
@@ -80,14 +87,20 @@ class Piece:
         for initializer in self._graph.initializers.values():
             tensor = initializer.const_value
             if tensor is not None and not isinstance(tensor, ir.Tensor):
-                initializer.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=initializer.name)
+                initializer.const_value = ir.Tensor(
+                    np.array(tensor.numpy()), dtype=tensor.dtype, name=initializer.name
+                )
         model = ir.Model(self._graph, ir_version=10, functions=self._functions)
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy and torch use the cores between runs
+        options.add_session_config_entry(
+            "session.intra_op.allow_spinning", "0"
+        )  # numpy and torch use the cores between runs
         proto: onnx.ModelProto = ir.to_proto(model)
-        self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
 
 def _collect(
@@ -115,7 +128,9 @@ def _collect(
         if node is None:
             continue
         if node not in candidates and not is_constant(value):
-            raise CalibrationError(f"{_name(value)}: is needed before it is computed; the graph is not in topological order")
+            raise CalibrationError(
+                f"{_name(value)}: is needed before it is computed; the graph is not in topological order"
+            )
         needed.add(node)
         stack.extend(node_reads(node))
     # Constant nodes and shape chains on constants may stand before the segment: keep graph order for all.
@@ -147,7 +162,12 @@ def _position(node: ir.Node) -> int:
 def _large_constant(value: ir.Value) -> Array | None:
     """The numbers of a large constant operand, laid out as the reader wants them; None for anything else."""
     node = value.producer()
-    if node is not None and node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].is_initializer():
+    if (
+        node is not None
+        and node.op_type == "DequantizeLinear"
+        and node.inputs[0] is not None
+        and node.inputs[0].is_initializer()
+    ):
         return _dequantized(node)
     view = constant_view(value)
     if view is None or int(np.prod(view.shape)) * 4 <= INLINE_BYTES:
@@ -168,8 +188,12 @@ def _dequantized(node: ir.Node) -> Array:
 
 def _ort_value(array: Array) -> Any:
     if array.dtype.name == "bfloat16":
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
-    return ort.OrtValue.ortvalue_from_numpy(array if array.flags.c_contiguous else np.ascontiguousarray(array))
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+            array.view(np.uint16), onnx.TensorProto.BFLOAT16
+        )
+    return ort.OrtValue.ortvalue_from_numpy(
+        array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    )
 
 
 def _name(value: ir.Value) -> str:

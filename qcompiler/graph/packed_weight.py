@@ -5,8 +5,10 @@ each block, and codes of fewer bits than a kernel takes are lifted (same values)
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.graph.quantized import read_quantized, stored
@@ -64,9 +66,22 @@ def packed_weight(dequantize: ir.Node, least_bits: int = 2) -> PackedWeight:
     name = (source.name or "weight").removesuffix(".dequantized")
     ours = stored(dequantize)
     if ours is not None and ours.scheme.granularity is Granularity.GROUP and ours.scheme.bits >= least_bits:
-        scales = ours.scale if ours.scale.dtype == dtype else _tensor(ours.scales().astype(dtype.numpy()), dtype, name)
+        scales = (
+            ours.scale
+            if ours.scale.dtype == dtype
+            else _tensor(ours.scales().astype(dtype.numpy()), dtype, name)
+        )
         assert ours.scheme.group_size is not None
-        return PackedWeight(name, ours.n, ours.k, ours.scheme.bits, ours.scheme.group_size, ours.packed, scales, ours.zero_point)
+        return PackedWeight(
+            name,
+            ours.n,
+            ours.k,
+            ours.scheme.bits,
+            ours.scheme.group_size,
+            ours.packed,
+            scales,
+            ours.zero_point,
+        )
     weight = _in_blocks(read_quantized(dequantize))
     while weight.scheme.bits < least_bits or weight.scheme.bits == 3:
         weight = _lift(weight)
@@ -74,9 +89,20 @@ def packed_weight(dequantize: ir.Node, least_bits: int = 2) -> PackedWeight:
     n, k = weight.shape
     assert scheme.group_size is not None
     packed = packing.pack_matmul_nbits(weight.codes, weight.zero_point, scheme)
-    points = None if weight.zero_point is None else ir.Tensor(packing.pack_zero_points(weight.zero_point, scheme.bits))
+    points = (
+        None
+        if weight.zero_point is None
+        else ir.Tensor(packing.pack_zero_points(weight.zero_point, scheme.bits))
+    )
     return PackedWeight(
-        name, n, k, scheme.bits, scheme.group_size, ir.Tensor(packed), _tensor(weight.scale.astype(dtype.numpy()), dtype, name), points
+        name,
+        n,
+        k,
+        scheme.bits,
+        scheme.group_size,
+        ir.Tensor(packed),
+        _tensor(weight.scale.astype(dtype.numpy()), dtype, name),
+        points,
     )
 
 
@@ -87,9 +113,15 @@ def _in_blocks(weight: AffineTensor) -> AffineTensor:
     n, k = weight.shape
     block = next((b for b in BLOCKS if k % b == 0), 32)
     groups = -(-k // block)
-    scheme = QuantScheme(weight.scheme.bits, weight.scheme.symmetric, Granularity.GROUP, block, weight.scheme.scale_dtype)
+    scheme = QuantScheme(
+        weight.scheme.bits, weight.scheme.symmetric, Granularity.GROUP, block, weight.scheme.scale_dtype
+    )
     scale = np.ascontiguousarray(np.broadcast_to(weight.scale, (n, groups)))
-    points = None if weight.zero_point is None else np.ascontiguousarray(np.broadcast_to(weight.zero_point, (n, groups)))
+    points = (
+        None
+        if weight.zero_point is None
+        else np.ascontiguousarray(np.broadcast_to(weight.zero_point, (n, groups)))
+    )
     return AffineTensor(scheme, weight.codes, scale, points)
 
 
@@ -100,7 +132,7 @@ def _lift(weight: AffineTensor) -> AffineTensor:
     return AffineTensor(scheme, weight.codes + np.uint8(shift), weight.scale, weight.zero_point)
 
 
-def _tensor(values: np.ndarray, dtype: ir.DataType, name: str) -> ir.TensorProtocol:  # type: ignore[type-arg]
+def _tensor(values: npt.NDArray[Any], dtype: ir.DataType, name: str) -> ir.TensorProtocol:
     return ir.Tensor(values, dtype=dtype, name=f"{name}.scales")
 
 

@@ -13,10 +13,12 @@ def node_reads(node: ir.Node) -> list[ir.Value]:
 def bodies_of(node: ir.Node) -> list[ir.Graph]:
     """The control-flow bodies of one node."""
     single = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-    return single + [g for a in node.attributes.values() if a.type == ir.AttributeType.GRAPHS for g in a.as_graphs()]
+    return single + [
+        g for a in node.attributes.values() if a.type == ir.AttributeType.GRAPHS for g in a.as_graphs()
+    ]
 
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:
     for body in bodies_of(node):
         inner = [other for inner_node in body for other in node_reads(inner_node)]
-        yield from (value for value in (*inner, *body.outputs) if value is not None and value.graph is not body)
+        yield from (value for value in (*inner, *body.outputs) if value.graph is not body)

@@ -6,6 +6,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 SESSION_ERRORS: Final[tuple[type[Exception], ...]] = (
     RuntimeError,
+    ValueError,
     state.Fail,
     state.InvalidArgument,
     state.InvalidGraph,

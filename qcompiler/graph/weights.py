@@ -147,7 +147,7 @@ def constant_view(value: ir.Value | None) -> ConstantView | None:
     if current.const_value is None or current.is_graph_input():
         return None
     tensor = current.const_value
-    view = ConstantView(current, tuple(int(d) for d in tensor.shape), False, tensor.dtype)
+    view = ConstantView(current, tuple(tensor.shape.numpy()), False, tensor.dtype)
     for node in reversed(chain):
         step = _apply(view, node)
         if step is None:
@@ -163,7 +163,9 @@ def _apply(view: ConstantView, node: ir.Node) -> ConstantView | None:
     if node.op_type == "Identity":
         return view
     if node.op_type == "Cast":
-        return ConstantView(view.source, view.shape, view.transposed, ir.DataType(node.attributes["to"].as_int()))
+        return ConstantView(
+            view.source, view.shape, view.transposed, ir.DataType(node.attributes["to"].as_int())
+        )
     if node.op_type == "Transpose":
         permutation = tuple(node.attributes["perm"].as_ints()) if "perm" in node.attributes else None
         if len(view.shape) != 2:
@@ -192,7 +194,9 @@ def _static_shape(view: ConstantView, node: ir.Node) -> tuple[int, ...] | None:
         axes = list(node.attributes["axes"].as_ints())  # before opset 13
     if node.op_type == "Squeeze":
         rank = len(view.shape)
-        dropped = {a % rank for a in axes} if axes is not None else {i for i in range(rank) if view.shape[i] == 1}
+        dropped = (
+            {a % rank for a in axes} if axes is not None else {i for i in range(rank) if view.shape[i] == 1}
+        )
         return tuple(d for i, d in enumerate(view.shape) if i not in dropped)
     if axes is None:
         return None

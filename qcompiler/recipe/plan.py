@@ -122,15 +122,28 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
         settings = recipe.settings_for(weight.name, weight.role.value, use.node.op_type, weight.aliases)
         if isinstance(settings, Skip):
             plan.skipped.append(
-                SkippedProduct(weight.name, weight.role, use.node.op_type, weight.shape, settings.reason, weight.float_bytes)
+                SkippedProduct(
+                    weight.name,
+                    weight.role,
+                    use.node.op_type,
+                    weight.shape,
+                    settings.reason,
+                    weight.float_bytes,
+                )
             )
             continue
-        scheme, note = fit_group(settings.scheme(_SCALE_NAMES[weight.dtype]), weight.shape[1], settings.group_fallback, weight.name)
+        scheme, note = fit_group(
+            settings.scheme(_SCALE_NAMES[weight.dtype]), weight.shape[1], settings.group_fallback, weight.name
+        )
         planned = PlannedWeight(weight, scheme, settings, [note] if note else [])
         if len({u.role for u in weight.uses}) > 1:
-            planned.notes.append(f"tied: one stored weight for {' and '.join(sorted({u.role.value for u in weight.uses}))}")
+            planned.notes.append(
+                f"tied: one stored weight for {' and '.join(sorted({u.role.value for u in weight.uses}))}"
+            )
         if planned.needs and all(u.in_body is not None for u in weight.uses):
-            planned.notes.append(f"inside {use.in_body}: its activations are not observed, so its scales come from the weight alone")
+            planned.notes.append(
+                f"inside {use.in_body}: its activations are not observed, so its scales come from the weight alone"
+            )
         plan.quantized.append(planned)
     for alone in census.left_alone:
         name = alone.node.name or alone.node.outputs[0].name or alone.node.op_type
@@ -146,5 +159,7 @@ def _nothing_to_do(plan: Plan) -> str:
     reasons: dict[str, int] = {}
     for skipped in plan.skipped:
         reasons[skipped.reason] = reasons.get(skipped.reason, 0) + 1
-    listed = "; ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:3])
+    listed = "; ".join(
+        f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:3]
+    )
     return f"nothing to quantize: all {len(plan.skipped)} products are left alone ({listed})"

@@ -30,7 +30,13 @@ class Target:
 
 
 TARGETS = (
-    Target("ort", "ONNX Runtime with its own operators (com.microsoft::MatMulNBits)", ort.supports, ort.lowering, ort.verify),
+    Target(
+        "ort",
+        "ONNX Runtime with its own operators (com.microsoft::MatMulNBits)",
+        ort.supports,
+        ort.lowering,
+        ort.verify,
+    ),
 )
 
 
@@ -45,4 +51,7 @@ def find_target(name: str) -> Target:
             return target
     names = [target.name for target in TARGETS]
     near = difflib.get_close_matches(name, names, n=1)
-    raise RecipeError(f"target {name!r}: not known; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"))
+    raise RecipeError(
+        f"target {name!r}: not known; "
+        + (f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}")
+    )

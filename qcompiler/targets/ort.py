@@ -39,7 +39,9 @@ def lowering(recipe: Recipe) -> list[NamedPass]:
             LowerToMatMulNBits(recipe.accuracy_level),
             "ORT's own fusion of DequantizeLinear fixes accuracy_level 4, so the nodes are written by us",
         ),
-        NamedPass("fuse_bias", FuseBias(), "after lowering: the kernel adds a bias while its output is in registers"),
+        NamedPass(
+            "fuse_bias", FuseBias(), "after lowering: the kernel adds a bias while its output is in registers"
+        ),
     ]
 
 
@@ -79,13 +81,19 @@ def _optimized_nodes(model: Path) -> list[onnx.NodeProto]:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(folder / "optimized.onnx")
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
-        options.add_session_config_entry("session.disable_prepacking", "1")  # a packed copy of every weight, for nothing here
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "optimized.data"
+        )
+        options.add_session_config_entry(
+            "session.disable_prepacking", "1"
+        )  # a packed copy of every weight, for nothing here
         try:
             ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except SESSION_ERRORS as error:
             reason = str(error).splitlines()[0]
-            raise PromiseError(f"{model.name}: ONNX Runtime {ort.__version__} cannot load the compiled model: {reason}") from error
+            raise PromiseError(
+                f"{model.name}: ONNX Runtime {ort.__version__} cannot load the compiled model: {reason}"
+            ) from error
         optimized = onnx.load(folder / "optimized.onnx", load_external_data=False)
     finally:
         shutil.rmtree(folder)

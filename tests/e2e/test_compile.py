@@ -136,7 +136,8 @@ def test_a_weight_is_found_however_it_is_held(kind: str, quantize: Compile) -> N
 
 def test_bias_is_fused_into_the_product(quantize: Compile) -> None:
     model = make_model(
-        "g (float[M,64] x) => (float[M,32] y) { h = MatMul(x, w) y = Add(b, h) }", {"w": weight(64, 32), "b": weight(32)}
+        "g (float[M,64] x) => (float[M,32] y) { h = MatMul(x, w) y = Add(b, h) }",
+        {"w": weight(64, 32), "b": weight(32)},
     )
     compiled = quantize(model)
     assert op_types(_loaded(compiled)) == ["MatMulNBits"]
@@ -164,7 +165,9 @@ def test_float16_keeps_its_types(quantize: Compile, recipe: str) -> None:
     )
     compiled = quantize(model, recipe)
     assert compiled.report.running == {"MatMulNBits": 2}
-    _check(model, {"x": _x(5, 64, dtype=np.float16)}, compiled, EIGHT_BIT if recipe == "w8a16-rtn" else FOUR_BIT)
+    _check(
+        model, {"x": _x(5, 64, dtype=np.float16)}, compiled, EIGHT_BIT if recipe == "w8a16-rtn" else FOUR_BIT
+    )
 
 
 def _bfloat16_run(path: Path | onnx.ModelProto, feed: dict[str, Array]) -> Array:
@@ -174,7 +177,9 @@ def _bfloat16_run(path: Path | onnx.ModelProto, feed: dict[str, Array]) -> Array
     source = str(path) if isinstance(path, Path) else path.SerializeToString()
     session = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
     values = {
-        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
+        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+            array.view(np.uint16), onnx.TensorProto.BFLOAT16
+        )
         for name, array in feed.items()
     }
     output = session.run_with_ort_values(["y"], values)[0]
@@ -205,7 +210,8 @@ def test_bfloat16_keeps_its_types(quantize: Compile, recipe: str) -> None:
 
 def test_a_weight_used_twice_is_stored_once(quantize: Compile) -> None:
     model = make_model(
-        "g (float[M,64] x) => (float[M,64] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, w) }", {"w": weight(64, 64)}
+        "g (float[M,64] x) => (float[M,64] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, w) }",
+        {"w": weight(64, 64)},
     )
     compiled = quantize(model)
     assert len(compiled.report.layers) == 1
@@ -225,8 +231,12 @@ def _tied(k: int = 64, vocabulary: int = 80) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("k", [64, 96, 100, 40, 17])
-@pytest.mark.parametrize(("bits", "symmetric"), [(8, True), (8, False), (4, True), (4, False), (2, True), (3, False)])
-def test_tied_embedding_and_head_are_one_tensor(quantize: Compile, k: int, bits: int, symmetric: bool) -> None:
+@pytest.mark.parametrize(
+    ("bits", "symmetric"), [(8, True), (8, False), (4, True), (4, False), (2, True), (3, False)]
+)
+def test_tied_embedding_and_head_are_one_tensor(
+    quantize: Compile, k: int, bits: int, symmetric: bool
+) -> None:
     model = _tied(k)
     settings = [f"head.bits={bits}", f"head.symmetric={str(symmetric).lower()}", "head.algorithm=rtn"]
     compiled = quantize(model, settings=settings)
@@ -234,7 +244,11 @@ def test_tied_embedding_and_head_are_one_tensor(quantize: Compile, k: int, bits:
     tied = next(layer for layer in compiled.report.layers if layer["role"] == "head")
     assert any("tied" in note for note in tied["notes"])
     stored = [i for i in _loaded(compiled).graph.initializer if i.data_type == onnx.TensorProto.UINT8]
-    large = [i for i in stored if np.prod(i.dims) >= 80 * k * bits // 8 // 2 and i.dims[0] == 80 and "zero" not in i.name]
+    large = [
+        i
+        for i in stored
+        if np.prod(i.dims) >= 80 * k * bits // 8 // 2 and i.dims[0] == 80 and "zero" not in i.name
+    ]
     assert len(large) == 1, [(i.name, list(i.dims)) for i in stored]
     tolerance = {8: EIGHT_BIT, 4: FOUR_BIT, 3: 2 * FOUR_BIT, 2: 1.0}[bits]
     _check(model, {"input_ids": np.arange(6, dtype=np.int64)[None]}, compiled, tolerance)
@@ -289,7 +303,12 @@ def test_weights_inside_control_flow(kind: str, recipe: str, quantize: Compile) 
     assert compiled.report.running == {"MatMulNBits": products}
     for c in (True, False):
         # a product of up to six roundings: errors of each add
-        _check(model, {"x": _x(5, 64), "c": np.array(c)}, compiled, 3 * (EIGHT_BIT if recipe == "w8a16-rtn" else FOUR_BIT))
+        _check(
+            model,
+            {"x": _x(5, 64), "c": np.array(c)},
+            compiled,
+            3 * (EIGHT_BIT if recipe == "w8a16-rtn" else FOUR_BIT),
+        )
 
 
 def test_weights_held_by_the_body_itself(quantize: Compile) -> None:
@@ -327,7 +346,12 @@ def _function_model() -> onnx.ModelProto:
     )  # fmt: skip
     model = make_model("g (float[M,64] x) => (float[M,64] y) { y = Identity(x) }")
     del model.graph.node[:]
-    model.graph.node.extend([helper.make_node("f", ["x"], ["m"], domain="local"), helper.make_node("f", ["m"], ["y"], domain="local")])
+    model.graph.node.extend(
+        [
+            helper.make_node("f", ["x"], ["m"], domain="local"),
+            helper.make_node("f", ["m"], ["y"], domain="local"),
+        ]
+    )
     model.functions.append(f)
     model.opset_import.append(helper.make_opsetid("local", 1))
     onnx.checker.check_model(model)
@@ -340,8 +364,8 @@ def _function_model() -> onnx.ModelProto:
 @pytest.mark.parametrize("opset", [11, 13, 17, 18, 20])
 def test_older_opsets_are_raised(opset: int, quantize: Compile) -> None:
     model = make_model(
-        f"g (float[M,64] x) => (float[M,32] y) {{ h = MatMul(x, w1) u = ReduceMean<axes=[1], keepdims=1>(h) d = Sub(h, u)"
-        f" s = Softmax<axis=1>(d) y = Gemm<transB=1>(s, w2, b) }}"
+        "g (float[M,64] x) => (float[M,32] y) { h = MatMul(x, w1) u = ReduceMean<axes=[1], keepdims=1>(h) d = Sub(h, u)"
+        " s = Softmax<axis=1>(d) y = Gemm<transB=1>(s, w2, b) }"
         if opset < 18
         else "g (float[M,64] x) => (float[M,32] y) { h = MatMul(x, w1) s = Softmax<axis=1>(h) y = Gemm<transB=1>(s, w2, b) }",
         {"w1": weight(64, 96), "w2": weight(32, 96, seed=1), "b": weight(32)},
@@ -373,7 +397,9 @@ def test_groups_that_do_not_divide_k(k: int, fallback: str, quantize: Compile) -
 
 
 def test_group_fallback_error_names_the_weight(quantize: Compile) -> None:
-    model = make_model("g (float[M,96] x) => (float[M,32] z) { y = MatMul(x, w) z = Relu(y) }", {"w": weight(96, 32)})
+    model = make_model(
+        "g (float[M,96] x) => (float[M,32] z) { y = MatMul(x, w) z = Relu(y) }", {"w": weight(96, 32)}
+    )
     with pytest.raises(SchemeError, match=r"w: K=96 is not a multiple of group_size=64"):
         quantize(model, settings=["group_size=64", "group_fallback=error"])
 
@@ -385,7 +411,9 @@ TOLERANCE = {8: EIGHT_BIT, 4: FOUR_BIT, 3: 0.45, 2: 0.9}  # each bit less double
 @pytest.mark.parametrize("group", [16, 32, 64, 128, 256, "channel", "tensor"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_every_scheme(bits: int, group: int | str, symmetric: bool, quantize: Compile) -> None:
-    model = make_model("g (float[M,256] x) => (float[M,32] z) { y = MatMul(x, w) z = Relu(y) }", {"w": weight(256, 32)})
+    model = make_model(
+        "g (float[M,256] x) => (float[M,32] z) { y = MatMul(x, w) z = Relu(y) }", {"w": weight(256, 32)}
+    )
     rows = [f"bits={bits}", f"group_size={group}", f"symmetric={str(symmetric).lower()}"]
     compiled = quantize(model, "w4a16-rtn", settings=rows)
     assert compiled.report.running == {"MatMulNBits": 1}
@@ -396,7 +424,9 @@ def test_every_scheme(bits: int, group: int | str, symmetric: bool, quantize: Co
 @pytest.mark.parametrize("algorithm", ["rtn", "mse", "[awq, rtn]", "[awq, mse]"])
 def test_every_algorithm(algorithm: str, quantize: Compile) -> None:
     model = _mlp()
-    compiled = quantize(model, "w4a16-rtn", settings=[f"algorithm={algorithm}", "head.bits=4", f"head.algorithm={algorithm}"])
+    compiled = quantize(
+        model, "w4a16-rtn", settings=[f"algorithm={algorithm}", "head.bits=4", f"head.algorithm={algorithm}"]
+    )
     assert compiled.report.running == {"MatMulNBits": 2}
     _check(model, {"x": _x(5, 64)}, compiled, 2 * FOUR_BIT)
 
@@ -412,7 +442,9 @@ def user_quantizer(values: Any, statistics: Any, scheme: Any, options: Any) -> A
 
 def test_a_users_own_algorithm(quantize: Compile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    model = make_model("g (float[M,64] x) => (float[M,32] z) { y = MatMul(x, w) z = Neg(y) }", {"w": weight(64, 32)})
+    model = make_model(
+        "g (float[M,64] x) => (float[M,32] z) { y = MatMul(x, w) z = Neg(y) }", {"w": weight(64, 32)}
+    )
     compiled = quantize(model, settings=[f"algorithm={Path(__file__).stem}:user_quantizer"])
     x = _x(5, 64)
     expected = np.broadcast_to(x.sum(axis=1, keepdims=True) * 0.5, (5, 32))
@@ -428,11 +460,15 @@ def test_float_head_and_embedding(quantize: Compile) -> None:
     )
     compiled = quantize(untied, settings=["embedding=float"])
     assert [layer["name"] for layer in compiled.report.layers] == ["w"]
-    assert any(skip["name"] == "table" and "float in recipe" in skip["reason"] for skip in compiled.report.skipped)
+    assert any(
+        skip["name"] == "table" and "float in recipe" in skip["reason"] for skip in compiled.report.skipped
+    )
 
 
 def test_a_rule_leaves_a_weight_alone(quantize: Compile) -> None:
-    recipe = Recipe.from_text("bits: 8\nrules: [{match: w1, quantize: false, reason: too small}]\nhead: {algorithm: rtn}", "t", "t")
+    recipe = Recipe.from_text(
+        "bits: 8\nrules: [{match: w1, quantize: false, reason: too small}]\nhead: {algorithm: rtn}", "t", "t"
+    )
     compiled = quantize(_mlp(), recipe)
     assert [layer["name"] for layer in compiled.report.layers] == ["w2"]
     assert any(skip["name"] == "w1" and "too small" in skip["reason"] for skip in compiled.report.skipped)
@@ -484,7 +520,9 @@ def test_a_lost_product_breaks_the_promise(quantize: Compile, monkeypatch: pytes
     from qcompiler.targets import ort as target
 
     real = target._optimized_nodes
-    monkeypatch.setattr(target, "_optimized_nodes", lambda path: [n for n in real(path) if n.name != "second"])
+    monkeypatch.setattr(
+        target, "_optimized_nodes", lambda path: [n for n in real(path) if n.name != "second"]
+    )
     model = make_model("g (float[M,64] x) => (float[M,64] y) { [first] h = MatMul(x, v) [second] y = MatMul(h, w) }",
                        {"v": weight(64, 64), "w": weight(64, 64, seed=1)})  # fmt: skip
     with pytest.raises(PromiseError, match=r"^second: should run as MatMulNBits"):
@@ -542,7 +580,10 @@ def test_products_declare_their_outputs(opset: int, quantize: Compile) -> None:
         {"w1": weight(64, 96), "w2": weight(96, 32, seed=1), "b": weight(32)}, opset=opset, ir_version=7,
     )  # fmt: skip
     after = _loaded(quantize(model))
-    declared = {v.name: [d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim] for v in after.graph.value_info}
+    declared = {
+        v.name: [d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim]
+        for v in after.graph.value_info
+    }
     outputs = [n.output[0] for n in after.graph.node if n.op_type == "MatMulNBits"]
     assert [declared[name] for name in outputs] == [["M", 96], ["M", 32]]
 

@@ -26,10 +26,15 @@ def _chain() -> onnx.ModelProto:
 
 
 def _feeds(samples: int = 3) -> list[dict[str, Array]]:
-    return [{"x": np.random.default_rng(i).standard_normal((2 + i, 16)).astype(np.float32)} for i in range(samples)]
+    return [
+        {"x": np.random.default_rng(i).standard_normal((2 + i, 16)).astype(np.float32)}
+        for i in range(samples)
+    ]
 
 
-def _collect(folder: Path, limit: int, feeds: list[dict[str, Array]] | None = None) -> dict[str, InputStatistics]:
+def _collect(
+    folder: Path, limit: int, feeds: list[dict[str, Array]] | None = None
+) -> dict[str, InputStatistics]:
     """Statistics of every product's input, by name."""
     model = ir.from_proto(_chain())
     anchors = [n for n in model.graph if n.op_type == "MatMul"]
@@ -99,7 +104,7 @@ def test_data_that_does_not_fit_is_an_error_of_calibration(tmp_path: Path) -> No
     collector = Collector(model, list(model.graph)[:1], [{"x": np.zeros((2, 5), np.float32)}], tmp_path, 0)
     value = model.graph[1].inputs[0]
     assert value is not None
-    with pytest.raises(CalibrationError, match="^a: ONNX Runtime cannot run the model on this data"):
+    with pytest.raises(CalibrationError, match=r"^a: ONNX Runtime cannot run the model on this data"):
         collector.observe(collector.segments[0], {value: (16, ALL)})
 
 

@@ -43,7 +43,9 @@ def test_leading_axes_are_rows_and_long_inputs_go_in_blocks() -> None:
     seen = observer.statistics()
     assert seen is not None and seen.hessian is not None
     assert seen.rows == BLOCK_ROWS + 5
-    np.testing.assert_allclose(np.diagonal(seen.hessian), (rows.astype(np.float64) ** 2).mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(
+        np.diagonal(seen.hessian), (rows.astype(np.float64) ** 2).mean(axis=0), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
@@ -58,7 +60,10 @@ def test_every_float_type_is_taken(dtype: type) -> None:
 
 
 def test_only_what_is_needed_is_gathered() -> None:
-    hessian, channels = InputObserver(8, frozenset({Need.HESSIAN}), "x"), InputObserver(8, frozenset({Need.CHANNELS}), "x")
+    hessian, channels = (
+        InputObserver(8, frozenset({Need.HESSIAN}), "x"),
+        InputObserver(8, frozenset({Need.CHANNELS}), "x"),
+    )
     for observer in (hessian, channels):
         observer.add(_rows(3))
     first, second = hessian.statistics(), channels.statistics()
@@ -77,5 +82,5 @@ def test_nothing_seen_is_none() -> None:
 def test_what_is_not_finite_is_refused_by_name(bad: float) -> None:
     rows = _rows(3)
     rows[1, 2] = bad
-    with pytest.raises(CalibrationError, match="^some_value: NaN or infinity"):
+    with pytest.raises(CalibrationError, match=r"^some_value: NaN or infinity"):
         InputObserver(8, ALL, "some_value").add(rows)

@@ -71,7 +71,9 @@ def test_a_residual_stream_is_cut_at_width_one() -> None:
 
 def test_products_of_one_input_stay_together_in_the_first_block() -> None:
     text = " n = Tanh(x) q = MatMul(n, w0) k = MatMul(n, w1) s = Mul(q, k) o = MatMul(s, w2) r = Add(x, o) u = MatMul(r, w3) y = Add(r, u)"
-    model = make_model(f"g (float[M,{D}] x) => (float[M,{D}] y) {{{text} }}", _weights(["w0", "w1", "w2", "w3"]))
+    model = make_model(
+        f"g (float[M,{D}] x) => (float[M,{D}] y) {{{text} }}", _weights(["w0", "w1", "w2", "w3"])
+    )
     _, segments = _check(model, {"x": _x(3, D)})
     assert [len([n for n in s.nodes if n.op_type == "MatMul"]) for s in segments] == [3, 1]
 
@@ -81,9 +83,7 @@ def _cross(layers: int = 10) -> onnx.ModelProto:
     text = " e0 = MatMul(x, we) e1 = Relu(e0) e2 = MatMul(e1, wf) y0 = MatMul(z, wg)"
     names = ["we", "wf", "wg"]
     for i in range(layers):
-        text += (
-            f" k{i} = MatMul(e2, wk{i}) q{i} = MatMul(y{i}, wq{i}) m{i} = Mul(k{i}, q{i}) o{i} = MatMul(m{i}, wo{i}) y{i + 1} = Add(y{i}, o{i})"
-        )
+        text += f" k{i} = MatMul(e2, wk{i}) q{i} = MatMul(y{i}, wq{i}) m{i} = Mul(k{i}, q{i}) o{i} = MatMul(m{i}, wo{i}) y{i + 1} = Add(y{i}, o{i})"
         names += [f"wk{i}", f"wq{i}", f"wo{i}"]
     return make_model(
         f"g (float[M,{D}] x, float[M,{D}] z) => (float[M,{D}] y{layers}) {{{text} }}", _weights(names)
@@ -99,12 +99,16 @@ def test_an_encoder_that_a_decoder_reads_throughout() -> None:
 
 def test_skips_like_a_unets() -> None:
     text = " a = MatMul(x, w0) b = Relu(a) c = MatMul(b, w1) d = Relu(c) e = MatMul(d, w2) f = Add(e, c) h = MatMul(f, w3) y = Add(h, a)"
-    model = make_model(f"g (float[M,{D}] x) => (float[M,{D}] y) {{{text} }}", _weights(["w0", "w1", "w2", "w3"]))
+    model = make_model(
+        f"g (float[M,{D}] x) => (float[M,{D}] y) {{{text} }}", _weights(["w0", "w1", "w2", "w3"])
+    )
     _check(model, {"x": _x(3, D)})
 
 
 def test_one_weight_is_one_segment() -> None:
-    model = make_model(f"g (float[M,{D}] x) => (float[M,{D}] y) {{ a = Relu(x) y = MatMul(a, w) }}", _weights(["w"]))
+    model = make_model(
+        f"g (float[M,{D}] x) => (float[M,{D}] y) {{ a = Relu(x) y = MatMul(a, w) }}", _weights(["w"])
+    )
     _, segments = _check(model, {"x": _x(3, D)})
     assert len(segments) == 1
 
@@ -127,9 +131,7 @@ def test_convolutions_before_a_classifier() -> None:
 
 
 def test_values_that_no_weight_makes_are_carried_not_counted() -> None:
-    text = (
-        " n = Neg(x) a = MatMul(x, w0) b = Add(a, n) c = MatMul(b, w1) d = Add(c, n) e = MatMul(d, w2) y = Add(e, n)"
-    )
+    text = " n = Neg(x) a = MatMul(x, w0) b = Add(a, n) c = MatMul(b, w1) d = Add(c, n) e = MatMul(d, w2) y = Add(e, n)"
     model = make_model(f"g (float[M,{D}] x) => (float[M,{D}] y) {{{text} }}", _weights(["w0", "w1", "w2"]))
     _, segments = _check(model, {"x": _x(3, D)})
     assert len(segments) == 3
@@ -148,7 +150,10 @@ def test_constants_are_not_carried_wherever_their_nodes_stand() -> None:
     assert len(segments) == 3
     assert [[v.name for v in s.inputs] for s in segments] == [["x"], ["a"], ["b"]]
     np.testing.assert_allclose(
-        _replay(loaded, segments, {"x": _x(3, D)})["y"], run(model, {"x": _x(3, D)})["y"], rtol=1e-4, atol=1e-5
+        _replay(loaded, segments, {"x": _x(3, D)})["y"],
+        run(model, {"x": _x(3, D)})["y"],
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 

@@ -38,7 +38,14 @@ class Scene:
         graph = self.model.graph
         sample = {graph_input: self.feed[graph_input.name or ""] for graph_input in graph.inputs}
         return find_absorber(
-            self.model, list(graph), value, chosen, list(graph.inputs), sample, self._single, Names(self.model)
+            self.model,
+            list(graph),
+            value,
+            chosen,
+            list(graph.inputs),
+            sample,
+            self._single,
+            Names(self.model),
         )
 
     def _single(self, node: ir.Node) -> Weight | None:
@@ -53,7 +60,9 @@ class Scene:
             self.weights[node].scale_columns((1 / factors[absorber.follows]).astype(np.float32))
         for each in dict.fromkeys(self.weights.values()):
             values = each.array().T if each.transposed else each.array()
-            each.source.const_value = ir.Tensor(np.ascontiguousarray(values).astype(np.float32), name=each.source.name)
+            each.source.const_value = ir.Tensor(
+                np.ascontiguousarray(values).astype(np.float32), name=each.source.name
+            )
 
     def error(self) -> float:
         """The largest relative change of any output."""
@@ -71,7 +80,12 @@ RMS = """s = Mul({x}, {x}) axes = Constant<value_ints=[-1]>() m = ReduceMean<kee
 
 
 def _norms() -> dict[str, Any]:
-    w = {"w": weight(32, 24), "v": weight(32, 24, seed=2), "g": 1 + weight(32, scale=0.1), "b": weight(32, seed=3)}
+    w = {
+        "w": weight(32, 24),
+        "v": weight(32, 24, seed=2),
+        "g": 1 + weight(32, scale=0.1),
+        "b": weight(32, seed=3),
+    }
     head = "g (float[M,32] x) => (float[M,24] y, float[M,24] z) {"
     tail = " [a] y = MatMul(h, w) [c] z = MatMul(h, v) }"
     return {
@@ -110,7 +124,12 @@ def test_a_norm_weight_shared_by_two_norms_is_copied() -> None:
     model = make_model(
         "g (float[M,32] x) => (float[M,24] y, float[M,24] z) { h = LayerNormalization(x, g, b) [a] y = MatMul(h, w)"
         " q = Neg(x) k = LayerNormalization(q, g, b) [c] z = MatMul(k, v) }",
-        {"w": weight(32, 24), "v": weight(32, 24, seed=2), "g": 1 + weight(32, scale=0.1), "b": weight(32, seed=3)},
+        {
+            "w": weight(32, 24),
+            "v": weight(32, 24, seed=2),
+            "g": 1 + weight(32, scale=0.1),
+            "b": weight(32, seed=3),
+        },
     )
     scene = Scene(model, {"x": _x(5, 32)})
     absorber = scene.find("a")
@@ -167,7 +186,13 @@ ATTENTION = """g (float[B,S,32] x) => (float[B,S,32] y) {
 
 def _attention(graph: str = ATTENTION) -> onnx.ModelProto:
     return make_model(
-        graph, {"wq": weight(32, 32), "wk": weight(32, 16, seed=1), "wv": weight(32, 16, seed=2), "wo": weight(32, 32, seed=3)}
+        graph,
+        {
+            "wq": weight(32, 32),
+            "wk": weight(32, 16, seed=1),
+            "wv": weight(32, 16, seed=2),
+            "wo": weight(32, 32, seed=3),
+        },
     )
 
 

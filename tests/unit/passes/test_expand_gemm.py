@@ -18,7 +18,9 @@ def _x(*shape: int, dtype: Any = np.float32) -> Array:
     return np.random.default_rng(1).standard_normal(shape).astype(dtype)
 
 
-def _expand(model: Any, chosen: Any = lambda node: True) -> tuple[ir.Model, bool, list[tuple[ir.Node, ir.Node]]]:
+def _expand(
+    model: Any, chosen: Any = lambda node: True
+) -> tuple[ir.Model, bool, list[tuple[ir.Node, ir.Node]]]:
     loaded = ir.from_proto(model)
     moved: list[tuple[ir.Node, ir.Node]] = []
     gemms = [node for node in all_nodes(loaded) if node.op_type == "Gemm" and chosen(node)]
@@ -62,7 +64,9 @@ def test_every_shape_of_the_addend(shape: tuple[int, ...], beta: float) -> None:
         {"w": weight(16, 8), "c": _x(*shape) if shape else np.array(0.5, np.float32)},
     )
     after, _, _ = _expand(model)
-    assert_equal_outputs(run(model, {"x": _x(3, 16)}, optimize=False), run(after, {"x": _x(3, 16)}, optimize=False), ROUNDING)
+    assert_equal_outputs(
+        run(model, {"x": _x(3, 16)}, optimize=False), run(after, {"x": _x(3, 16)}, optimize=False), ROUNDING
+    )
     assert op_types(after) == ["MatMul", "Add"], "a constant addend takes beta in"
 
 
@@ -73,7 +77,9 @@ def test_float16_keeps_its_type() -> None:
     )
     after, _, _ = _expand(model)
     feed = {"x": _x(3, 16, dtype=np.float16)}
-    assert_equal_outputs(run(model, feed, optimize=False), run(after, feed, optimize=False), 4e-3)  # 4 epsilons of float16
+    assert_equal_outputs(
+        run(model, feed, optimize=False), run(after, feed, optimize=False), 4e-3
+    )  # 4 epsilons of float16
 
 
 def test_inside_a_body() -> None:
@@ -91,7 +97,8 @@ def test_inside_a_body() -> None:
 
 def test_one_that_is_not_asked_for_stays() -> None:
     model = make_model(
-        "g (float[3,16] x) => (float[3,8] y) { [one] h = Gemm(x, v) [two] y = Gemm(h, w) }", {"v": weight(16, 16), "w": weight(16, 8)}
+        "g (float[3,16] x) => (float[3,8] y) { [one] h = Gemm(x, v) [two] y = Gemm(h, w) }",
+        {"v": weight(16, 16), "w": weight(16, 8)},
     )
     after, _, _ = _expand(model, lambda node: node.name == "one")
     assert op_types(after) == ["MatMul", "Gemm"]

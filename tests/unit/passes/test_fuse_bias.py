@@ -8,18 +8,20 @@ import pytest
 from qcompiler.passes.fuse_bias import FuseBias
 from tests.small_models import Array, apply_pass, assert_equal_outputs, make_model, op_types, run, weight
 
-PRODUCT = (
-    "{name} = com.microsoft.MatMulNBits<K=32, N=16, bits=8, block_size=32, accuracy_level=0>({x}, b, s)"
-)
+PRODUCT = "{name} = com.microsoft.MatMulNBits<K=32, N=16, bits=8, block_size=32, accuracy_level=0>({x}, b, s)"
 # The kernel adds the bias to its float32 sum: another order of roundings.
 ROUNDING = 1e-6
 
 
-def _model(tail: str, outputs: str = "float[M,16] y", inputs: str = "float[M,32] x", **weights: Array) -> onnx.ModelProto:
+def _model(
+    tail: str, outputs: str = "float[M,16] y", inputs: str = "float[M,32] x", **weights: Array
+) -> onnx.ModelProto:
     codes = np.random.default_rng(0).integers(0, 256, (16, 1, 32)).astype(np.uint8)
     constants = {"b": codes, "s": np.full((16, 1), 0.01, np.float32), "c": weight(16, seed=1), **weights}
     text = PRODUCT.format(name="h", x="x")
-    return make_model(f"g ({inputs}) => ({outputs}) {{ {text} {tail} }}", constants, domains={"com.microsoft": 1})
+    return make_model(
+        f"g ({inputs}) => ({outputs}) {{ {text} {tail} }}", constants, domains={"com.microsoft": 1}
+    )
 
 
 def _x() -> Array:

@@ -7,7 +7,16 @@ import pytest
 
 from qcompiler.graph.edits import all_nodes
 from qcompiler.passes.normalize import Normalize
-from tests.small_models import Array, apply_pass, assert_equal_outputs, constant_node, make_model, op_types, run, weight
+from tests.small_models import (
+    Array,
+    apply_pass,
+    assert_equal_outputs,
+    constant_node,
+    make_model,
+    op_types,
+    run,
+    weight,
+)
 
 helper = onnx.helper
 EXACT = 0.0  # nothing is computed otherwise
@@ -28,7 +37,10 @@ def _check(model: onnx.ModelProto, **feed: Array) -> ir.Model:
 
 
 def _clean() -> onnx.ModelProto:
-    model = make_model("g (float[3,16] x) => (float[3,16] y) { [one] h = MatMul(x, w) [two] y = Relu(h) }", {"w": weight(16, 16)})
+    model = make_model(
+        "g (float[3,16] x) => (float[3,16] y) { [one] h = MatMul(x, w) [two] y = Relu(h) }",
+        {"w": weight(16, 16)},
+    )
     return onnx.shape_inference.infer_shapes(model)
 
 
@@ -116,7 +128,8 @@ def test_a_bodys_weight_whose_name_another_body_makes() -> None:
 
 def test_what_nothing_reads_goes() -> None:
     model = make_model(
-        "g (float[3,16] x) => (float[3,16] y) { dead = MatMul(x, v) y = MatMul(x, w) }", {"v": weight(16, 16), "w": weight(16, 16)}
+        "g (float[3,16] x) => (float[3,16] y) { dead = MatMul(x, v) y = MatMul(x, w) }",
+        {"v": weight(16, 16), "w": weight(16, 16)},
     )
     after = _check(model)
     assert op_types(after) == ["MatMul"]
@@ -137,13 +150,24 @@ def test_every_node_has_a_name_of_its_own() -> None:
 
 @pytest.mark.parametrize("kind", ["output", "shared"])
 def test_constants_that_are_outputs_or_shared(kind: str) -> None:
-    text = "k = Identity(w) y = MatMul(x, w)" if kind == "output" else "h = MatMul(x, w) k = MatMul(h, w) y = Neg(x)"
-    model = make_model(f"g (float[3,16] x) => (float[3,16] y, float[A,B] k) {{ {text} }}", {"w": weight(16, 16)})
+    text = (
+        "k = Identity(w) y = MatMul(x, w)"
+        if kind == "output"
+        else "h = MatMul(x, w) k = MatMul(h, w) y = Neg(x)"
+    )
+    model = make_model(
+        f"g (float[3,16] x) => (float[3,16] y, float[A,B] k) {{ {text} }}", {"w": weight(16, 16)}
+    )
     _check(model)
 
 
 def test_types_are_inferred() -> None:
-    after, _ = apply_pass(Normalize(), make_model("g (float[M,16] x) => (float[M,16] y) { h = MatMul(x, w) y = Relu(h) }", {"w": weight(16, 16)}))
+    after, _ = apply_pass(
+        Normalize(),
+        make_model(
+            "g (float[M,16] x) => (float[M,16] y) { h = MatMul(x, w) y = Relu(h) }", {"w": weight(16, 16)}
+        ),
+    )
     product = after.graph[0].outputs[0]
     assert product.dtype == ir.DataType.FLOAT
     assert product.shape is not None and len(product.shape) == 2

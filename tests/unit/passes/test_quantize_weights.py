@@ -35,7 +35,11 @@ def _recipe(text: str) -> Recipe:
 
 
 def _quantize(
-    model: onnx.ModelProto, recipe: Recipe, store: WeightStore, folder: Path, feeds: list[dict[str, Array]] | None = None
+    model: onnx.ModelProto,
+    recipe: Recipe,
+    store: WeightStore,
+    folder: Path,
+    feeds: list[dict[str, Array]] | None = None,
 ) -> tuple[ir.Model, QuantizeWeights, Plan]:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -64,13 +68,19 @@ def _x(*shape: int) -> Array:
 
 
 @pytest.mark.parametrize("symmetric", ["true", "false"])
-@pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 16), (4, "channel"), (8, "tensor"), (3, 32), (4, 64)])
-def test_both_forms_compute_the_stored_weight(bits: int, group: Any, symmetric: str, store: WeightStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bits", "group"), [(4, 32), (8, 16), (4, "channel"), (8, "tensor"), (3, 32), (4, 64)]
+)
+def test_both_forms_compute_the_stored_weight(
+    bits: int, group: Any, symmetric: str, store: WeightStore, tmp_path: Path
+) -> None:
     model = make_model(
         "g (float[M,80] x) => (float[M,24] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }",
         {"w": weight(80, 48), "v": weight(48, 24, seed=1)},
     )
-    recipe = _recipe(f"bits: {bits}\ngroup_size: {group}\nsymmetric: {symmetric}\ngroup_fallback: pad\nalgorithm: rtn")
+    recipe = _recipe(
+        f"bits: {bits}\ngroup_size: {group}\nsymmetric: {symmetric}\ngroup_fallback: pad\nalgorithm: rtn"
+    )
     loaded, transform, _ = _quantize(model, recipe, store, tmp_path)
     first = next(node for node in loaded.graph if node.op_type == "DequantizeLinear")
     stored = read_quantized(first).dequantize()
@@ -83,12 +93,16 @@ def test_both_forms_compute_the_stored_weight(bits: int, group: Any, symmetric: 
     assert [node.op_type for node in lowered.lowered] == ["MatMulNBits", "MatMulNBits"]
     assert_equal_outputs(middle, run(loaded, {"x": x}), ROUNDING)
     assert [result.name for result in transform.results] == ["w", "v"]
-    assert transform.results[0].weight_error == pytest.approx(relative_error(weight(80, 48).T, stored) ** 2, rel=1e-3)
+    assert transform.results[0].weight_error == pytest.approx(
+        relative_error(weight(80, 48).T, stored) ** 2, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("k", [64, 100, 17])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_a_tied_weight_is_one_tensor_in_both_forms(bits: int, k: int, store: WeightStore, tmp_path: Path) -> None:
+def test_a_tied_weight_is_one_tensor_in_both_forms(
+    bits: int, k: int, store: WeightStore, tmp_path: Path
+) -> None:
     model = make_model(
         "g (int64[B,S] i) => (float[B,S,40] y) { e = Gather(t, i) q = Transpose<perm=[1,0]>(t) y = MatMul(e, q) }",
         {"t": weight(40, k)}, opset=25,
@@ -103,7 +117,11 @@ def test_a_tied_weight_is_one_tensor_in_both_forms(bits: int, k: int, store: Wei
     lowered = _lower(loaded)
     assert sorted(node.op_type for node in lowered.lowered) == ["GatherBlockQuantized", "MatMulNBits"]
     assert_equal_outputs(middle, run(loaded, feed), ROUNDING)
-    big = [v for v in loaded.graph.initializers.values() if v.shape is not None and v.dtype == ir.DataType.UINT8 and v.shape[0] == 40]
+    big = [
+        v
+        for v in loaded.graph.initializers.values()
+        if v.shape is not None and v.dtype == ir.DataType.UINT8 and v.shape[0] == 40
+    ]
     assert len([v for v in big if not (v.name or "").endswith("zero_points")]) == 1
     output = next(node for node in loaded.graph if node.op_type == "MatMulNBits").inputs[0]
     assert output is not None and output.shape is not None
@@ -151,7 +169,9 @@ def test_a_branch_that_no_sample_reaches_is_noted(store: WeightStore, tmp_path: 
         " one = Constant<value_ints=[-1]>() m = ReduceMax<keepdims=0>(h, one) c = Greater(m, k) r = Compress<axis=0>(z, c) p = MatMul(r, v) y = Neg(p) }",
         {"w": weight(32, 32), "v": weight(32, 32, seed=1)},
     )
-    loaded, transform, _ = _quantize(model, _recipe("bits: 4\nalgorithm: mse"), store, tmp_path, [{"x": _x(5, 32)}])
+    loaded, transform, _ = _quantize(
+        model, _recipe("bits: 4\nalgorithm: mse"), store, tmp_path, [{"x": _x(5, 32)}]
+    )
     notes = {result.name: result.notes for result in transform.results}
     assert any("calibration never reached it" in note for note in notes["v"])
     assert not notes["w"]
@@ -162,5 +182,5 @@ def test_what_is_not_finite_is_named(store: WeightStore, tmp_path: Path) -> None
     broken = weight(32, 32)
     broken[0, 0] = np.nan
     model = make_model("g (float[M,32] x) => (float[M,32] y) { y = MatMul(x, w) }", {"w": broken})
-    with pytest.raises(SchemeError, match="^w: "):
+    with pytest.raises(SchemeError, match=r"^w: "):
         _quantize(model, _recipe("bits: 4"), store, tmp_path)

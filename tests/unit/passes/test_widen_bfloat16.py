@@ -47,7 +47,11 @@ def _widen(model: onnx.ModelProto) -> ir.Model:
 
 def test_a_product() -> None:
     w, b = weight(16, 8, dtype=BF), weight(8, dtype=BF)
-    after = _widen(make_model("g (bfloat16[M,16] x) => (bfloat16[M,8] y) { h = MatMul(x, w) y = Add(h, b) }", {"w": w, "b": b}))
+    after = _widen(
+        make_model(
+            "g (bfloat16[M,16] x) => (bfloat16[M,8] y) { h = MatMul(x, w) y = Add(h, b) }", {"w": w, "b": b}
+        )
+    )
     assert after.graph.initializers["w"].dtype == ir.DataType.BFLOAT16
     x = _x(3, 16)
     expected = x.astype(np.float32) @ w.astype(np.float32) + b.astype(np.float32)
@@ -55,7 +59,9 @@ def test_a_product() -> None:
 
 
 def test_running_it_again_changes_nothing_but_is_safe() -> None:
-    model = make_model("g (bfloat16[M,16] x) => (bfloat16[M,8] y) { y = MatMul(x, w) }", {"w": weight(16, 8, dtype=BF)})
+    model = make_model(
+        "g (bfloat16[M,16] x) => (bfloat16[M,8] y) { y = MatMul(x, w) }", {"w": weight(16, 8, dtype=BF)}
+    )
     after = _widen(model)
     size = len(after.graph)
     again, modified = apply_pass(WidenBfloat16(), after)
@@ -99,7 +105,9 @@ def test_a_loop_that_carries_bfloat16() -> None:
 
 
 def test_an_input_that_is_an_output() -> None:
-    model = make_model("g (bfloat16[M,16] x) => (bfloat16[M,16] y, bfloat16[M,16] z) { y = Relu(x) z = Identity(x) }")
+    model = make_model(
+        "g (bfloat16[M,16] x) => (bfloat16[M,16] y, bfloat16[M,16] z) { y = Relu(x) z = Identity(x) }"
+    )
     x = _x(3, 16)
     assert relative_error(np.maximum(x.astype(np.float32), 0), _run(_widen(model), {"x": x})) <= ROUNDING
 
