@@ -34,7 +34,7 @@ class Census:
 def take_census(model: ir.Model) -> Census:
     """Find every weight and every product without one."""
     census = Census()
-    by_key: dict[tuple[int, tuple[int, ...], bool], Weight] = {}
+    by_key: dict[tuple[int, tuple[int, ...], bool, ir.DataType], Weight] = {}
     for node, top_level, body in _all_nodes(model.graph):
         found = _classify(node)
         if isinstance(found, str):
@@ -42,7 +42,7 @@ def take_census(model: ir.Model) -> Census:
         if not isinstance(found, _Found):
             continue
         view = found.view
-        key = (id(view.source), view.shape, found.transposed)
+        key = (id(view.source), view.shape, found.transposed, view.dtype)
         use = WeightUse(node, found.role, found.input_index, top_level, body)
         if key in by_key:
             by_key[key].uses.append(use)
