@@ -90,7 +90,13 @@ def check_model(model: ir.Model, after: str) -> None:
     Raises:
         PassError: names the pass and the first fault.
     """
-    proto = ir.to_proto(_without_weights(model))
+    try:
+        proto = ir.to_proto(_without_weights(model))
+    except (RuntimeError, ValueError) as error:  # onnx_ir wraps what it cannot copy, such as a value that nothing makes
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise PassError(f"pass {after}: left an invalid model: {str(cause).splitlines()[0]}") from error
     try:
         onnx.checker.check_model(proto, full_check=False)
     except onnx.checker.ValidationError as error:
