@@ -1,0 +1,138 @@
+"""take_census: every product is found with its role, or left alone with a reason."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qcompiler.graph.census import Census, take_census
+from tests.small_models import Array, make_model, weight
+
+
+def _census(graph: str, weights: dict[str, Array] | None = None, **options: object) -> Census:
+    return take_census(ir.from_proto(make_model(graph, weights, **options)))  # type: ignore[arg-type]
+
+
+def _roles(census: Census) -> dict[str, str]:
+    return {found.name: found.role.value for found in census.weights}
+
+
+def test_embedding_linear_head() -> None:
+    census = _census(
+        "g (int64[B,S] i) => (float[B,S,50] y) { e = Gather(t, i) h = MatMul(e, w) r = Relu(h) q = MatMul(r, v) y = Add(q, b) }",
+        {"t": weight(50, 32), "w": weight(32, 32), "v": weight(32, 50), "b": weight(50)},
+    )
+    assert _roles(census) == {"t": "embedding", "w": "linear", "v": "head"}
+    assert {found.name: found.shape for found in census.weights} == {
+        "t": (50, 32),
+        "w": (32, 32),
+        "v": (50, 32),
+    }
+    assert not census.left_alone
+
+
+@pytest.mark.parametrize(
+    "head", ["q = Transpose<perm=[1,0]>(t) y = MatMul(e, q)", "f = Reshape(e, s) y = Gemm<transB=1>(f, t)"]
+)
+def test_a_tied_weight_is_one(head: str) -> None:
+    census = _census(
+        f"g (int64[B,S] i) => (float[B,S,50] y) {{ e = Gather(t, i) {head} }}".replace(
+            "[B,S,50]", "[B,S,50]" if "MatMul" in head else "[M,50]"
+        ),
+        {"t": weight(50, 32), "s": np.array([-1, 32])},
+    )
+    (found,) = census.weights
+    assert [use.role.value for use in found.uses] == ["embedding", "head"]
+    assert found.role.value == "head"
+
+
+def test_one_weight_both_ways_round_is_two() -> None:
+    census = _census(
+        "g (float[M,32] x) => (float[M,32] y) { h = MatMul(x, w) t = Transpose(w) r = Relu(h) q = MatMul(r, t) y = Relu(q) }",
+        {"w": weight(32, 32)},
+    )
+    assert len(census.weights) == 2
+    assert len({found.name for found in census.weights}) == 2
+
+
+def test_one_weight_in_two_float_types_is_two() -> None:
+    census = _census(
+        "g (float[M,32] x, float16[M,32] z) => (float[M,24] y, float16[M,24] q) { c = Cast<to=1>(w) y = MatMul(x, c) q = MatMul(z, w) }",
+        {"w": weight(32, 24, dtype=np.float16)},
+    )
+    assert sorted(found.dtype.name for found in census.weights) == ["FLOAT", "FLOAT16"]
+
+
+@pytest.mark.parametrize(("text", "weights", "reason"), [
+    ("y = MatMul(x, z)", {}, "both factors are activations"),
+    ("y = MatMul(w, z)", {"w": weight(4, 32)}, "the constant is the left factor"),
+    ("y = MatMul(x, w)", {"w": weight(2, 32, 32)}, "3 dimensions"),
+    ("s = Constant<value_ints=[-1,8]>() r = Reshape(x, s) y = MatMul(r, w)", {"w": weight(8, 32)}, "K=8 is less than"),
+    ("c = DequantizeLinear(w, f) y = MatMul(x, c)", {"w": np.ones((32, 32), np.int8), "f": np.array(0.1, np.float32)}, "already quantized"),
+])  # fmt: skip
+def test_why_a_product_is_left_alone(text: str, weights: dict[str, Array], reason: str) -> None:
+    census = _census(
+        f"g (float[M,32] x, float[32,32] z) => (float[A,B] y) {{ {text} }}".replace(
+            "[A,B]", "[A,B,C]" if "3 dim" in reason else "[A,B]"
+        ),
+        weights,
+    )
+    assert not census.weights
+    assert [alone.reason for alone in census.left_alone if reason in alone.reason]
+
+
+def test_a_convolution_and_integers_are_left_alone() -> None:
+    census = _census(
+        "g (float[1,3,8,8] x, int32[M,32] i) => (float[A,B,C,D] y, int32[M,32] z) { y = Conv(x, k) z = MatMul(i, n) }",
+        {"k": weight(4, 3, 3, 3), "n": np.ones((32, 32), np.int32)},
+    )
+    assert not census.weights
+    assert ["convolution" in alone.reason or "INT32" in alone.reason for alone in census.left_alone] == [
+        True,
+        True,
+    ]
+
+
+def test_a_rotary_table_is_no_embedding() -> None:
+    census = _census(
+        "g (int64[S] i, float[S,32] x) => (float[S,32] y) { c = Gather(t, i) y = Mul(x, c) }",
+        {"t": weight(50, 32)},
+    )
+    assert not census.weights
+    assert "rotary" in census.left_alone[0].reason
+
+
+def test_a_slice_by_constant_indices_is_no_embedding() -> None:
+    census = _census(
+        "g (float[S,32] x) => (float[S,32] y) { c = Gather(t, i) y = Add(x, c) }",
+        {"t": weight(50, 32), "i": np.array([3])},
+    )
+    assert not census.weights
+
+
+def test_nested_bodies_are_searched_and_named() -> None:
+    census = _census(
+        """g (float[M,32] x, bool c) => (float[M,32] y) { n = Constant<value_int=2>() y = Loop(n, c, x) <
+        body = b (int64 i, bool k, float[M,32] s) => (bool k2, float[M,32] s2) { k2 = Identity(k) [inner] s2 = If(k) <
+        then_branch = t () => (float[M,32] z) { z = MatMul(s, w) }, else_branch = e () => (float[M,32] q) { q = Identity(s) }> }> }""",
+        {"w": weight(32, 32)},
+    )
+    (found,) = census.weights
+    assert found.uses[0].in_body == "If 'inner'"
+    assert found.uses[0].top_level.op_type == "Loop"
+
+
+def test_names_come_from_the_exporters_scopes_and_stay_unique() -> None:
+    model = make_model(
+        "g (float[M,32] x) => (float[M,32] y) { a = MatMul(x, val_1) b = MatMul(a, val_2) c = MatMul(b, val_3) y = Relu(c) }",
+        {f"val_{i}": weight(32, 32, seed=i) for i in (1, 2, 3)},
+    )
+    for node, module in zip(model.graph.node, ("layers.0.q_proj", "layers.0.q_proj", None), strict=False):
+        if module is not None:
+            entry = node.metadata_props.add()
+            entry.key, entry.value = "pkg.torch.onnx.name_scopes", f"['', 'layers.0', '{module}', 'linear']"
+    loaded = ir.from_proto(model)
+    names = [found.name for found in take_census(loaded).weights]
+    assert names[0] == "layers.0.q_proj"
+    assert len(set(names)) == 3
+    assert isinstance(model, onnx.ModelProto)

@@ -1,0 +1,110 @@
+"""constant_view and Weight: the numbers behind a chain of nodes are those that ONNX Runtime computes."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qcompiler.graph.census import take_census
+from qcompiler.graph.weights import constant_view
+from tests.small_models import Array, make_model, run, weight
+
+
+def _view_values(model: onnx.ModelProto) -> Array | None:
+    """What constant_view says of the value ``v``, or None."""
+    loaded = ir.from_proto(model)
+    node = next(n for n in loaded.graph if n.outputs[0].name == "y")
+    view = constant_view(node.inputs[0])
+    if view is None:
+        return None
+    assert view.source.const_value is not None
+    stored = view.source.const_value.numpy().reshape(view.shape)
+    result = (stored.T if view.transposed else stored).astype(view.dtype.numpy())
+    assert result.shape == view.final_shape
+    return result
+
+
+def _model(text: str, array: Array, opset: int = 21) -> onnx.ModelProto:
+    return make_model(f"g () => (float[A,B] y) {{ {text} y = Neg(v) }}", {"w": array}, opset=opset)
+
+
+STEPS = {
+    "identity": "{out} = Identity({x})",
+    "transpose": "{out} = Transpose<perm=[1,0]>({x})",
+    "plain transpose": "{out} = Transpose({x})",
+    "no transpose": "{out} = Transpose<perm=[0,1]>({x})",
+    "narrow": "{out}c = Cast<to=10>({x}) {out} = Cast<to=1>({out}c)",
+    "reshape": "{out}s = Constant<value_ints=[-1,4]>() {out} = Reshape({x}, {out}s)",
+    "keep": "{out}s = Constant<value_ints=[0,-1]>() {out} = Reshape({x}, {out}s)",
+    "in and out": "{out}a = Constant<value_ints=[1]>() {out}u = Unsqueeze({x}, {out}a) {out} = Squeeze({out}u, {out}a)",
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(chain=st.lists(st.sampled_from(sorted(STEPS)), max_size=4))
+def test_any_chain_says_what_the_runtime_computes_or_nothing(chain: list[str]) -> None:
+    text, x = "", "w"
+    for number, name in enumerate([*chain, "identity"]):
+        out = "v" if number == len(chain) else f"t{number}"
+        text += STEPS[name].format(out=out, x=x) + " "
+        x = out
+    model = _model(text, weight(8, 6))
+    values = _view_values(model)
+    turned = [i for i, name in enumerate(chain) if "transpose" in name and name != "no transpose"]
+    shaped = [i for i, name in enumerate(chain) if name in ("reshape", "keep", "in and out")]
+    if not turned or not shaped:
+        assert values is not None, "a chain of only one kind is always seen through"
+    if values is not None:
+        # through float16 both round; without it equal
+        np.testing.assert_allclose(
+            -values,
+            run(model, {})["y"],
+            rtol=2**-10 if "narrow" in chain else 0,
+            atol=1e-6 if "narrow" in chain else 0,
+        )
+
+
+@pytest.mark.parametrize("text", [
+    "s = Shape(w) r = Cast<to=1>(s) v = Add(w, w)",
+    "v = Mul(w, w)",
+    "z = Constant<value_ints=[0]>() o = Constant<value_ints=[4]>() v = Slice(w, z, o)",
+])  # fmt: skip
+def test_what_computes_is_no_constant(text: str) -> None:
+    assert _view_values(_model(text, weight(8, 6))) is None
+
+
+def test_an_input_is_no_constant() -> None:
+    loaded = ir.from_proto(make_model("g (float[4,4] x) => (float[4,4] y) { v = Identity(x) y = Neg(v) }"))
+    assert constant_view(loaded.graph[0].outputs[0]) is None
+    assert constant_view(None) is None
+
+
+def test_squeezing_before_opset_13() -> None:
+    model = make_model(
+        "g () => (float[A,B] y) { v = Squeeze<axes=[0]>(w) y = Neg(v) }", {"w": weight(1, 8, 6)}, opset=11
+    )
+    values = _view_values(model)
+    assert values is not None
+    np.testing.assert_array_equal(-values, run(model, {})["y"])
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_scales_are_multiplied_when_read(transposed: bool) -> None:
+    text = "t = Transpose(w) y = MatMul(x, t)" if transposed else "y = MatMul(x, w)"
+    stored = weight(24, 32) if transposed else weight(32, 24)
+    loaded = ir.from_proto(make_model(f"g (float[M,32] x) => (float[M,24] y) {{ {text} }}", {"w": stored}))
+    (found,) = take_census(loaded).weights
+    plain = stored if transposed else stored.T
+    assert found.shape == (24, 32)
+    np.testing.assert_array_equal(found.array(), plain)
+    rows, columns = np.exp(weight(24, seed=1)), np.exp(weight(32, seed=2))
+    for _ in range(2):  # twice: factors multiply
+        found.scale_rows(rows)
+        found.scale_columns(columns)
+    # four float32 products: four roundings
+    np.testing.assert_allclose(
+        found.array(), plain * rows[:, None] ** 2 * columns[None] ** 2, rtol=4 * 1.2e-7
+    )
+    np.testing.assert_array_equal(loaded.graph.initializers["w"].const_value.numpy(), stored)
