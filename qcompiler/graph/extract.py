@@ -4,6 +4,8 @@ Large constants are not copied into the piece: where they are read they become i
 weight, from its dequantized values), so a piece costs the memory of its activations and of what has to be laid out anew.
 """
 
+import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,7 +75,7 @@ class Piece:
             raise CalibrationError(
                 f"{_name(self.outputs[-1])}: ONNX Runtime cannot run the model on this data: {str(error).splitlines()[0]}"
             ) from error
-        return {value: result.numpy() for value, result in zip(self.outputs, results, strict=True)}
+        return {value: _array(result) for value, result in zip(self.outputs, results, strict=True)}
 
     def _open(self, feeds: Mapping[ir.Value, Array]) -> None:
         self._fixed = {_name(value): _ort_value(array) for value, array in self._constants.items()}
@@ -194,6 +196,16 @@ def _ort_value(array: Array) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(
         array if array.flags.c_contiguous else np.ascontiguousarray(array)
     )
+
+
+def _array(value: Any) -> Array:
+    """The numbers of an OrtValue; ONNX Runtime's own way knows no bfloat16."""
+    if value.element_type() != onnx.TensorProto.BFLOAT16:
+        array: Array = value.numpy()
+        return array
+    shape = value.shape()
+    raw = ctypes.string_at(value.data_ptr(), 2 * math.prod(shape))
+    return np.frombuffer(raw, ir.DataType.BFLOAT16.numpy()).reshape(shape)
 
 
 def _name(value: ir.Value) -> str:
