@@ -1,7 +1,6 @@
 """The output folder: built beside its final place and renamed at the end, so that it is there whole or not at all."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,21 +21,25 @@ def output_folder(place: Path, force: bool, sources: list[Path]) -> Iterator[tup
     Raises:
         ResourceError: it exists, cannot be written, or holds the input.
     """
-    place = Path(os.path.abspath(place))
+    place = place.absolute()
     if place.exists() and not force:
         raise ResourceError(f"{place}: exists; choose another with -o, or replace it with --force")
     if place.exists() and not place.is_dir():
         raise ResourceError(f"{place}: is a file, not a folder; choose another with -o")
     for source in sources:
-        if place in Path(os.path.realpath(source)).parents or place in Path(os.path.abspath(source)).parents:
-            raise ResourceError(f"{place}: holds the input {source.name}, which is never overwritten; choose another with -o")
+        if place in source.resolve().parents or place in source.absolute().parents:
+            raise ResourceError(
+                f"{place}: holds the input {source.name}, which is never overwritten; choose another with -o"
+            )
     work = place.with_name(place.name + ".work")
     staged = work / "out"
     try:
         shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
         staged.mkdir(parents=True)
     except OSError as error:
-        raise ResourceError(f"{work}: cannot be made ({error.strerror}); choose another place with -o") from error
+        raise ResourceError(
+            f"{work}: cannot be made ({error.strerror}); choose another place with -o"
+        ) from error
     try:
         yield staged, work
         old = work / "old"
@@ -46,7 +49,9 @@ def output_folder(place: Path, force: bool, sources: list[Path]) -> Iterator[tup
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        raise ResourceError(f"{error.filename or place}: {error.strerror}; free space or choose another place with -o") from error
+        raise ResourceError(
+            f"{error.filename or place}: {error.strerror}; free space or choose another place with -o"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

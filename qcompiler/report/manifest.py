@@ -13,7 +13,9 @@ from qcompiler.recipe import Recipe
 PACKAGES = ("qcompiler", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch", "tokenizers")
 
 
-def make_manifest(source: Path, saved: Path, recipe: Recipe, seed: int, target: str, data: CalibrationFeeds | None) -> dict[str, Any]:
+def make_manifest(
+    source: Path, saved: Path, recipe: Recipe, seed: int, target: str, data: CalibrationFeeds | None
+) -> dict[str, Any]:
     """Plain values for JSON."""
     return {
         "input": sha256_of(source),
