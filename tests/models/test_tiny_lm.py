@@ -52,7 +52,7 @@ def test_the_graph_looks_like_an_exported_one(built: BuiltModel) -> None:
 
 def test_held_out_text_is_predicted(built: BuiltModel) -> None:
     assert built.tokenizer is not None
-    assert tiny_lm.measure(built.path, built.tokenizer)["perplexity"] < 3.5  # of 256; measured PERPLEXITY
+    assert tiny_lm.measure(built.path, built.tokenizer)["perplexity"] < 3.3  # of 256; measured 3.09
 
 
 def test_it_writes_words(built: BuiltModel) -> None:
