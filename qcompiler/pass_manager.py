@@ -92,7 +92,10 @@ def check_model(model: ir.Model, after: str) -> None:
     """
     try:
         proto = ir.to_proto(_without_weights(model))
-    except (RuntimeError, ValueError) as error:  # onnx_ir wraps what it cannot copy, such as a value that nothing makes
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # onnx_ir wraps what it cannot copy, such as a value that nothing makes
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
