@@ -49,7 +49,12 @@ def build(form: Form = Form.FOLDED) -> BuiltModel:
         from models.torch_export import export_module
 
         images, labels = training_images()
-        model = _train(torch.from_numpy(images), torch.from_numpy(labels))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # 3 s; 60 s with two threads on a busy machine, and the same sums every time
+        try:
+            model = _train(torch.from_numpy(images), torch.from_numpy(labels))
+        finally:
+            torch.set_num_threads(threads)
         inputs = {"input": torch.from_numpy(images[:2])}
         shapes = {"input": {0: "batch"}}
         path, optimize = folder / "model.onnx", form is Form.FOLDED

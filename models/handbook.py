@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from models import cache
+from qcompiler.errors import InputError
 
 PACKAGE = "debian-handbook=11.20220922"
 TEXT_SHA256 = "9d8bd75c292c58feb012c124c41dcc60ca3b1edc3c354f105edf49f70c319fef"
@@ -28,6 +29,7 @@ def calibration_text(text: Path | None = None) -> str:
 
     Raises:
         UnavailableError: no text is given and the package cannot be had.
+        InputError: the given text cannot be read.
     """
     return _whole(text)[:CALIBRATION_CHARACTERS]
 
@@ -54,7 +56,10 @@ def files(text: Path | None = None) -> tuple[Path, Path]:
 
 def _whole(text: Path | None) -> str:
     if text is not None:
-        return text.read_text("utf-8")
+        try:
+            return text.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{text}: cannot be read as UTF-8 text: {error}") from None
     folder = cache.entry("handbook", {"package": PACKAGE}, [Path(__file__)], _fetch)
     return (folder / "handbook.txt").read_text("utf-8")
 
