@@ -152,8 +152,9 @@ def _cast(array: Array, spec: InputSpec) -> Array:
             cast = array.astype(spec.dtype)
         if np.array_equal(cast.astype(array.dtype), array):
             return cast
-        default = array.dtype == np.float64 and spec.dtype.kind in "fV"
-        if default and np.array_equal(np.isfinite(cast), np.isfinite(array)):
+        # Float data for a float16 model is rounded as the application would round it; only overflow is refused.
+        rounds = array.dtype.kind in "fV" and spec.dtype.kind in "fV"
+        if rounds and np.array_equal(np.isfinite(cast), np.isfinite(array)):
             return cast
     raise CalibrationError(
         f"{spec.name}: the model takes {spec.dtype}, which cannot hold these {array.dtype} values"

@@ -135,13 +135,20 @@ def test_casts_that_keep_the_values_are_silent(array: np.ndarray[Any, Any], dtyp
     assert np.allclose(*wide, rtol=2**-8, atol=0)  # bfloat16 keeps 8 bits
 
 
+def test_float32_data_for_a_float16_model_is_rounded() -> None:
+    spec = InputSpec("x", np.dtype(np.float16), (1,))
+    filled = complete_feed({"x": np.array([0.1], np.float32)}, [spec])["x"]
+    assert filled.dtype == np.float16
+    assert filled[0] == np.float16(0.1)
+
+
 @pytest.mark.parametrize(
     ("array", "dtype"),
     [
         (np.array([256]), np.uint8),
         (np.array([-1]), np.uint8),
         (np.array([0.5]), np.int64),
-        (np.array([0.1], dtype=np.float32), np.float16),
+        (np.array([1e6], dtype=np.float32), np.float16),
         (np.array([1e6]), np.float16),
         (np.array([2**24 + 1]), np.float32),
         (np.array(["a"]), np.int64),
