@@ -17,7 +17,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.graph.edits import Names, add_initializer, drop_unused
-from qcompiler.graph.extract import Piece
+from qcompiler.graph.extract import Piece, is_constant
+from qcompiler.graph.reads import node_reads
 from qcompiler.graph.weights import Weight, constant_view
 
 Array = npt.NDArray[Any]
@@ -81,13 +82,14 @@ def find_absorber(
     for candidate, scale in _candidates(value, segment, weight_of, names):
         if tried >= MOST_CANDIDATES:
             return None
-        if not _stays_inside(candidate, value, segment):
+        path = _path(candidate, value, segment)
+        if path is None or any(node.op_type in NOT_HOMOGENEOUS for node in path):
             continue
         tried += 1
         if candidate is value:
             k = int(scale.channels)
             return Absorber(np.arange(k), k, scale.apply, scale.what)
-        follows = _probe(model, nodes, candidate, value, inputs, sample)
+        follows = _probe(model, nodes, path, candidate, value, inputs, sample)
         if follows is not None:
             return Absorber(follows, scale.channels, scale.apply, scale.what)
     return None
@@ -208,38 +210,45 @@ def _scale_vectors(node: ir.Node, indices: Sequence[int], factors: Factors, name
         drop_unused(value)
 
 
-def _stays_inside(candidate: ir.Value, target: ir.Value, segment: set[ir.Node]) -> bool:
-    """Whether everything that ``candidate`` changes reaches the rest of the model through ``target`` alone."""
+def _path(candidate: ir.Value, target: ir.Value, segment: set[ir.Node]) -> set[ir.Node] | None:
+    """The nodes between the two, or None where ``candidate`` reaches the rest of the model by another way than ``target``."""
     stack, seen = [candidate], {candidate}
+    path: set[ir.Node] = set()
     while stack:
         value = stack.pop()
         if value is target:
             continue
         if value.is_graph_output():
-            return False
+            return None
         for user in value.consumers():
             if user.op_type in ("Shape", "Size"):
                 continue
             if user not in segment:
-                return False  # a later segment, or a control-flow body
+                return None  # a later segment, or a control-flow body
+            path.add(user)
             for output in user.outputs:
                 if output not in seen:
                     seen.add(output)
                     stack.append(output)
-    return target in seen
+    return path if target in seen else None
 
 
 def _probe(
     model: ir.Model,
     nodes: Sequence[ir.Node],
+    path: Collection[ir.Node],
     candidate: ir.Value,
     target: ir.Value,
     inputs: Sequence[ir.Value],
     sample: Mapping[ir.Value, Array],
 ) -> npt.NDArray[np.int64] | None:
     """For each channel of ``target`` the channel of ``candidate`` whose factor it follows, or None."""
-    real = Piece(model, nodes, inputs, [candidate]).run(sample)[candidate]
-    path = Piece(model, nodes, [*inputs, candidate], [target])
+    beside = _read_beside(path, candidate)
+    # What joins the path from the side is computed once: only the path itself runs again for each probe.
+    computed = Piece(model, nodes, inputs, [candidate, *(v for v in beside if v not in inputs)]).run(sample)
+    sample = {**sample, **computed}
+    real = computed[candidate]
+    between = Piece(model, nodes, [candidate, *beside], [target])
     random = np.random.default_rng(0)
     spread = max(float(np.std(real.astype(np.float32))), 1e-3)
     probe = (random.standard_normal(real.shape) * spread).astype(real.dtype)
@@ -247,22 +256,21 @@ def _probe(
 
     def passed(factors: Array) -> Array:
         feeds = {**sample, candidate: (probe * factors.astype(probe.dtype)).astype(probe.dtype)}
-        return path.run(feeds)[target].astype(np.float64).reshape(-1, k)
+        return between.run(feeds)[target].astype(np.float64).reshape(-1, k)
 
-    base_raw = path.run({**sample, candidate: probe})[target]
+    base_raw = between.run({**sample, candidate: probe})[target]
     k = base_raw.shape[-1]
     base = base_raw.astype(np.float64).reshape(-1, k)
-    strong = np.abs(base) >= np.median(np.abs(base), axis=0, keepdims=True)
-    strong &= base != 0
-    if not strong.any(axis=0).all():
+    strongest = np.argmax(np.abs(base), axis=0), np.arange(k)  # the row in which rounding weighs least
+    if not base[strongest].all():
         return None
     follows = np.zeros(k, np.int64)
     place = 1
     while place < channels:
         digits = (np.arange(channels) // place) % LEVELS
-        ratio = passed(np.exp2(digits / LEVELS)) / np.where(base == 0, np.nan, base)
-        with np.errstate(invalid="ignore"):
-            level = np.rint(np.log2(np.nanmedian(np.where(strong, ratio, np.nan), axis=0)) * LEVELS)
+        ratio = passed(np.exp2(digits / LEVELS))[strongest] / base[strongest]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            level = np.rint(np.log2(ratio) * LEVELS)
         if not np.isfinite(level).all() or (level < 0).any() or (level >= LEVELS).any():
             return None
         follows += level.astype(np.int64) * place
@@ -276,3 +284,10 @@ def _probe(
         1e-4 if real.dtype == np.float32 else 1e-2
     )  # rounding of a few chained operations; a miss is of order 1
     return follows if error <= tolerance else None
+
+
+def _read_beside(path: Collection[ir.Node], candidate: ir.Value) -> list[ir.Value]:
+    """Values that nodes on the path read and that neither the path nor a constant makes."""
+    made = {output for node in path for output in node.outputs} | {candidate}
+    read = dict.fromkeys(value for node in path for value in node_reads(node))
+    return [value for value in read if value not in made and not is_constant(value)]
