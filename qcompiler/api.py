@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.calibration.data import tokenizer_beside
 from qcompiler.calibration.feeds import CalibrationFeeds, make_feeds
 from qcompiler.errors import ResourceError
 from qcompiler.graph import model_file
@@ -99,6 +100,7 @@ def compile(
         model: ONNX file, with or without external data; never written to.
         recipe: a built-in name, a YAML file or a Recipe; ``settings`` are its ``--set KEY=VALUE`` lines.
         calibration: text, arrays or an iterable of feeds (see docs/calibration.md); None samples data from the model.
+        tokenizer: tokenizer.json, for text; default: the one in the model's folder.
         output: folder; default ``./<stem>-<recipe>``.
         progress: called with (what is at hand, done, of how many).
     Raises:
@@ -127,7 +129,9 @@ def compile(
         planned.check(goal.supports)
         _check_memory(planned, options.memory_limit)
         data = (
-            _feeds(loaded, calibration, tokenizer, resolved, options.seed, progress)
+            _feeds(
+                loaded, calibration, tokenizer or tokenizer_beside(source), resolved, options.seed, progress
+            )
             if planned.needs_data and not stopped
             else None
         )

@@ -81,7 +81,7 @@ def cli() -> None:
 
 @cli.command(
     "compile",
-    epilog="Example: qcompile model.onnx --recipe w4a16-awq --calib text.txt --tokenizer tokenizer.json",
+    epilog="Example: qcompile model.onnx --recipe w4a16-awq --calib text.txt",
 )
 @click.argument("model")
 @click.option(
@@ -93,7 +93,7 @@ def cli() -> None:
     metavar="PATH",
     help=".txt, .npz, folder of .npz, .jsonl or module:function; 'required' refuses to go without.",
 )
-@click.option("--tokenizer", metavar="FILE", help="tokenizer.json, for text.")
+@click.option("--tokenizer", metavar="FILE", help="For text; default tokenizer.json beside MODEL.")
 @click.option("--target", default="ort", show_default=True, help="Where it will run (qcompile targets).")
 @click.option(
     "--set",
@@ -163,12 +163,12 @@ def inspect_verb(model: str, as_json: bool) -> None:
 
 @cli.command(
     "eval",
-    epilog="Example: qcompile eval out/model.onnx --reference model.onnx --text t.txt --tokenizer tok.json",
+    epilog="Example: qcompile eval out/model.onnx --reference model.onnx --text t.txt",
 )
 @click.argument("model")
 @click.option("--reference", required=True, metavar="MODEL", help="The float model it was made from.")
-@click.option("--text", metavar="FILE", help="UTF-8 text for a language model; needs --tokenizer.")
-@click.option("--tokenizer", metavar="FILE", help="tokenizer.json.")
+@click.option("--text", metavar="FILE", help="UTF-8 text for a language model.")
+@click.option("--tokenizer", metavar="FILE", help="For text; default tokenizer.json beside the reference.")
 @click.option(
     "--data", metavar="PATH", help="Inputs for any model: .npz, folder of .npz, .jsonl or module:function."
 )
@@ -200,8 +200,6 @@ def eval_verb(
     """How far MODEL is from its reference: perplexity, KL, top-1 agreement, SQNR."""
     if text is not None and data is not None:
         raise click.UsageError("--text and --data exclude each other; give one")
-    if text is not None and tokenizer is None:
-        raise click.UsageError("--text needs --tokenizer tokenizer.json")
     from qcompiler.report.evaluate import EvaluationData, evaluate
     from qcompiler.report.evaluation_table import evaluation_table
 

@@ -137,6 +137,12 @@ def _text_tokens(path: Path, encode: Encode, wanted: int) -> list[int]:
         characters *= 2
 
 
+def tokenizer_beside(model: str | os.PathLike[str]) -> Path | None:
+    """tokenizer.json in the model's folder, or None."""
+    path = Path(model).parent / "tokenizer.json"
+    return path if path.is_file() else None
+
+
 def text_encoder(tokenizer: str | os.PathLike[str] | None, data: str) -> Encode:
     """Text to token ids, without special tokens and whatever truncation or padding the file asks for.
 
@@ -148,7 +154,9 @@ def text_encoder(tokenizer: str | os.PathLike[str] | None, data: str) -> Encode:
         CalibrationError: no tokenizer, or not one that can be read.
     """
     if tokenizer is None:
-        raise CalibrationError(f"{data}: text needs a tokenizer; give --tokenizer tokenizer.json")
+        raise CalibrationError(
+            f"{data}: text needs a tokenizer; give --tokenizer tokenizer.json, or put it beside the model"
+        )
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -218,7 +226,9 @@ def _parse_line(line: bytes, where: str, encode: Encode | None, length: int) -> 
                 f"{where}: text stands alone, drop {', '.join(sorted(set(values) - {'text'}))}"
             )
         if encode is None:
-            raise CalibrationError(f"{where}: text needs a tokenizer; give --tokenizer tokenizer.json")
+            raise CalibrationError(
+                f"{where}: text needs a tokenizer; give --tokenizer tokenizer.json, or put it beside the model"
+            )
         tokens = encode(values["text"])[:length]
         if not tokens:
             raise CalibrationError(f"{where}: the text gives no tokens")

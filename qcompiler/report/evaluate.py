@@ -8,14 +8,14 @@ neither     the same on seeded random inputs
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.calibration.data import TOKENS, open_calibration, text_encoder
+from qcompiler.calibration.data import TOKENS, open_calibration, text_encoder, tokenizer_beside
 from qcompiler.calibration.fill import token_input
 from qcompiler.calibration.sampling import random_feeds
 from qcompiler.errors import CalibrationError, InputError
@@ -35,7 +35,7 @@ class EvaluationData:
     """What to evaluate on.
 
     Attributes:
-        text: UTF-8 file; with ``tokenizer``, a tokenizer.json.
+        text: UTF-8 file; with ``tokenizer``, a tokenizer.json; default the one beside the reference.
         data: feeds, in any form that ``--calib`` takes.
         windows, length: of the text; ``windows`` is also the most feeds of ``data`` that are used, 0 for all.
         skip_chars, offset: where in the text to start: characters, and a fraction of it.
@@ -99,6 +99,7 @@ def evaluate(
         InputError: a model cannot be read or run, or they have nothing in common to compare.
         CalibrationError: the data does not fit.
     """
+    data = replace(data, tokenizer=data.tokenizer or tokenizer_beside(reference) or tokenizer_beside(model))
     text = None if data.text is None else _text_windows(data, data.text)
     with ExitStack() as stack:
         ours = stack.enter_context(open_comparable(model))

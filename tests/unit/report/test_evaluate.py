@@ -116,3 +116,13 @@ def test_similarity_of_parts_is_that_of_the_whole() -> None:
     assert parts.sqnr_db == pytest.approx(metrics.sqnr_db(reference, other), rel=1e-12)
     assert parts.cosine == pytest.approx(metrics.cosine(reference, other), rel=1e-12)
     assert json.dumps(parts.sqnr_db)
+
+
+def test_the_tokenizer_beside_the_model_serves_both_compile_and_eval(tmp_path: Path) -> None:
+    source = models.decoder(tmp_path)
+    path, _ = text(tmp_path, 300)  # four windows
+    tokenizer(tmp_path)
+    made = qcompiler.compile(
+        source, "w4a16-awq", calibration=path, output=tmp_path / "out", settings=["calib.length=64"]
+    ).path
+    assert evaluate(made, source, EvaluationData(path, windows=1, length=16)).tokens == 16
