@@ -85,7 +85,7 @@ def test_application_needs_only_numpy_and_onnxruntime(built: Path) -> None:
         session = qcompiler.create_session("model.onnx")
         print(session.run(None, {"x": np.array([1, 2], dtype=np.float32)})[0].tolist())
         print(qcompiler.library_path().is_file())
-        for absent in ("onnx", "onnx_ir", "torch", "networkx", "click"):
+        for absent in ("onnx", "onnx_ir", "torch", "click"):
             try:
                 __import__(absent)
             except ModuleNotFoundError:
