@@ -5,16 +5,20 @@ a layer's input channels. None of them knows a graph. Users add theirs as ``pack
 entry point in the group ``qcompiler.algorithms``.
 """
 
-import difflib
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
-from qcompiler.algorithms import awq, mse, rtn
-from qcompiler.errors import SchemeError
+import numpy as np
+
+from qcompiler.algorithms import awq, gptq, mse, rtn
+from qcompiler.errors import QCompilerError, SchemeError
+from qcompiler.nearest import nearest
+from qcompiler.quant.scheme import QuantScheme
+from qcompiler.quant.tensor import AffineTensor
+from qcompiler.user_code import describe, import_reference
 
 ENTRY_POINTS = "qcompiler.algorithms"
 
@@ -55,6 +59,7 @@ class Algorithm:
 ALGORITHMS = (
     Algorithm("rtn", "quantizer", frozenset(), rtn.RtnOptions, rtn.quantize),
     Algorithm("mse", "quantizer", frozenset({Need.HESSIAN}), mse.MseOptions, mse.quantize),
+    Algorithm("gptq", "quantizer", frozenset({Need.HESSIAN}), gptq.GptqOptions, gptq.quantize),
     Algorithm("awq", "transform", frozenset({Need.HESSIAN, Need.CHANNELS}), awq.AwqOptions, awq.search_scale),
 )
 
@@ -72,35 +77,78 @@ def find(name: str) -> Algorithm:
         if algorithm.name == name:
             return algorithm
     if ":" in name:
-        return _as_algorithm(name, _import(name))
+        return _as_algorithm(name, name)
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name in installed:
-        return _as_algorithm(name, _import(installed[name].value))
-    known = [algorithm.name for algorithm in ALGORITHMS] + sorted(installed)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    raise SchemeError(f"algorithm: {name!r} is not known; {hint} (your own: package.module:function)")
+        return _as_algorithm(name, installed[name].value)
+    known = [*(algorithm.name for algorithm in ALGORITHMS), *installed]
+    raise SchemeError(
+        f"algorithm: {name!r} is not known; {nearest(name, known)} (your own: package.module:function)"
+    )
 
 
-def _import(reference: str) -> Any:
-    module_name, _, attribute = reference.partition(":")
+def call(algorithm: Algorithm, where: str, *arguments: Any) -> Any:
+    """What ``algorithm.run`` gives for the arguments.
+
+    Args:
+        where: the layer, for messages.
+    Raises:
+        QCompilerError: the algorithm's own refusal, with the layer before it.
+        SchemeError: a user's function raised something else; names the algorithm and the layer.
+    """
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+        return algorithm.run(*arguments)
+    except QCompilerError as refusal:
+        raise type(refusal)(f"{where}: {refusal}") from refusal
+    except MemoryError:
+        raise
+    except Exception as error:
+        if algorithm in ALGORITHMS:
+            raise  # a defect of ours
         raise SchemeError(
-            f"algorithm: {reference}: no module {error.name}; is it installed or on PYTHONPATH?"
+            f"{where}: algorithm {algorithm.name} raised {describe(error)}; correct it, --traceback shows where"
         ) from error
-    found = module
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise SchemeError(f"algorithm: {reference}: {module_name} has no {attribute}{hint}")
-        found = getattr(found, part)
-    return found
 
 
-def _as_algorithm(name: str, found: Any) -> Algorithm:
+def checked(result: object, scheme: QuantScheme, shape: tuple[int, int], where: str) -> AffineTensor:
+    """What a quantizer returned, if it is the weight that was planned.
+
+    Args:
+        shape: (N, K).
+        where: the layer and the algorithm, for messages.
+    Raises:
+        SchemeError: no AffineTensor, one of another scheme or shape, or numbers that cannot be stored.
+    """
+    if not isinstance(result, AffineTensor):
+        raise SchemeError(f"{where}: returned {type(result).__name__}; return an AffineTensor")
+    if result.scheme != scheme:
+        raise SchemeError(
+            f"{where}: returned {_described(result.scheme)} where {_described(scheme)} was asked for; "
+            "keep the scheme that the function is given"
+        )
+    if result.shape != shape:
+        raise SchemeError(
+            f"{where}: returned {result.shape} for a weight of {shape}; give every weight its code"
+        )
+    largest = max(part.max(initial=0) for part in (result.codes, result.zero_point) if part is not None)
+    if largest > scheme.max_code:
+        raise SchemeError(
+            f"{where}: returned the code {largest}; {scheme.bits} bits hold 0 to {scheme.max_code}"
+        )
+    if not np.isfinite(result.scale).all():
+        raise SchemeError(f"{where}: returned a scale of NaN or infinity; every scale must be a number")
+    return result
+
+
+def _described(scheme: QuantScheme) -> str:
+    return f"{scheme.label} with {scheme.scale_dtype} scales"
+
+
+def _as_algorithm(name: str, reference: str) -> Algorithm:
+    try:
+        found = import_reference(reference, SchemeError)
+    except SchemeError as error:
+        raise SchemeError(f"algorithm: {error}") from error
     if isinstance(found, Algorithm):
         return found
     if not callable(found):

@@ -6,7 +6,6 @@ data. A cast is made silently where it keeps every value, or narrows float64: th
 default.
 """
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from qcompiler.calibration.data import TOKENS, Feed
 from qcompiler.errors import CalibrationError
+from qcompiler.nearest import nearest
 
 Array = npt.NDArray[Any]
 
@@ -139,9 +139,7 @@ def _kind(spec: InputSpec) -> str | None:
 def _check_names(given: Feed, specs: Mapping[str, InputSpec]) -> None:
     for name in given:
         if name not in specs:
-            near = difflib.get_close_matches(name, specs, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"its inputs are {', '.join(specs)}"
-            raise CalibrationError(f"the model has no input {name!r}; {hint}")
+            raise CalibrationError(f"the model has no input {name!r}; {nearest(name, specs)}")
 
 
 def _cast(array: Array, spec: InputSpec) -> Array:

@@ -1,12 +1,12 @@
 """YAML text to plain values and back, and checks of such values; what they mean is `recipe.py`'s business."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import yaml
 
 from qcompiler.errors import RecipeError
+from qcompiler.nearest import nearest
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -54,13 +54,6 @@ def format_yaml(mapping: Mapping[str, object]) -> str:
         dict(mapping), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
     )
     return text
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """``did you mean X?`` for the choice most like `word`, else all of them."""
-    known = sorted(choices)
-    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(known)}"
 
 
 def check_keys(value: object, allowed: Iterable[str], where: str) -> dict[str, object]:

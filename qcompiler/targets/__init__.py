@@ -1,11 +1,11 @@
 """The targets: one file each, one row each in the table below."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from qcompiler.errors import RecipeError
+from qcompiler.nearest import nearest
 from qcompiler.pass_manager import NamedPass
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.recipe import Recipe
@@ -49,9 +49,4 @@ def find_target(name: str) -> Target:
     for target in TARGETS:
         if target.name == name:
             return target
-    names = [target.name for target in TARGETS]
-    near = difflib.get_close_matches(name, names, n=1)
-    raise RecipeError(
-        f"target {name!r}: not known; "
-        + (f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}")
-    )
+    raise RecipeError(f"target {name!r}: not known; {nearest(name, [target.name for target in TARGETS])}")

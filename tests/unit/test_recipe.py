@@ -250,7 +250,7 @@ def test_a_function_of_the_user_is_an_algorithm() -> None:
         ("group_size: 48", "group_size: 48 is not supported; use one of 16"),
         ("group_size: chanel", "group_size: expected a number, channel or tensor, got 'chanel'"),
         ("symmetric: 1", "symmetric: expected true or false, got 1"),
-        ("algorithm: mze", "algorithm: 'mze' is not known; did you mean mse?"),
+        ("algorithm: mze", "algorithm: 'mze' is not known; did you mean 'mse'?"),
         ("algorithm: 3", "algorithm: expected the name of an algorithm"),
         ("algorithm: []", "exactly one quantizer last, got none"),
         ("algorithm: awq", "exactly one quantizer last, got awq (transform)"),

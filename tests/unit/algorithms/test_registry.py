@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from qcompiler import algorithms
-from qcompiler.algorithms import ALGORITHMS, Need
-from qcompiler.errors import SchemeError
+from qcompiler.algorithms import ALGORITHMS, Algorithm, Need, NoOptions
+from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.quant.scheme import Granularity, QuantScheme
+from qcompiler.quant.tensor import AffineTensor
 
 
 @pytest.fixture
@@ -34,6 +36,8 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             """
         )
     )
+    (tmp_path / "broken_quantizer.py").write_text("def f(:\n")
+    (tmp_path / "failing_quantizer.py").write_text("nothing\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "own_quantizer", raising=False)
     return "own_quantizer"
@@ -69,17 +73,22 @@ def test_an_entry_point_is_found_by_its_name(user_module: str, monkeypatch: pyte
 
     monkeypatch.setattr(algorithms, "entry_points", installed)
     assert algorithms.find("coarse").kind == "quantizer"
-    with pytest.raises(SchemeError, match="did you mean coarse"):
+    with pytest.raises(SchemeError, match="did you mean 'coarse'"):
         algorithms.find("coarser")
 
 
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("mes", "'mes' is not known; did you mean mse?"),
-        ("zzzz", "there are rtn, mse, awq"),
+        ("mes", "'mes' is not known; did you mean 'mse'?"),
+        ("zzzz", "use one of: "),
         ("no_such_module_here:f", "no module no_such_module_here"),
-        ("own_quantizer:corse", "did you mean coarse?"),
+        ("own_quantizer:corse", "did you mean 'coarse'?"),
+        (":coarse", "write package.module:function"),
+        (".own_quantizer:coarse", "write package.module:function"),
+        ("own_quantizer:", "write package.module:function"),
+        ("broken_quantizer:f", "cannot be imported: SyntaxError"),
+        ("failing_quantizer:f", "cannot be imported: NameError: name 'nothing' is not defined"),
         ("own_quantizer:number", "must be a function or an Algorithm, not int"),
     ],
 )
@@ -87,6 +96,68 @@ def test_errors_name_the_nearest(user_module: str, name: str, told: str) -> None
     with pytest.raises(SchemeError) as raised:
         algorithms.find(name)
     assert told in str(raised.value) and "\n" not in str(raised.value)
+
+
+INT4 = QuantScheme(4, True, Granularity.CHANNEL)
+
+
+def a_tensor(scheme: QuantScheme = INT4, code: int = 3, scale: float = 0.5) -> AffineTensor:
+    codes = np.full((2, 16), code, np.uint8)
+    return AffineTensor(scheme, codes, np.full((2, 1), scale, np.float32), None)
+
+
+def a_quantizer(run: Callable[..., object]) -> Algorithm:
+    return Algorithm("mine:f", "quantizer", frozenset(), NoOptions, run)
+
+
+def test_a_result_as_planned_passes() -> None:
+    tensor = a_tensor()
+    assert algorithms.checked(tensor, INT4, (2, 16), "fc: mine:f") is tensor
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        (np.zeros((2, 16)), "returned ndarray; return an AffineTensor"),
+        (None, "returned NoneType"),
+        (a_tensor(QuantScheme(8, True, Granularity.CHANNEL)), "returned int8 channel sym with float32"),
+        (a_tensor(QuantScheme(4, True, Granularity.CHANNEL, None, "float16")), "with float16 scales where"),
+        (AffineTensor(INT4, np.zeros((3, 8), np.uint8), np.ones((3, 1), np.float32), None), "(3, 8)"),
+        (a_tensor(code=16), "returned the code 16; 4 bits hold 0 to 15"),
+        (a_tensor(scale=np.nan), "scale of NaN or infinity"),
+    ],
+)
+def test_a_result_that_was_not_planned_is_refused(result: object, told: str) -> None:
+    with pytest.raises(SchemeError) as raised:
+        algorithms.checked(result, INT4, (2, 16), "fc: mine:f")
+    assert str(raised.value).startswith("fc: mine:f: ") and told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_a_users_function_raises_names_it_and_the_layer() -> None:
+    def fails(weight: object) -> object:
+        raise KeyError("x\ny")
+
+    with pytest.raises(SchemeError, match=r"^fc: algorithm mine:f raised KeyError: 'x\\ny'; correct it"):
+        algorithms.call(a_quantizer(fails), "fc", 1)
+
+    def refuses(weight: object) -> object:
+        raise CalibrationError("no Hessian")
+
+    with pytest.raises(CalibrationError, match="^fc: no Hessian$"):
+        algorithms.call(a_quantizer(refuses), "fc", 1)
+
+    def is_full(weight: object) -> object:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        algorithms.call(a_quantizer(is_full), "fc", 1)
+    assert algorithms.call(a_quantizer(lambda weight: weight), "fc", 1) == 1
+
+
+def test_our_own_defects_stay_defects() -> None:
+    with pytest.raises(TypeError):
+        algorithms.call(ALGORITHMS[0], "fc")
 
 
 def test_importing_the_table_imports_no_torch() -> None:

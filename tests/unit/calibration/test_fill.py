@@ -163,7 +163,7 @@ def test_casts_that_lose_values_are_refused(array: np.ndarray[Any, Any], dtype: 
 
 def test_wrong_names() -> None:
     assert "no input 'input_idz'; did you mean 'input_ids'?" in refused({"input_idz": np.zeros((1, 2))}, IDS)
-    assert "no input 'zzz'; its inputs are input_ids" in refused({"zzz": np.zeros((1, 2))}, IDS)
+    assert "no input 'zzz'; use one of: " in refused({"zzz": np.zeros((1, 2))}, IDS)
 
 
 def test_wrong_shapes() -> None:
