@@ -28,7 +28,9 @@ Factors = npt.NDArray[np.float32]
 NOT_HOMOGENEOUS = frozenset(
     {"Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Gelu", "Elu", "Selu", "HardSigmoid", "HardSwish", "Swish",
      "Softplus", "Clip", "Mish", "Cos", "Sin", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Pow",
-     "Sqrt", "Reciprocal"}
+     "Sqrt", "Reciprocal", "QuickGelu", "FastGelu", "BiasGelu", "Celu",
+     # These bound or compare: the same function until some value crosses the bound, so no probe can clear them.
+     "Min", "Max", "Where", "ThresholdedRelu", "Shrink", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "QuantizeLinear"}
 )  # fmt: skip
 # Inputs that scale and shift a norm's output; the last input of the Skip forms is added before the norm, so it is none.
 NORMS = {"LayerNormalization": (1, 2), "RMSNormalization": (1,), "SimplifiedLayerNormalization": (1,), "SkipLayerNormalization": (2, 3),
@@ -66,11 +68,13 @@ def find_absorber(
     """What can take a factor of ``value``, or None.
 
     Args:
+        model: the graph belongs to it; read for its opsets and functions.
         nodes: the segment around ``value``; everything that is changed lies in it.
         value: input X [..., K] of the linears.
         consumers: the linears whose columns will take the inverse factor; any other reader of X forbids absorbing.
         inputs, sample: the segment's inputs and one sample of their values.
         weight_of: the weight of an upstream linear whose rows may be scaled, or None.
+        names: free names in the model, for the scaled copies of a norm's vectors.
     """
     segment = set(nodes)
     if (
@@ -194,7 +198,6 @@ def _scale_vectors(node: ir.Node, indices: Sequence[int], factors: Factors, name
     """Give the node scaled copies: the originals may be shared with other nodes."""
     graph = node.graph
     assert graph is not None
-    root = graph
     for index in indices:
         value = node.inputs[index]
         assert value is not None
@@ -204,9 +207,8 @@ def _scale_vectors(node: ir.Node, indices: Sequence[int], factors: Factors, name
         old = view.source.const_value.numpy().reshape(view.shape).astype(np.float32)
         scaled = (old * factors.reshape((1,) * (old.ndim - 1) + (-1,))).astype(dtype)
         name = names.value(f"{value.name}.scaled")
-        fresh = add_initializer(root, ir.Tensor(scaled, dtype=view.dtype, name=name), name)
+        fresh = add_initializer(graph, ir.Tensor(scaled, dtype=view.dtype, name=name), name)
         node.replace_input_with(index, fresh)
-        drop_unused(value)
         drop_unused(value)
 
 
@@ -254,13 +256,13 @@ def _probe(
     probe = (random.standard_normal(real.shape) * spread).astype(real.dtype)
     channels = real.shape[-1]
 
-    def passed(factors: Array) -> Array:
-        feeds = {**sample, candidate: (probe * factors.astype(probe.dtype)).astype(probe.dtype)}
-        return between.run(feeds)[target].astype(np.float64).reshape(-1, k)
+    def passed(values: Array, factors: Array | float = 1.0) -> Array:
+        scaled = (values * np.asarray(factors, values.dtype)).astype(values.dtype)
+        result = between.run({**sample, candidate: scaled})[target].astype(np.float64)
+        return result.reshape(-1, result.shape[-1])
 
-    base_raw = between.run({**sample, candidate: probe})[target]
-    k = base_raw.shape[-1]
-    base = base_raw.astype(np.float64).reshape(-1, k)
+    base = passed(probe)
+    k = base.shape[-1]
     strongest = np.argmax(np.abs(base), axis=0), np.arange(k)  # the row in which rounding weighs least
     if not base[strongest].all():
         return None
@@ -268,7 +270,7 @@ def _probe(
     place = 1
     while place < channels:
         digits = (np.arange(channels) // place) % LEVELS
-        ratio = passed(np.exp2(digits / LEVELS))[strongest] / base[strongest]
+        ratio = passed(probe, np.exp2(digits / LEVELS))[strongest] / base[strongest]
         with np.errstate(invalid="ignore", divide="ignore"):
             level = np.rint(np.log2(ratio) * LEVELS)
         if not np.isfinite(level).all() or (level < 0).any() or (level >= LEVELS).any():
@@ -278,12 +280,14 @@ def _probe(
     if (follows >= channels).any():
         return None
     factors = np.exp2(random.uniform(-1.0, 1.0, channels))
-    expected = base * factors[follows]
-    error = np.linalg.norm(passed(factors) - expected) / np.linalg.norm(expected)
-    tolerance = (
-        1e-4 if real.dtype == np.float32 else 1e-2
-    )  # rounding of a few chained operations; a miss is of order 1
-    return follows if error <= tolerance else None
+    # Rounding of a few chained operations; a miss is of order 1.
+    tolerance = 1e-4 if real.dtype == np.float32 else 1e-2
+    for values in (probe, real):  # the real ones reach bounds that normal numbers do not
+        expected = passed(values) * factors[follows]
+        error = np.linalg.norm(passed(values, factors) - expected)
+        if not error <= tolerance * np.linalg.norm(expected):  # NaN is no either
+            return None
+    return follows
 
 
 def _read_beside(path: Collection[ir.Node], candidate: ir.Value) -> list[ir.Value]:

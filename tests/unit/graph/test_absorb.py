@@ -246,6 +246,34 @@ def test_a_curve_in_between_forbids_it(op: str) -> None:
     assert Scene(model, {"x": _x(64, 16)}).find("c") is None
 
 
+@pytest.mark.parametrize("bound", [
+    "r = Min(h, top)", "r = Max(h, bottom)", "g = Greater(h, top) r = Where(g, top, h)",
+    "r = ThresholdedRelu<alpha=0.001>(h)", "r = Shrink<lambd=0.001>(h)",
+])  # fmt: skip
+def test_a_bound_that_the_sample_never_reaches_forbids_it(bound: str) -> None:
+    model = make_model(
+        f"g (float[M,16] x) => (float[M,24] y) {{ [a] h = MatMul(x, w) {bound} [c] y = MatMul(r, v) }}",
+        {
+            "w": weight(16, 32),
+            "v": weight(32, 24, seed=2),
+            "top": np.full(1, 1000, np.float32),
+            "bottom": np.full(1, -1000, np.float32),
+        },
+    )
+    assert Scene(model, {"x": _x(64, 16)}).find("c") is None
+
+
+def test_a_bound_that_only_a_real_outlier_reaches_forbids_it() -> None:
+    """Relu of what passes 60 is taken off again; channel 0 is 100, normal numbers of the same spread stay under 60."""
+    first = weight(16, 256, scale=0.0)
+    first[:, 0] = 100 / 16
+    model = make_model(
+        "g (float[M,16] x) => (float[M,24] y) { [a] h = MatMul(x, w) d = Sub(h, top) e = Relu(d) r = Sub(h, e) [c] y = MatMul(r, v) }",
+        {"w": first, "v": weight(256, 24, seed=2), "top": np.full(1, 60, np.float32)},
+    )
+    assert Scene(model, {"x": np.ones((8, 16), np.float32)}).find("c") is None
+
+
 @pytest.mark.parametrize("op", ["Abs", "LeakyRelu<alpha=0.1>", "Relu"])
 def test_positively_homogeneous_functions_pass_it(op: str) -> None:
     model = make_model(
