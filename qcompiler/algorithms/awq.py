@@ -23,6 +23,7 @@ from array_api_compat import array_namespace
 from qcompiler.algorithms.arrays import Device, chunk_size, map_in_threads, place, row_blocks
 from qcompiler.algorithms.equalize import equalize
 from qcompiler.algorithms.error import output_energy
+from qcompiler.algorithms.limits import check_at_least
 from qcompiler.algorithms.rtn import group_range
 from qcompiler.errors import CalibrationError
 from qcompiler.quant.affine import Array, dequantize_codes, quantize_codes, range_to_scale
@@ -37,16 +38,21 @@ class AwqOptions:
     """How the scale is searched.
 
     Attributes:
-        steps: exponents alpha tried, evenly spaced up to 1; 20 are the paper's grid.
+        steps: exponents alpha tried, evenly spaced up to 1; 20 are the paper's grid, 0 leaves them out.
         iterations: steps of the descent to the minimum without rounding; 0 leaves it out.
         rows: rows of each weight that the search looks at, evenly spaced; rows do not influence one another.
         device: where the maths runs.
+    Raises:
+        SchemeError: a number below what it can be.
     """
 
     steps: int = 4
     iterations: int = 30
     rows: int = 256
     device: Device = "cpu"
+
+    def __post_init__(self) -> None:
+        check_at_least(self, steps=0, iterations=0, rows=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

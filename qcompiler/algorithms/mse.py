@@ -19,7 +19,9 @@ import numpy.typing as npt
 from array_api_compat import array_namespace
 
 from qcompiler.algorithms.arrays import CHUNK, Device, place, row_blocks
+from qcompiler.algorithms.limits import check_at_least
 from qcompiler.algorithms.rtn import quantize_rows, tensor_range
+from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import Array, range_to_scale, round_to_codes, store_scale, to_groups
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
@@ -39,6 +41,8 @@ class MseOptions:
         rounds: rounds of refitting and of trying the neighbours.
         weighted: weigh the error by the channels' mean squares when there are statistics.
         device: where the maths runs.
+    Raises:
+        SchemeError: a number outside what it can be.
     """
 
     steps: int = 8
@@ -46,6 +50,11 @@ class MseOptions:
     rounds: int = 2
     weighted: bool = True
     device: Device = "cpu"
+
+    def __post_init__(self) -> None:
+        check_at_least(self, steps=1, rounds=0)
+        if not 0 < self.shrink <= 1:
+            raise SchemeError(f"shrink: {self.shrink} is no share of the range; give more than 0, at most 1")
 
 
 def quantize(

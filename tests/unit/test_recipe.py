@@ -259,6 +259,7 @@ def test_a_function_of_the_user_is_an_algorithm() -> None:
         ("algorithm: {name: mse, stps: 3}", "algorithm: mse: unknown key 'stps'; did you mean 'steps'?"),
         ("algorithm: {name: mse, steps: x}", "mse.steps: expected int, got 'x'"),
         ("algorithm: {name: mse, device: gpu}", "mse.device: expected one of cpu, cuda, got 'gpu'"),
+        ("algorithm: {name: mse, steps: -1}", "algorithm: mse: steps: -1 is below 1"),
         ("algorithm: {steps: 3}", "algorithm: expected the name"),
         ("algorithm: no_such_package:f", "no module no_such_package"),
         ("group_fallback: pd", "group_fallback: 'pd' is unknown; did you mean 'pad'?"),

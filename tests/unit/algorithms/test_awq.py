@@ -133,6 +133,23 @@ def test_what_cannot_be_searched_is_refused() -> None:
         awq.search_scale(weights, statistics, [INT4] * 2)
 
 
+@pytest.mark.parametrize("option", ["steps", "iterations", "rows"])
+def test_options_below_their_bounds_are_refused(option: str) -> None:
+    with pytest.raises(SchemeError, match=rf"{option}: -1 is below \d; give at least \d"):
+        awq.AwqOptions(**{option: -1})
+
+
+def test_no_row_is_no_sample() -> None:
+    with pytest.raises(SchemeError, match="rows: 0 is below 1"):
+        awq.AwqOptions(rows=0)
+
+
+def test_the_descent_alone_finds_a_scale() -> None:
+    weights, statistics = _data()
+    choice = awq.search_scale(weights, statistics, [INT4] * 2, awq.AwqOptions(steps=0))
+    assert choice.loss < choice.plain_loss
+
+
 def test_equalizing_two_channels_has_a_known_answer() -> None:
     # One group of two channels. Raising one's scale costs range; the minimum balances that against h e^{-2u}:
     # h_k e^{-2u_k} / sum_j h_j e^{-2u_j} = w_k^8 e^{8u_k} / sum_j w_j^8 e^{8u_j}

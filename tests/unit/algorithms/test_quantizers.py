@@ -221,6 +221,22 @@ def test_options_are_frozen_and_have_defaults(algorithm: Algorithm) -> None:
         options.device = "cuda"
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"steps": 0}, "steps: 0 is below 1"),
+        ({"rounds": -1}, "rounds: -1 is below 0"),
+        ({"shrink": -0.5}, "shrink: -0.5 is no share"),
+        ({"shrink": 0.0}, "shrink: 0.0 is no share"),
+        ({"shrink": 1.5}, "shrink: 1.5 is no share"),
+        ({"shrink": float("nan")}, "shrink: nan is no share"),
+    ],
+)
+def test_options_of_mse_outside_their_bounds_are_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(SchemeError, match=told):
+        mse.MseOptions(**options)
+
+
 def _assert_same(one: AffineTensor, other: AffineTensor) -> None:
     assert np.array_equal(one.scale, other.scale)
     assert np.array_equal(one.codes, other.codes)
