@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from qcompiler.graph.weights import FLOAT_TYPES, ConstantView, Role, Weight, WeightUse, constant_view
+from qcompiler.graph.weights import (
+    FLOAT_TYPES,
+    ConstantView,
+    Role,
+    Weight,
+    WeightUse,
+    constant_view,
+    integer_behind,
+)
 
 SMALLEST_K = 16  # the smallest group any kernel takes
 
@@ -110,6 +118,9 @@ def _classify_linear(node: ir.Node) -> _Found | str:
         producer = node.inputs[1].producer() if node.inputs[1] is not None else None
         if producer is not None and producer.op_type == "DequantizeLinear":
             return "already quantized"
+        source = cast_from(node.inputs[1])
+        if source is not None:
+            return f"already quantized: the weight is cast from {source.name}"
         return "both factors are activations"
     if right.dtype not in FLOAT_TYPES:
         return f"the weight is {right.dtype.name}, not a float type"
@@ -136,7 +147,7 @@ def _classify_gather(node: ir.Node) -> _Found | str | None:
     if table.final_shape[1] < SMALLEST_K:
         return f"rows of {table.final_shape[1]} are shorter than the smallest group ({SMALLEST_K})"
     if _only_multiplies(node.outputs[0]):
-        return "a table that only multiplies activations (rotary positions), not an embedding"
+        return "a table that only multiplies activations: rotary positions"
     return _Found(table, Role.EMBEDDING, 0, transposed=table.transposed)
 
 
@@ -158,14 +169,20 @@ def _only_multiplies(value: ir.Value) -> bool:
         if current.is_graph_output():
             return False
         for user in current.consumers():
-            scalar = user.op_type in ("Mul", "Div") and any(
-                other is not current and constant_view(other) is not None for other in user.inputs
+            scaled = user.op_type in ("Mul", "Div") and any(
+                other is not current and (constant_view(other) is not None or _is_one_wide(other))
+                for other in user.inputs
             )
-            if user.op_type in _CARRY or scalar:
+            if user.op_type in _CARRY or scaled:
                 stack.extend(user.outputs)
             else:
                 ends.append(user)
     return bool(ends) and all(end.op_type in ("Mul", "Neg", "RotaryEmbedding") for end in ends)
+
+
+def _is_one_wide(value: ir.Value | None) -> bool:
+    """One number for a whole row, as a mask[..., None] is; a rotary factor is as wide as its table."""
+    return value is not None and value.shape is not None and len(value.shape) > 0 and value.shape[-1] == 1
 
 
 def _plain_role(node: ir.Node) -> Role:

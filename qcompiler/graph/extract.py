@@ -6,7 +6,7 @@ weight, from its dequantized values), so a piece costs the memory of its activat
 
 import ctypes
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,11 @@ class Piece:
     """A runnable piece of a graph: feeds for ``inputs`` in, arrays for ``outputs`` out.
 
     Args:
-        graph: the graph that the nodes belong to; not changed.
+        model: the nodes belong to its graph; not changed.
         nodes: candidates, in graph order; those that ``outputs`` need are taken.
         inputs: values that are fed.
         outputs: values that are wanted.
-        opset_imports, functions: of the model.
+        threads: of ONNX Runtime; 0 for its own choice.
     """
 
     def __init__(
@@ -141,6 +141,23 @@ def _collect(
     return earlier + ordered, constants, list(inline)
 
 
+def nodes_needed(
+    nodes: Sequence[ir.Node], given: Collection[ir.Value], wanted: Sequence[ir.Value]
+) -> set[ir.Node]:
+    """The nodes that a piece with these candidates, inputs and outputs runs."""
+    candidates, seen, needed = set(nodes), set(given), set()
+    stack = list(wanted)
+    while stack:
+        value = stack.pop()
+        node = value.producer()
+        if value in seen or node is None or node not in candidates:
+            continue
+        seen.add(value)
+        needed.add(node)
+        stack.extend(node_reads(node))
+    return needed
+
+
 def is_constant(value: ir.Value) -> bool:
     """Whether a value is the same on any data: an initializer, a Constant node's output, or a chain of shape and cast nodes on one.
 
@@ -151,9 +168,12 @@ def is_constant(value: ir.Value) -> bool:
     node = value.producer()
     if node is None:
         return False
-    if node.op_type in ("Constant", "DequantizeLinear", "Transpose"):
-        return all(source is None or is_constant(source) for source in node.inputs)
-    return constant_view(value) is not None
+    return node.op_type in _OF_CONSTANTS and all(s is None or is_constant(s) for s in node.inputs)
+
+
+_OF_CONSTANTS = frozenset(
+    {"Constant", "DequantizeLinear", "Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
+)
 
 
 def _position(node: ir.Node) -> int:

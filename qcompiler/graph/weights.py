@@ -156,6 +156,23 @@ def constant_view(value: ir.Value | None) -> ConstantView | None:
     return view
 
 
+def cast_from(value: ir.Value | None) -> ir.DataType | None:
+    """The type, an integer or a float of 8 bits, that a constant is cast from on its way here; None without such a Cast."""
+    current = value
+    while current is not None and not current.is_initializer():
+        node = current.producer()
+        if node is None or node.op_type not in _STEPS or node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type == "Cast" and (to := _cast_target(node)) not in _KEPT_BY_CAST[0]:
+            return to
+        current = node.inputs[0]
+    tensor = None if current is None else current.const_value
+    return None if tensor is None or tensor.dtype in _KEPT_BY_CAST[0] else tensor.dtype
+
+
+_KEPT_BY_CAST = (FLOAT_TYPES | {ir.DataType.DOUBLE}, frozenset({ir.DataType.INT32, ir.DataType.INT64}))
+"""Types between which a Cast changes no value that a model means; from one set to the other it would round, or drop a scale."""
+
 _STEPS = frozenset({"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze"})
 
 
@@ -163,9 +180,10 @@ def _apply(view: ConstantView, node: ir.Node) -> ConstantView | None:
     if node.op_type == "Identity":
         return view
     if node.op_type == "Cast":
-        return ConstantView(
-            view.source, view.shape, view.transposed, ir.DataType(node.attributes["to"].as_int())
-        )
+        to = _cast_target(node)
+        if not any(view.dtype in types and to in types for types in _KEPT_BY_CAST):
+            return None
+        return ConstantView(view.source, view.shape, view.transposed, to)
     if node.op_type == "Transpose":
         permutation = tuple(node.attributes["perm"].as_ints()) if "perm" in node.attributes else None
         if len(view.shape) != 2:
@@ -179,15 +197,23 @@ def _apply(view: ConstantView, node: ir.Node) -> ConstantView | None:
     return ConstantView(view.source, target, False, view.dtype)
 
 
+def _cast_target(node: ir.Node) -> ir.DataType:
+    return ir.DataType(node.attributes["to"].as_int())
+
+
 def _static_shape(view: ConstantView, node: ir.Node) -> tuple[int, ...] | None:
     """Shape after Reshape, Squeeze or Unsqueeze; None when it is not constant."""
     operand = constant_values(node.inputs[1]) if len(node.inputs) > 1 else None
     if node.op_type == "Reshape":
         if operand is None:
             return None
+        if node.attributes.get_int("allowzero", 0) and 0 in operand:
+            return None  # 0 is a size there
         kept = [view.shape[i] if d == 0 else int(d) for i, d in enumerate(operand.tolist())]
         size = int(np.prod(view.shape))
         known = int(np.prod([d for d in kept if d != -1]))
+        if known == 0 and -1 in kept:
+            return None  # an empty constant does not say how long the open axis is
         return tuple(size // known if d == -1 else d for d in kept)
     axes = operand.tolist() if operand is not None else None
     if axes is None and "axes" in node.attributes:

@@ -69,6 +69,9 @@ def test_one_weight_in_two_float_types_is_two() -> None:
     ("y = MatMul(x, w)", {"w": weight(2, 32, 32)}, "3 dimensions"),
     ("s = Constant<value_ints=[-1,8]>() r = Reshape(x, s) y = MatMul(r, w)", {"w": weight(8, 32)}, "K=8 is less than"),
     ("c = DequantizeLinear(w, f) y = MatMul(x, c)", {"w": np.ones((32, 32), np.int8), "f": np.array(0.1, np.float32)}, "already quantized"),
+    ("c = Cast<to=1>(w) y = MatMul(x, c)", {"w": np.ones((32, 32), np.int8)}, "already quantized: the weight is cast from INT8"),
+    ("i = Cast<to=6>(w) c = Cast<to=1>(i) y = MatMul(x, c)", {"w": weight(32, 32)}, "the weight is cast from INT32"),
+    ("i = Cast<to=17>(w) c = Cast<to=1>(i) y = MatMul(x, c)", {"w": weight(32, 32)}, "the weight is cast from FLOAT8E4M3FN"),
 ])  # fmt: skip
 def test_why_a_product_is_left_alone(text: str, weights: dict[str, Array], reason: str) -> None:
     census = _census(
@@ -99,7 +102,17 @@ def test_a_rotary_table_is_no_embedding() -> None:
         {"t": weight(50, 32)},
     )
     assert not census.weights
-    assert "rotary" in census.left_alone[0].reason
+    assert census.left_alone[0].reason.endswith("rotary positions")
+
+
+def test_an_embedding_times_its_mask_is_an_embedding() -> None:
+    model = make_model(
+        "g (int64[B,S] i, float[B,S] mask) => (float[B,S,24] y) { e = Gather(t, i) last = Constant<value_ints=[-1]>()"
+        " m = Unsqueeze(mask, last) h = Mul(e, m) q = MatMul(h, w) y = Relu(q) }",
+        {"t": weight(50, 32), "w": weight(32, 24)},
+    )
+    census = take_census(ir.from_proto(onnx.shape_inference.infer_shapes(model)))
+    assert _roles(census) == {"t": "embedding", "w": "linear"}
 
 
 def test_a_slice_by_constant_indices_is_no_embedding() -> None:

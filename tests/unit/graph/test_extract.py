@@ -111,3 +111,15 @@ def test_is_constant() -> None:
     found = {value.name for node in loaded.graph for value in node.outputs if is_constant(value)}
     assert found == {"k", "d", "t", "i"}
     assert not is_constant(loaded.graph.inputs[0])
+
+
+def test_integers_cast_to_floats_before_the_segment_are_computed_in_the_piece() -> None:
+    loaded = ir.from_proto(make_model(
+        "g (float[2,4] x) => (float[2,3] y) { f = Cast<to=1>(q) t = Transpose(f) a = Relu(x) y = MatMul(a, t) }",
+        {"q": np.arange(12, dtype=np.int8).reshape(3, 4)},
+    ))  # fmt: skip
+    piece = Piece(loaded, list(loaded.graph)[2:], loaded.graph.inputs, loaded.graph.outputs)
+    x = _x(2, 4)
+    (y,) = piece.run({loaded.graph.inputs[0]: x}).values()
+    # one float32 rounding a term
+    np.testing.assert_allclose(y, np.maximum(x, 0) @ np.arange(12).reshape(3, 4).T, rtol=1e-5, atol=1e-5)

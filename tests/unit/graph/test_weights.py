@@ -81,6 +81,29 @@ def test_an_input_is_no_constant() -> None:
     assert constant_view(None) is None
 
 
+@pytest.mark.parametrize(
+    "text", ["i = Cast<to=6>(w) v = Cast<to=1>(i)", "i = Cast<to=17>(w) v = Cast<to=1>(i)"]
+)
+def test_a_cast_that_rounds_is_computed(text: str) -> None:
+    assert _view_values(_model(text, weight(8, 6, scale=3.0))) is None
+
+
+def test_integers_behind_a_cast_are_no_floats() -> None:
+    assert _view_values(_model("v = Cast<to=1>(w)", np.ones((8, 6), np.int8))) is None
+
+
+def test_doubles_behind_a_cast_are_floats() -> None:
+    values = _view_values(_model("v = Cast<to=1>(w)", weight(8, 6, dtype=np.float64)))
+    assert values is not None
+    assert values.dtype == np.float32
+
+
+@pytest.mark.parametrize(("shape", "attribute"), [([0, -1], ""), ([0, 6], "<allowzero=1>")])
+def test_reshaping_an_empty_constant_says_nothing(shape: list[int], attribute: str) -> None:
+    text = f"s = Constant<value_ints={shape}>() v = Reshape{attribute}(w, s)"
+    assert _view_values(_model(text, np.zeros((0, 6), np.float32))) is None
+
+
 def test_squeezing_before_opset_13() -> None:
     model = make_model(
         "g () => (float[A,B] y) { v = Squeeze<axes=[0]>(w) y = Neg(v) }", {"w": weight(1, 8, 6)}, opset=11
