@@ -15,8 +15,8 @@ from qcompiler.graph.weights import (
     Role,
     Weight,
     WeightUse,
+    cast_from,
     constant_view,
-    integer_behind,
 )
 
 SMALLEST_K = 16  # the smallest group any kernel takes
