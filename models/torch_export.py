@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from qcompiler.graph.quiet import quiet
+
 OPSET = 21  # the first with blockwise DequantizeLinear and int4
 
 
@@ -31,9 +33,8 @@ def export_module(
         optimize: let the exporter fold constants and BatchNorm, as it does by default.
     """
     # It reports that torchvision is absent and that axes of one name are one axis: no concern here.
-    chatter = logging.getLogger("torch.onnx._internal.exporter._registration")
-    chatter.setLevel(logging.ERROR)
-    with torch.no_grad(), warnings.catch_warnings():
+    chatter = "torch.onnx._internal.exporter._registration"
+    with quiet(chatter, logging.ERROR), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,

@@ -11,6 +11,7 @@ from onnxscript import version_converter
 
 from qcompiler.errors import InputError
 from qcompiler.graph.edits import all_nodes
+from qcompiler.graph.quiet import quiet
 
 IR_VERSION = 10  # the first that opset 21 goes with
 
@@ -32,11 +33,11 @@ class RaiseOpset(ir.passes.InPlacePass):
         if now >= self._opset:
             return ir.passes.PassResult(model, modified=_raise_ir(model))
         # onnxscript converts from opset 18 on, ONNX's own converter (the fallback) the older ones; failing, it logs and changes nothing.
-        logging.getLogger("onnxscript.version_converter").setLevel(logging.CRITICAL)
         metadata = {
             node.outputs[0].name: dict(node.metadata_props) for node in all_nodes(model) if node.outputs
         }
-        version_converter.convert_version(model, self._opset, fallback=True)
+        with quiet("onnxscript.version_converter", logging.CRITICAL):
+            version_converter.convert_version(model, self._opset, fallback=True)
         for node in all_nodes(model):  # ONNX's converter drops the exporter's notes
             if node.outputs:
                 node.metadata_props.update(metadata.get(node.outputs[0].name, {}))

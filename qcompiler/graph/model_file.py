@@ -4,8 +4,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -18,24 +17,42 @@ from qcompiler.graph.disk import require_free, writing
 from qcompiler.graph.edits import all_graphs
 from qcompiler.graph.external_data import TensorSlot
 from qcompiler.graph.mapped_tensor import MappedFile, MappedTensor
+from qcompiler.graph.quiet import quiet
 from qcompiler.graph.validity import check_graphs, check_header, check_tensors
 
 MODEL_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
 
 
+def model_path(path: str | os.PathLike[str]) -> Path:
+    """The model file; of a folder, the ``model.onnx`` that a compile wrote there.
+
+    Raises:
+        InputError: a folder without one.
+    """
+    place = Path(path)
+    try:
+        if not place.is_dir():
+            return place
+        if not (place / MODEL_NAME).is_file():
+            raise InputError(f"{place}: a folder without {MODEL_NAME}; give the .onnx file in it")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{place}: cannot be read (path too long, or a folder without permission); check the path"
+        ) from error
+    return place / MODEL_NAME
+
+
 def load(path: str | os.PathLike[str]) -> ir.Model:
-    """The model at ``path``; weights of 4 KiB and more stay in their files (``MappedTensor``).
+    """The model at ``path`` (see ``model_path``); weights of 4 KiB and more stay in their files (``MappedTensor``).
 
     Only the structure is read and checked, so size does not matter.
 
     Raises:
         InputError: the file, or a data file it names, is missing, damaged, elsewhere or unsupported.
     """
-    place = Path(path)
+    place = model_path(path)
     try:
-        if place.is_dir():
-            raise InputError(f"{place}: a folder; give the .onnx file in it")
         if not place.exists():
             raise InputError(f"{place}: no such file; check the path")
     except (OSError, ValueError) as error:
@@ -104,7 +121,7 @@ def files_of(path: str | os.PathLike[str], model: ir.Model | None = None) -> dic
     Raises:
         InputError: as ``load``.
     """
-    place = Path(path)
+    place = model_path(path)
     model = load(place) if model is None else model
     names = {place.name: place}
     for slot in external_data.tensor_slots(model):
@@ -138,7 +155,9 @@ def sha256_of(path: str | os.PathLike[str], progress: Progress | None = None) ->
 
 def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
     try:
-        with _without_warnings():
+        # What onnx_ir would warn about, ``check_graphs`` refuses: in one line.
+        with quiet(ir.serde.__name__, logging.ERROR), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             model = ir.serde.deserialize_model(proto)
     except (
         ir.serde.SerdeError,
@@ -162,20 +181,6 @@ def _reason(error: BaseException) -> str:
     while (earlier := error.__cause__ or error.__context__) is not None:
         error = earlier
     return (str(error) or type(error).__name__).splitlines()[0][:200]
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """What onnx_ir would warn about, ``check_graphs`` refuses: in one line."""
-    logger = logging.getLogger(ir.serde.__name__)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _slots_to_save(model: ir.Model) -> list[TensorSlot]:

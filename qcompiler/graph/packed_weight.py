@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.graph.mapped_tensor import MappedTensor
 from qcompiler.graph.quantized import read_quantized, stored
 from qcompiler.quant import packing
 from qcompiler.quant.scheme import Granularity, QuantScheme
@@ -138,8 +139,6 @@ def _tensor(values: npt.NDArray[Any], dtype: ir.DataType, name: str) -> ir.Tenso
 
 def _reshaped(tensor: ir.TensorProtocol, shape: tuple[int, ...]) -> ir.TensorProtocol:
     if isinstance(tensor, ir.ExternalTensor):
-        from qcompiler.graph.mapped_tensor import MappedTensor
-
         assert isinstance(tensor, MappedTensor) and tensor.offset is not None
         return MappedTensor(tensor.file, tensor.offset, tensor.dtype, ir.Shape(shape), tensor.name or "")
     return ir.Tensor(tensor.numpy().reshape(shape))

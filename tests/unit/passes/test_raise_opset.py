@@ -1,5 +1,7 @@
 """RaiseOpset: the function, names, weights and metadata stay while the opset rises."""
 
+import logging
+
 import numpy as np
 import onnx
 import pytest
@@ -76,3 +78,13 @@ def test_bodies_are_raised_too() -> None:
         after, _ = apply_pass(RaiseOpset(21), model)
         assert_equal_outputs(run(model, feed), run(after, feed), ROUNDING)
     assert isinstance(model, onnx.ModelProto)
+
+
+def test_the_converter_may_be_heard_again_afterwards() -> None:
+    model = make_model(
+        f"g (float[M,16] x) => (float[M,16] y) {{ {TEXTS[18]} }}", {"w": weight(16, 16)}, opset=18
+    )
+    logger = logging.getLogger("onnxscript.version_converter")
+    before = logger.level
+    apply_pass(RaiseOpset(21), model)
+    assert logger.level == before != logging.CRITICAL
