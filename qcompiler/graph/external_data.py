@@ -1,6 +1,7 @@
 """Binds the external tensors of a loaded model to their files, after checking every place a model may name.
 
-Nothing is read but sizes. A model comes from anywhere, so its data must lie in its folder, links resolved.
+Nothing is read but sizes. A model comes from anywhere, so its data must lie in its folder, links resolved: the one that was
+named, or the one where the file is.
 """
 
 import os
@@ -91,7 +92,8 @@ def _find(location: str, model_path: Path, where: str) -> _DataFile:
         size = real.stat().st_size
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links before Python 3.13
         raise InputError(f"{said} is missing; put it beside the model") from error
-    if not real.is_relative_to(folder.resolve()):
+    # A cache links both from a folder of its own into the one where they are: that of the model's file serves too.
+    if not any(real.is_relative_to(home) for home in (folder.resolve(), model_path.resolve().parent)):
         raise InputError(
             f"{said} is a link out of the model's folder, to {real}; put copies of both into one folder"
         )

@@ -108,6 +108,41 @@ def test_a_linked_inline_model_is_followed(tmp_path: Path):
     assert np.array_equal(_mapped(model).numpy(), W)
 
 
+def _cached(folder: Path, target: str = "../blobs/2c3d") -> Path:
+    """As a download cache lays it out: model and data are links into a folder of blobs."""
+    for name in ("blobs", "snapshot"):
+        (folder / name).mkdir()
+    (folder / "blobs" / "2c3d").write_bytes(W.tobytes())
+    _write_external(folder / "blobs").rename(folder / "blobs" / "0a1b")
+    (folder / "snapshot" / "model.onnx").symlink_to("../blobs/0a1b")
+    (folder / "snapshot" / "w.bin").symlink_to(target)
+    return folder / "snapshot" / "model.onnx"
+
+
+def test_model_and_data_linked_into_one_folder(tmp_path: Path):
+    path = _cached(tmp_path)
+    model = model_file.load(path)
+    assert np.array_equal(_mapped(model).numpy(), W)
+    assert _run(model_file.save(model, tmp_path / "out")) == pytest.approx(EXPECTED)
+    assert list(model_file.sha256_of(path)) == ["model.onnx", "w.bin"]
+
+
+def test_data_linked_elsewhere_than_the_model(tmp_path: Path):
+    (tmp_path / "secret.bin").write_bytes(W.tobytes())
+    _refused(_cached(tmp_path, target="../secret.bin"), "out of the model's folder")
+
+
+def test_a_folder_stands_for_the_model_that_a_compile_wrote_there(tmp_path: Path):
+    saved = model_file.save(ir.from_proto(_inline()), tmp_path / "out")
+    assert model_file.model_path(tmp_path / "out") == saved
+    assert np.array_equal(_mapped(model_file.load(tmp_path / "out")).numpy(), W)
+    assert model_file.files_of(tmp_path / "out") == model_file.files_of(saved)
+
+
+def test_a_folder_without_a_model(tmp_path: Path):
+    _refused(tmp_path, "a folder without model.onnx; give the .onnx file in it")
+
+
 def test_the_other_name_of_the_default_domain(tmp_path: Path):
     proto = _inline()
     proto.opset_import[0].domain = "ai.onnx"
