@@ -17,6 +17,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,11 @@ def open_calibration(
     """
     if not isinstance(source, (str, os.PathLike)):
         return _from_iterable(source, samples)
+    if _is_function(source):
+        return _from_function(str(source), samples)
+    check_exists(source)
     text = os.fspath(source)
     path = Path(text)
-    if not path.exists():
-        if isinstance(source, str) and ":" in text and path.suffix not in SUFFIXES:
-            return _from_function(text, samples)
-        raise CalibrationError(f"{text}: no such calibration file or folder")
     if path.is_dir():
         return _from_folder(path, samples)
     if path.suffix not in SUFFIXES:
@@ -101,6 +101,31 @@ def open_calibration(
         return CalibrationData(text, (), lambda: iter([_load_npz(path)]))
     encode = None if tokenizer is None else text_encoder(tokenizer, text)
     return _limited(text, lambda: _read_jsonl(path, encode, length), _count_lines(path), samples)
+
+
+def check_exists(source: str | os.PathLike[str] | Iterable[Feed]) -> None:
+    """Raises CalibrationError where `source` names a file or folder that is not there."""
+    if isinstance(source, (str, os.PathLike)) and not _is_function(source) and not Path(source).exists():
+        raise CalibrationError(f"{os.fspath(source)}: no such calibration file or folder; check the path")
+
+
+def _is_function(source: str | os.PathLike[str]) -> bool:
+    return (
+        isinstance(source, str)
+        and ":" in source
+        and Path(source).suffix not in SUFFIXES
+        and not Path(source).exists()
+    )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CalibrationError(
+            f"{path}: cannot be read ({error.strerror or error}); give a file that can"
+        ) from error
 
 
 def _from_text(path: Path, encode: Encode, samples: int, length: int) -> CalibrationData:
@@ -123,7 +148,7 @@ def _text_tokens(path: Path, encode: Encode, wanted: int) -> list[int]:
     """At least `wanted` first tokens of the text, or all there are; a large file is read in part."""
     characters = max(_FIRST_READ, 8 * wanted)
     while True:
-        with path.open(encoding="utf-8") as file:
+        with _reading(path), path.open(encoding="utf-8") as file:
             try:
                 text = file.read(characters)
                 whole = not file.read(1)
@@ -207,7 +232,7 @@ def _load_npz(path: Path) -> Feed:
 
 
 def _read_jsonl(path: Path, encode: Encode | None, length: int) -> Iterator[Feed]:
-    with path.open("rb") as file:
+    with _reading(path), path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield _parse_line(line, f"{path}: line {number}", encode, length)
@@ -247,7 +272,7 @@ def _array(value: object, where: str) -> npt.NDArray[Any]:
 
 
 def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
+    with _reading(path), path.open("rb") as file:
         count = sum(1 for line in file if line.strip())
     if count == 0:
         raise CalibrationError(f"{path}: empty; calibration needs data")

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from qcompiler.calibration import data
-from qcompiler.calibration.data import TOKENS, Feed, open_calibration
+from qcompiler.calibration.data import TOKENS, Feed, check_exists, open_calibration
 from qcompiler.errors import CalibrationError
 
 
@@ -222,3 +222,25 @@ def test_files_are_read_one_feed_at_a_time(tmp_path: Path, monkeypatch: pytest.M
     assert read == []
     next(stream)
     assert read == ["0.npz"]
+
+
+@pytest.mark.parametrize("name", ["t.txt", "f.jsonl"])
+def test_a_file_that_the_system_will_not_read(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = write(tmp_path / name, words(50))
+
+    def fails(self: Path, *arguments: object, **options: object) -> None:
+        raise OSError(5, "Input/output error", str(self))
+
+    monkeypatch.setattr(data, "text_encoder", lambda tokenizer, text: lambda text: [])
+    monkeypatch.setattr(Path, "open", fails)
+    assert f"{name}: cannot be read (Input/output error)" in refused(path, tokenizer)
+
+
+def test_whether_there_is_such_data(tmp_path: Path) -> None:
+    for source in (tmp_path, str(tmp_path), "package.module:function", [], {"x": np.zeros(1)}):
+        check_exists(source)
+    for missing in (tmp_path / "a.txt", "a.txt", "C:a.npz", "nowhere"):
+        with pytest.raises(CalibrationError, match="no such calibration file or folder; check the path"):
+            check_exists(missing)
