@@ -15,10 +15,11 @@ from qcompiler.graph.weights import (
     Role,
     Weight,
     WeightUse,
-    cast_from,
     constant_view,
+    narrow_type,
 )
 
+ALREADY_QUANTIZED = "already quantized"
 SMALLEST_K = 16  # the smallest group any kernel takes
 
 
@@ -92,14 +93,14 @@ class _Found:
 def _classify(node: ir.Node) -> _Found | str | None:
     """A weight, or why this product has none, or None for a node that is no product."""
     if node.domain not in ("", "ai.onnx"):
-        return "already quantized" if node.op_type in _QUANTIZED_OPS else None
+        return ALREADY_QUANTIZED if node.op_type in _QUANTIZED_OPS else None
     if node.op_type in ("MatMul", "Gemm"):
         return _classify_linear(node)
     if node.op_type == "Gather":
         return _classify_gather(node)
     if node.op_type in ("Conv", "ConvTranspose"):
         return "a convolution: no weight-only kernel takes one"
-    return "already quantized" if node.op_type in _QUANTIZED_OPS else None
+    return ALREADY_QUANTIZED if node.op_type in _QUANTIZED_OPS else None
 
 
 _QUANTIZED_OPS = frozenset(
@@ -117,10 +118,11 @@ def _classify_linear(node: ir.Node) -> _Found | str:
             return "the constant is the left factor"
         producer = node.inputs[1].producer() if node.inputs[1] is not None else None
         if producer is not None and producer.op_type == "DequantizeLinear":
-            return "already quantized"
-        source = cast_from(node.inputs[1])
-        if source is not None:
-            return f"already quantized: the weight is cast from {source.name}"
+            return ALREADY_QUANTIZED
+        narrow = narrow_type(node.inputs[1])
+        if narrow is not None:
+            rounded, dtype = narrow
+            return f"the weight is rounded by a Cast to {dtype.name}" if rounded else ALREADY_QUANTIZED
         return "both factors are activations"
     if right.dtype not in FLOAT_TYPES:
         return f"the weight is {right.dtype.name}, not a float type"

@@ -156,18 +156,18 @@ def constant_view(value: ir.Value | None) -> ConstantView | None:
     return view
 
 
-def cast_from(value: ir.Value | None) -> ir.DataType | None:
-    """The type, an integer or a float of 8 bits, that a constant is cast from on its way here; None without such a Cast."""
+def narrow_type(value: ir.Value | None) -> tuple[bool, ir.DataType] | None:
+    """The type, an integer or a float of 8 bits, behind a constant: (a Cast rounds to it, the type); None where there is none."""
     current = value
     while current is not None and not current.is_initializer():
         node = current.producer()
         if node is None or node.op_type not in _STEPS or node.domain not in ("", "ai.onnx"):
             return None
         if node.op_type == "Cast" and (to := _cast_target(node)) not in _KEPT_BY_CAST[0]:
-            return to
+            return True, to
         current = node.inputs[0]
     tensor = None if current is None else current.const_value
-    return None if tensor is None or tensor.dtype in _KEPT_BY_CAST[0] else tensor.dtype
+    return None if tensor is None or tensor.dtype in _KEPT_BY_CAST[0] else (False, tensor.dtype)
 
 
 _KEPT_BY_CAST = (FLOAT_TYPES | {ir.DataType.DOUBLE}, frozenset({ir.DataType.INT32, ir.DataType.INT64}))

@@ -69,9 +69,9 @@ def test_one_weight_in_two_float_types_is_two() -> None:
     ("y = MatMul(x, w)", {"w": weight(2, 32, 32)}, "3 dimensions"),
     ("s = Constant<value_ints=[-1,8]>() r = Reshape(x, s) y = MatMul(r, w)", {"w": weight(8, 32)}, "K=8 is less than"),
     ("c = DequantizeLinear(w, f) y = MatMul(x, c)", {"w": np.ones((32, 32), np.int8), "f": np.array(0.1, np.float32)}, "already quantized"),
-    ("c = Cast<to=1>(w) y = MatMul(x, c)", {"w": np.ones((32, 32), np.int8)}, "already quantized: the weight is cast from INT8"),
-    ("i = Cast<to=6>(w) c = Cast<to=1>(i) y = MatMul(x, c)", {"w": weight(32, 32)}, "the weight is cast from INT32"),
-    ("i = Cast<to=17>(w) c = Cast<to=1>(i) y = MatMul(x, c)", {"w": weight(32, 32)}, "the weight is cast from FLOAT8E4M3FN"),
+    ("c = Cast<to=1>(w) y = MatMul(x, c)", {"w": np.ones((32, 32), np.int8)}, "already quantized"),
+    ("i = Cast<to=6>(w) c = Cast<to=1>(i) y = MatMul(x, c)", {"w": weight(32, 32)}, "the weight is rounded by a Cast to INT32"),
+    ("i = Cast<to=17>(w) c = Cast<to=1>(i) y = MatMul(x, c)", {"w": weight(32, 32)}, "the weight is rounded by a Cast to FLOAT8E4M3FN"),
 ])  # fmt: skip
 def test_why_a_product_is_left_alone(text: str, weights: dict[str, Array], reason: str) -> None:
     census = _census(
