@@ -1,7 +1,8 @@
 """Bring an exported graph into the one form that the other passes read.
 
 *Given* any valid model.
-*Result* the same function with: no initializer that is also an input; calls of model-local functions inlined; nodes that nothing reads
+*Result* the same function with: no weight of a product that is also an input (other initializers that a caller may override stay
+inputs); calls of model-local functions inlined; nodes that nothing reads
 gone; tensors of Constant nodes, and initializers of control-flow bodies, as initializers of the main graph, one for each distinct tensor;
 a name of its own for every node; types and shapes inferred.
 """
@@ -11,9 +12,11 @@ from collections import Counter
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from qcompiler.graph.census import take_census
 from qcompiler.graph.edits import Names, all_graphs, all_nodes
 from qcompiler.graph.shape_inference import infer_types
 
+FIRST_OVERRIDABLE = 4  # IR version from which on an initializer that is an input is a default, not a constant
 SMALLEST_LIFTED = 16  # elements; smaller Constant nodes are shapes and scalars and stay where they are
 
 
@@ -22,15 +25,15 @@ class Normalize(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = _rename_body_initializers(model)
+        modified = common.InlinePass()(model).modified or modified
+        modified = _close_weights(model) or modified
         for step in (
-            common.RemoveInitializersFromInputsPass(),
-            common.InlinePass(),
             common.LiftConstantsToInitializersPass(size_limit=SMALLEST_LIFTED),
             common.LiftSubgraphInitializersToMainGraphPass(),
             common.RemoveUnusedNodesPass(),  # ONNX Runtime drops them too, and a product that it drops is no promise broken
         ):
             modified = step(model).modified or modified
-        modified = _share_equal_tensors(model) or modified
+        modified = _share_identical_tensors(model) or modified
         modified = _name_nodes(model) or modified
         if _lacks_types(model.graph):
             modified = infer_types(model) or modified
@@ -53,13 +56,33 @@ def _rename_body_initializers(model: ir.Model) -> bool:
     return modified
 
 
-def _share_equal_tensors(model: ir.Model) -> bool:
+def _close_weights(model: ir.Model) -> bool:
+    """What a product reads as its weight is no longer an input: a quantized weight cannot be overridden.
+
+    Before IR version 4 every initializer had to be an input and none could be overridden, so none stays one.
+    """
+    inputs = list(model.graph.inputs)
+    overridable = {value for value in inputs if value.is_initializer()}
+    if not overridable:
+        return False
+    kept = [value for value in inputs if value not in overridable]
+    model.graph.inputs[:] = kept
+    if model.ir_version >= FIRST_OVERRIDABLE:
+        weights = {weight.source for weight in take_census(model).weights}
+        kept = [value for value in inputs if value not in overridable & weights]
+        model.graph.inputs[:] = kept
+    else:
+        model.ir_version = FIRST_OVERRIDABLE  # the first that allows an initializer to be no input
+    return len(kept) < len(inputs)
+
+
+def _share_identical_tensors(model: ir.Model) -> bool:
     """One initializer for one tensor object: a function inlined twelve times brings its weight twelve times."""
     first: dict[int, ir.Value] = {}
     modified = False
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or value.is_graph_output():
+        if tensor is None or value.is_graph_output() or value.is_graph_input():
             continue
         original = first.setdefault(id(tensor), value)
         if original is not value:

@@ -8,7 +8,7 @@ default.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,17 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """One input of a model: a dimension is a size, a symbol that is the same size everywhere, or None."""
+    """One input of a model.
+
+    Attributes:
+        shape: a dimension is a size, a symbol that is the same size everywhere, or None.
+        default: of an input that is also an initializer; used where the data leaves it out.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...]
+    default: Array | None = field(default=None, compare=False, repr=False)
 
     @property
     def label(self) -> str:
@@ -53,14 +59,14 @@ def token_input(inputs: Sequence[InputSpec]) -> str | None:
     found = [
         spec.name
         for spec in inputs
-        if spec.dtype.kind in "iu" and len(spec.shape) == 2 and _kind(spec) is None
+        if spec.dtype.kind in "iu" and len(spec.shape) == 2 and not is_filled(spec)
     ]
     return found[0] if len(found) == 1 else None
 
 
 def is_filled(spec: InputSpec) -> bool:
     """Whether `complete_feed` fills the input in where the data leaves it out."""
-    return _kind(spec) is not None
+    return spec.default is not None or _kind(spec) is not None
 
 
 def complete_feed(feed: Feed, inputs: Sequence[InputSpec]) -> dict[str, Array]:
@@ -83,7 +89,8 @@ def complete_feed(feed: Feed, inputs: Sequence[InputSpec]) -> dict[str, Array]:
     for name, array in given.items():
         ready[name] = _cast(array, specs[name])
         _check_shape(ready[name], specs[name], symbols)
-    missing = [spec for spec in inputs if spec.name not in ready]
+    defaults = {spec.name: spec.default for spec in inputs if spec.default is not None}
+    missing = [spec for spec in inputs if spec.name not in ready and spec.name not in defaults]
     lost = [spec for spec in missing if _kind(spec) is None]
     if lost:
         names = ", ".join(f"{spec.name} ({spec.label})" for spec in lost)
@@ -100,7 +107,8 @@ def complete_feed(feed: Feed, inputs: Sequence[InputSpec]) -> dict[str, Array]:
         if _kind(spec) != "past":
             ready[spec.name] = _filled(spec, extent).astype(spec.dtype)
             _check_shape(ready[spec.name], spec, symbols)
-    return {spec.name: ready[spec.name] for spec in inputs}
+    complete = defaults | ready
+    return {spec.name: complete[spec.name] for spec in inputs}
 
 
 _KINDS = {

@@ -194,3 +194,18 @@ def test_what_cannot_be_filled_in() -> None:
     square = spec("attention_mask", np.float32, "batch", 1, "sequence", "total")
     assert not is_filled(square)
     assert "does not give attention_mask" in refused(TOKENS_FEED, IDS, square)
+
+
+def test_an_input_with_a_default_may_be_left_out() -> None:
+    default = np.arange(6, dtype=np.int64).reshape(2, 3)
+    inputs = [
+        InputSpec("table", np.dtype(np.int64), (2, 3), default),
+        InputSpec("ids", np.dtype(np.int64), ("B", "S")),
+    ]
+    assert token_input(inputs) == "ids"
+    ids = np.zeros((1, 5), np.int64)
+    complete = complete_feed({"input_ids": ids}, inputs)
+    assert list(complete) == ["table", "ids"]
+    np.testing.assert_array_equal(complete["table"], default)
+    given = complete_feed({"table": default + 1, "ids": ids}, inputs)
+    np.testing.assert_array_equal(given["table"], default + 1)

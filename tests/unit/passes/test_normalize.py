@@ -75,6 +75,30 @@ def test_a_weight_that_is_also_an_input() -> None:
     assert list(after.graph.initializers) == ["w"]
 
 
+def _with_inputs(ir_version: int) -> onnx.ModelProto:
+    """A weight, a bias and an unread number, each initializer and input."""
+    return make_model(
+        "g (float[3,16] x, float[16,16] w, float[16] b, float[4] unread) => (float[3,16] y) { h = MatMul(x, w) y = Add(h, b) }",
+        {"w": weight(16, 16), "b": weight(16), "unread": weight(4)},
+        ir_version=ir_version, opset=9 if ir_version < 4 else 21,
+    )  # fmt: skip
+
+
+def test_initializers_that_a_caller_may_override_stay_inputs() -> None:
+    after = _check(_with_inputs(10))
+    assert [value.name for value in after.graph.inputs] == ["x", "b", "unread"]
+    other = np.ones(16, np.float32)
+    np.testing.assert_array_equal(
+        run(after, {"x": _x(), "b": other})["y"], run(_with_inputs(10), {"x": _x(), "b": other})["y"]
+    )
+
+
+def test_before_ir_version_4_no_initializer_could_be_overridden() -> None:
+    after, modified = apply_pass(Normalize(), _with_inputs(3))
+    assert modified
+    assert [value.name for value in after.graph.inputs] == ["x"]
+
+
 def test_a_function_called_twice_brings_its_weight_once() -> None:
     f = helper.make_function(
         "local", "f", ["x"], ["y"],
