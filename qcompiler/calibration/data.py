@@ -99,8 +99,7 @@ def open_calibration(
         return _from_text(path, text_encoder(tokenizer, text), samples, length)
     if path.suffix == ".npz":
         return CalibrationData(text, (), lambda: iter([_load_npz(path)]))
-    encode = None if tokenizer is None else text_encoder(tokenizer, text)
-    return _limited(text, lambda: _read_jsonl(path, encode, length), _count_lines(path), samples)
+    return _limited(text, lambda: _read_jsonl(path, tokenizer, length), _count_lines(path), samples)
 
 
 def check_exists(source: str | os.PathLike[str] | Iterable[Feed]) -> None:
@@ -231,34 +230,37 @@ def _load_npz(path: Path) -> Feed:
     return feed
 
 
-def _read_jsonl(path: Path, encode: Encode | None, length: int) -> Iterator[Feed]:
+def _read_jsonl(path: Path, tokenizer: str | os.PathLike[str] | None, length: int) -> Iterator[Feed]:
+    encode: Encode | None = None
     with _reading(path), path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _parse_line(line, f"{path}: line {number}", encode, length)
+            if not line.strip():
+                continue
+            where = f"{path}: line {number}"
+            values = _parse_line(line, where)
+            if not isinstance(values.get("text"), str):
+                yield {name: _array(value, f"{where}: {name}") for name, value in values.items()}
+                continue
+            if set(values) != {"text"}:
+                raise CalibrationError(
+                    f"{where}: text stands alone, drop {', '.join(sorted(set(values) - {'text'}))}"
+                )
+            if encode is None:  # at the first text: arrays need no tokenizer
+                encode = text_encoder(tokenizer, where)
+            tokens = encode(values["text"])[:length]
+            if not tokens:
+                raise CalibrationError(f"{where}: the text gives no tokens")
+            yield {TOKENS: np.asarray([tokens], dtype=np.int64)}
 
 
-def _parse_line(line: bytes, where: str, encode: Encode | None, length: int) -> Feed:
+def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         values = json.loads(line)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
         raise CalibrationError(f"{where}: not JSON: {error}") from error
     if not isinstance(values, dict) or not values:
         raise CalibrationError(f'{where}: expected {{"input": [...]}} or {{"text": "..."}}')
-    if isinstance(values.get("text"), str):
-        if set(values) != {"text"}:
-            raise CalibrationError(
-                f"{where}: text stands alone, drop {', '.join(sorted(set(values) - {'text'}))}"
-            )
-        if encode is None:
-            raise CalibrationError(
-                f"{where}: text needs a tokenizer; give --tokenizer tokenizer.json, or put it beside the model"
-            )
-        tokens = encode(values["text"])[:length]
-        if not tokens:
-            raise CalibrationError(f"{where}: the text gives no tokens")
-        return {TOKENS: np.asarray([tokens], dtype=np.int64)}
-    return {name: _array(value, f"{where}: {name}") for name, value in values.items()}
+    return values
 
 
 def _array(value: object, where: str) -> npt.NDArray[Any]:

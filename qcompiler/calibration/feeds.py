@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,9 @@ from qcompiler.calibration.data import TOKENS, open_calibration
 from qcompiler.calibration.fill import InputSpec, complete_feed, token_input
 from qcompiler.calibration.sampling import is_causal, random_feeds, sample_tokens
 from qcompiler.errors import CalibrationError
+from qcompiler.graph.census import reaches_output, take_census
 from qcompiler.graph.extract import Piece
-from qcompiler.graph.weights import constant_view
+from qcompiler.graph.weights import Role, constant_view
 
 Feed = Mapping[str, npt.NDArray[Any]]
 Progress = Callable[[str, int, int], None]
@@ -62,21 +63,29 @@ def make_feeds(
             "--calib required: this recipe calibrates, and no data was given; give --calib PATH"
         )
     data = open_calibration(source, tokenizer, samples, length)
+    bounds, tokens = index_bounds(model), token_input(specs)
     feeds: list[Feed] = []
     for feed in data:
         feeds.append(complete_feed(feed, specs))
+        check_indices(feeds[-1], bounds, tokens, f"{data.source}: feed {len(feeds)}")
         progress("reading calibration data", len(feeds), samples)
-    return _described(feeds, data.source, list(data.warnings))
+    warnings = list(data.warnings)
+    if len(feeds) < samples and not warnings:
+        warnings.append(f"{data.source}: gives {len(feeds)} of the {samples} feeds of calib.samples")
+    return _described(feeds, data.source, warnings)
 
 
 def input_specs(model: ir.Model) -> list[InputSpec]:
-    """The model's inputs: name, NumPy type and shape with symbols."""
+    """The model's inputs: name, NumPy type, shape with symbols, and the default of one that is also an initializer."""
     specs = []
     for value in model.graph.inputs:
         if value.dtype is None or value.name is None:
             raise CalibrationError(f"input {value.name}: has no type; export the model with typed inputs")
         dims = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
-        specs.append(InputSpec(value.name, np.dtype(value.dtype.numpy()), tuple(dims or ())))
+        default = (
+            value.const_value.numpy() if value.is_initializer() and value.const_value is not None else None
+        )
+        specs.append(InputSpec(value.name, np.dtype(value.dtype.numpy()), tuple(dims or ()), default))
     return specs
 
 
@@ -94,7 +103,7 @@ def _own_feeds(
                 "give --calib TEXT --tokenizer FILE for better scales"
             ],
         )
-    random = random_feeds(specs, samples, seed, highs=_index_bounds(model))
+    random = random_feeds(specs, samples, seed, highs=index_bounds(model))
     return _described(
         [complete_feed(feed, specs) for feed in random],
         "random inputs",
@@ -106,11 +115,8 @@ def _sampled_tokens(
     model: ir.Model, specs: list[InputSpec], samples: int, length: int, seed: int, progress: Progress
 ) -> npt.NDArray[np.int64] | None:
     """Sequences [samples, length] that a causal language model speaks; None for any other model."""
-    if token_input(specs) is None:
-        return None
-    candidates = (out for out in model.graph.outputs if out.shape is None or len(out.shape) == 3)
-    logits = next((out for out in candidates if out.dtype is None or out.dtype.is_floating_point()), None)
-    if logits is None:
+    tokens, logits = token_input(specs), _logits(model)
+    if tokens is None or logits is None:
         return None
     piece = Piece(model, list(model.graph), tuple(model.graph.inputs), [logits])
     inputs = {value.name: value for value in model.graph.inputs}
@@ -122,13 +128,17 @@ def _sampled_tokens(
 
     try:
         first = run(np.zeros((1, 2), np.int64))
+        if first.ndim != 3 or first.shape[:2] != (1, 2):
+            return None
+        # Logits may be padded past the embedding's rows; no token is.
+        vocabulary = min(first.shape[2], index_bounds(model).get(tokens, first.shape[2]))
+        if not is_causal(run, vocabulary, seed):
+            return None
     except CalibrationError:  # it wants more than tokens, or tokens of a length of its own
-        return None
-    if first.ndim != 3 or first.shape[:2] != (1, 2) or not is_causal(run, first.shape[2], seed):
         return None
     return sample_tokens(
         run,
-        int(first.shape[2]),
+        vocabulary,
         samples,
         length,
         seed,
@@ -136,15 +146,65 @@ def _sampled_tokens(
     )
 
 
-def _index_bounds(model: ir.Model) -> dict[str, int]:
+def _logits(model: ir.Model) -> ir.Value | None:
+    """The first output [batch, sequence, vocabulary] that a head makes; hidden states are none."""
+    uses = [use for weight in take_census(model).weights for use in weight.uses]
+    heads = [use.node.outputs[0] for use in uses if use.role is Role.HEAD]
+    for output in model.graph.outputs:
+        if output.shape is not None and len(output.shape) != 3:
+            continue
+        if output.dtype is not None and not output.dtype.is_floating_point():
+            continue
+        if any(reaches_output(head, {output}) for head in heads):
+            return output
+    return None
+
+
+def index_bounds(model: ir.Model) -> dict[str, int]:
     """Rows of the smallest table that each integer input indexes."""
     bounds: dict[str, int] = {}
     for value in model.graph.inputs:
-        for node, place in value.uses():
-            table = constant_view(node.inputs[0]) if node.op_type == "Gather" and place == 1 else None
-            if table is not None and value.name is not None:
-                bounds[value.name] = min(table.final_shape[0], bounds.get(value.name, table.final_shape[0]))
+        for rows in _table_rows(value):
+            if value.name is not None:
+                bounds[value.name] = min(rows, bounds.get(value.name, rows))
     return bounds
+
+
+_LOOKUPS = {"Gather": "axis", "GatherBlockQuantized": "gather_axis"}
+_SAME_INDICES = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+
+
+def _table_rows(indices: ir.Value) -> Iterator[int]:
+    for node, place in indices.uses():
+        if node.op_type in _SAME_INDICES and place == 0:
+            yield from _table_rows(node.outputs[0])
+        table = constant_view(node.inputs[0]) if node.op_type in _LOOKUPS and place == 1 else None
+        if table is not None:
+            yield table.final_shape[node.attributes.get_int(_LOOKUPS[node.op_type], 0)]
+
+
+def check_indices(feed: Feed, bounds: Mapping[str, int], tokens: str | None, where: str) -> None:
+    """Refuse an index past its table: most often a token of another model's tokenizer.
+
+    Args:
+        feed: complete.
+        bounds: from ``index_bounds``.
+        tokens: the input that takes tokens.
+        where: the data, for the message.
+    Raises:
+        CalibrationError: an index is past its table.
+    """
+    for name, rows in bounds.items():
+        largest = int(feed[name].max()) if feed[name].size else 0
+        if largest < rows:
+            continue
+        if name == tokens:
+            raise CalibrationError(
+                f"{where}: token {largest}, but the model's vocabulary is {rows}: is this the model's tokenizer?"
+            )
+        raise CalibrationError(
+            f"{where}: {name} holds {largest}, but the table that it indexes has {rows} rows; cut or change it"
+        )
 
 
 def _described(feeds: list[Feed], source: str, warnings: list[str]) -> CalibrationFeeds:

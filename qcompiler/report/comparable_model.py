@@ -15,8 +15,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from qcompiler.calibration.feeds import input_specs
-from qcompiler.calibration.fill import complete_feed
+from qcompiler.calibration.feeds import check_indices, index_bounds, input_specs
+from qcompiler.calibration.fill import complete_feed, token_input
 from qcompiler.errors import CalibrationError, InputError, ResourceError
 from qcompiler.graph import model_file
 from qcompiler.graph.edits import all_nodes
@@ -41,6 +41,7 @@ class ComparableModel:
         self.inputs = input_specs(model)
         self.outputs = {value.name or "": _last_size(value) for value in model.graph.outputs}
         self.widened = widened
+        self._bounds = index_bounds(model)
         self._session = session
 
     def run(self, feed: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -54,6 +55,7 @@ class ComparableModel:
             complete = complete_feed(feed, self.inputs)
         except CalibrationError as error:
             raise CalibrationError(f"{self.path}: {error}") from error
+        check_indices(complete, self._bounds, token_input(self.inputs), str(self.path))
         try:
             arrays = self._session.run(list(outputs), complete)
         except _RUN_ERRORS as error:

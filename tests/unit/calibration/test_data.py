@@ -165,6 +165,14 @@ def test_jsonl_errors_name_the_line(tmp_path: Path, tokenizer: Path, line: str, 
     assert message in refused(write(tmp_path / "f.jsonl", '{"x": [1]}\n' + line + "\n"), tokenizer)
 
 
+def test_jsonl_of_arrays_reads_no_tokenizer(tmp_path: Path) -> None:
+    broken = write(tmp_path / "tokenizer.json", "{")
+    arrays = write(tmp_path / "arrays.jsonl", '{"x": [[1, 2]]}\n')
+    (feed,) = feeds_of(arrays, broken)
+    np.testing.assert_array_equal(feed["x"], [[1, 2]])
+    assert "not a tokenizer.json" in refused(write(tmp_path / "text.jsonl", '{"text": "a"}\n'), broken)
+
+
 def test_jsonl_without_what_it_needs(tmp_path: Path) -> None:
     assert "line 1: text needs a tokenizer" in refused(write(tmp_path / "f.jsonl", '{"text": "w1"}'))
     assert "empty" in refused(write(tmp_path / "blank.jsonl", "\n \n"))

@@ -1,5 +1,6 @@
 """make_feeds: complete feeds from data, or the model's own where there is none; the same seed gives the same."""
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -58,6 +59,88 @@ def test_any_other_model_gets_random_inputs() -> None:
     assert made.description == {"source": "random inputs", "samples": 3}
     assert [feed["x"].dtype for feed in made.feeds] == [np.float32] * 3
     assert max(feed["i"].max() for feed in made.feeds) < 5, "an index stays inside its table"
+
+
+def _backbone(rows: int) -> ir.Model:
+    """Hidden states [B, S, 24], causal, and no head: a norm follows the last linear."""
+    proto = make_model(
+        "g (int64[B,S] input_ids) => (float[B,S,24] hidden) { e = Gather(t, input_ids) h = MatMul(e, w)"
+        " hidden = LayerNormalization(h, g) }",
+        {"t": weight(rows, 16), "w": weight(16, 24, seed=1), "g": np.ones(24, np.float32)},
+    )
+    model = ir.from_proto(proto)
+    Normalize()(model)
+    return model
+
+
+@pytest.mark.parametrize("rows", [10, 300])
+def test_hidden_states_are_not_sampled_as_if_they_were_logits(rows: int) -> None:
+    made = _make(_backbone(rows), samples=4, length=32)
+    assert made.description["source"] == "random inputs"
+    drawn = np.concatenate([feed["input_ids"].ravel() for feed in made.feeds])
+    assert drawn.max() < rows
+    assert drawn.max() >= min(rows, 24) - 2, "from the whole table"
+
+
+def test_sampled_tokens_stay_inside_the_embedding() -> None:
+    """Logits padded from 10 to 40; the padding is the likeliest."""
+    head = weight(16, 40, seed=1)
+    head[:, 10:] = 0
+    bias = np.zeros(40, np.float32)
+    bias[10:] = 50
+    proto = make_model(
+        "g (int64[B,S] input_ids) => (float[B,S,40] logits) { i = Cast<to=6>(input_ids) e = Gather(t, i) h = MatMul(e, w) logits = Add(h, b) }",
+        {"t": weight(10, 16), "w": head, "b": bias},
+    )
+    model = ir.from_proto(proto)
+    Normalize()(model)
+    made = _make(model)
+    assert made.description["source"] == "sampled from the model"
+    assert max(feed["input_ids"].max() for feed in made.feeds) < 10
+
+
+def test_a_model_that_fails_while_it_is_tried_gets_random_inputs() -> None:
+    """It takes sequences of 2 and no others, and so not those of 8 that tell whether it is causal."""
+    proto = make_model(
+        "g (int64[B,S] input_ids) => (float[B,S,40] logits) { e = Gather(t, input_ids) p = Add(e, two) logits = MatMul(p, w) }",
+        {"t": weight(40, 16), "w": weight(16, 40, seed=1), "two": weight(2, 16)},
+    )
+    model = ir.from_proto(proto)
+    Normalize()(model)
+    assert _make(model).description["source"] == "random inputs"
+
+
+def test_tokens_of_another_tokenizer() -> None:
+    with pytest.raises(
+        CalibrationError,
+        match=r"^feeds from Python: feed 2: token 46923, but the model's vocabulary is 40: is this the model's tokenizer\?$",
+    ):
+        _make(_language_model(), [{"input_ids": np.array([[1]])}, {"input_ids": np.array([[3, 46923]])}])
+
+
+def test_an_index_past_its_table() -> None:
+    model = ir.from_proto(make_model("g (float[B,8] x, int64[B,4] i) => (float[B,8] y, float[B,4,8] z) { y = Neg(x) z = Gather(t, i) }",
+                                     {"t": weight(5, 8)}))  # fmt: skip
+    with pytest.raises(CalibrationError, match="vocabulary is 5|i holds 5"):
+        _make(model, [{"x": weight(1, 8), "i": np.full((1, 4), 5)}])
+
+
+def test_fewer_feeds_than_asked_for_is_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "one.npz"
+    np.savez(path, input_ids=np.arange(4)[None])
+    assert _make(_language_model(), path).warnings == [f"{path}: gives 1 of the 2 feeds of calib.samples"]
+    assert not _make(_language_model(), path, samples=1).warnings
+
+
+def test_an_overridable_input_is_fed_its_default() -> None:
+    proto = make_model(
+        "g (float[B,16] x, float[24] b) => (float[B,24] y) { h = MatMul(x, w) y = Add(h, b) }",
+        {"w": weight(16, 24), "b": weight(24)},
+    )
+    model = ir.from_proto(proto)
+    Normalize()(model)
+    made = _make(model, [{"x": weight(2, 16)}], samples=1)
+    np.testing.assert_array_equal(made.feeds[0]["b"], weight(24))
 
 
 def test_given_data_is_completed_and_counted() -> None:
