@@ -15,6 +15,7 @@ from qcompiler.errors import SchemeError
 from qcompiler.graph.edits import constant
 from qcompiler.graph.mapped_tensor import MappedTensor
 from qcompiler.graph.stored_quantized import (
+    SCALE_NAMES,
     SCALE_TYPES,
     Layout,
     StoredCodes,
@@ -39,11 +40,6 @@ _CODE_BITS = {
     ir.DataType.UINT8: 8,
 }
 _SIGNED = {ir.DataType.INT2, ir.DataType.INT4, ir.DataType.INT8}
-_SCALE_NAMES: dict[ir.DataType, ScaleDtype] = {
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-}
 
 
 def emit_dequantize(
@@ -143,7 +139,7 @@ def read_quantized(node: ir.Node) -> AffineTensor:
     bits = _CODE_BITS.get(codes_tensor.dtype)
     if bits is None:
         raise SchemeError(f"{node.name}: codes of type {codes_tensor.dtype.name}; 2, 4 or 8 bits are read")
-    if scale_tensor.dtype not in _SCALE_NAMES:
+    if scale_tensor.dtype not in SCALE_NAMES:
         raise SchemeError(f"{node.name}: scales of type {scale_tensor.dtype.name}; float types are read")
     codes = _read_codes(codes_tensor, layout, bits)
     scale = _sides(scale_tensor.numpy().astype(np.float32), layout)
@@ -154,7 +150,7 @@ def read_quantized(node: ir.Node) -> AffineTensor:
         values = _sides(_tensor(node, 2).numpy().astype(np.int16), layout)
         zero_point = (values + (midpoint if signed else 0)).astype(np.uint8)
     symmetric = bool((zero_point == midpoint).all())
-    scheme = _scheme(node, codes.shape, scale.shape, bits, symmetric, _SCALE_NAMES[scale_tensor.dtype])
+    scheme = _scheme(node, codes.shape, scale.shape, bits, symmetric, SCALE_NAMES[scale_tensor.dtype])
     expected: tuple[int, ...] = scheme.scale_shape(*codes.shape)
     if scale.shape != expected or zero_point.shape != expected:
         raise SchemeError(f"{node.name}: scales {scale.shape} do not fit codes {codes.shape}")
@@ -171,7 +167,7 @@ def _scheme(
 ) -> QuantScheme:
     recorded = node.metadata_props.get(SCALE_KEY)
     if recorded in SCALE_TYPES:
-        scale_dtype = cast(ScaleDtype, recorded)
+        scale_dtype = recorded
     block = node.attributes.get_int("block_size", 0)
     try:
         if block and block < shape[1]:
@@ -184,7 +180,7 @@ def _scheme(
 
 def _check_scales(scheme: QuantScheme, name: str, out_dtype: ir.DataType) -> None:
     if out_dtype not in (ir.DataType.FLOAT, SCALE_TYPES[scheme.scale_dtype]):
-        wanted = _SCALE_NAMES.get(out_dtype, "float32")
+        wanted = SCALE_NAMES.get(out_dtype, "float32")
         raise SchemeError(
             f"{name}: {scheme.scale_dtype} scales do not fit a {out_dtype.name} weight; "
             f"set scale_dtype: {wanted}"

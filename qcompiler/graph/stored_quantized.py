@@ -17,18 +17,19 @@ from qcompiler.graph.mapped_tensor import MappedTensor
 from qcompiler.graph.streamed_tensor import StreamedTensor
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant import packing
-from qcompiler.quant.scheme import Granularity, QuantScheme
+from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 from qcompiler.quant.tensor import AffineTensor
 
 Bytes = npt.NDArray[np.uint8]
 Layout: TypeAlias = Literal["kn", "nk"]
 """Which way a weight lies in the graph: [K, N] as MatMul wants it, or [N, K] as Gather and a tied head do."""
 
-SCALE_TYPES = {
+SCALE_TYPES: dict[ScaleDtype, ir.DataType] = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16,
 }
+SCALE_NAMES = {dtype: name for name, dtype in SCALE_TYPES.items()}
 
 _CHUNK = 1 << 22  # codes turned at a time: temporaries of a few MB
 

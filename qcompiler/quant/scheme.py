@@ -12,8 +12,8 @@ from qcompiler.errors import SchemeError
 ScaleDtype = Literal["float32", "float16", "bfloat16"]
 
 BITS = (2, 3, 4, 8)
-GROUP_SIZES = (16, 32, 64, 128, 256)
-"""The block sizes that ONNX Runtime's MatMulNBits takes."""
+SMALLEST_GROUP = 16
+"""The least that ADJUST goes down to: a float32 scale for 16 weights already costs 2 bits a weight."""
 
 _SCALE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -54,10 +54,9 @@ class QuantScheme:
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise SchemeError(f"bits: {self.bits} is not supported; use one of {', '.join(map(str, BITS))}")
-        if self.granularity is Granularity.GROUP and self.group_size not in GROUP_SIZES:
+        if self.granularity is Granularity.GROUP and (self.group_size is None or self.group_size < 1):
             raise SchemeError(
-                f"group_size: {self.group_size} is not supported; "
-                f"use one of {', '.join(map(str, GROUP_SIZES))}"
+                f"group_size: {self.group_size} is not supported; use a positive number, channel or tensor"
             )
         if self.granularity is not Granularity.GROUP and self.group_size is not None:
             raise SchemeError(
@@ -118,8 +117,8 @@ def fit_group(
 ) -> tuple[QuantScheme, str | None]:
     """The scheme to use for rows of K weights, and the reason when K made it differ or padded.
 
-    ADJUST takes the largest group size that divides K and is no larger than the one asked for; where none
-    does, the last group stays short, as with PAD.
+    ADJUST halves the group size until it divides K; where that would take it below SMALLEST_GROUP, the last
+    group stays short, as with PAD.
 
     Raises:
         SchemeError: the group size does not divide K and the fallback is ERROR.
@@ -133,8 +132,10 @@ def fit_group(
             f"or set group_fallback: {GroupFallback.ADJUST.value}"
         )
     if fallback is GroupFallback.ADJUST:
-        for size in sorted(GROUP_SIZES, reverse=True):
-            if size < group and k % size == 0:
+        size = group
+        while size % 2 == 0 and size // 2 >= SMALLEST_GROUP:
+            size //= 2
+            if k % size == 0:
                 reason = f"group_size {group} does not divide K={k}: {size} used"
                 return replace(scheme, group_size=size), reason
     return scheme, f"group_size {group} does not divide K={k}: the last group holds {k % group} weights"

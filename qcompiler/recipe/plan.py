@@ -8,17 +8,12 @@ import onnx_ir as ir
 from qcompiler.algorithms import Need
 from qcompiler.errors import InputError, SchemeError
 from qcompiler.graph.census import Census
-from qcompiler.graph.weights import Role, Weight
-from qcompiler.quant.scheme import QuantScheme, ScaleDtype, fit_group
+from qcompiler.graph.stored_quantized import SCALE_NAMES
+from qcompiler.graph.weights import Role, Weight, WeightUse
+from qcompiler.quant.scheme import QuantScheme, fit_group
 from qcompiler.recipe.recipe import Recipe, Skip, WeightSettings
 
 FIXED_BYTES = 300 << 20  # Python, torch, ONNX Runtime and the graph of a model of some thousand nodes
-
-_SCALE_NAMES: dict[ir.DataType, ScaleDtype] = {
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-}
 
 
 @dataclass(eq=False)
@@ -68,10 +63,15 @@ class SkippedProduct:
 
 @dataclass
 class Plan:
-    """Everything a compile will do to the weights, before it does it."""
+    """Everything a compile will do to the weights, before it does it.
+
+    Attributes:
+        warnings: what of the recipe has no effect on this model, one line each.
+    """
 
     quantized: list[PlannedWeight]
     skipped: list[SkippedProduct]
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def float_bytes(self) -> int:
@@ -116,10 +116,17 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
         InputError: nothing is left to quantize.
         SchemeError: a group that does not divide K where the recipe forbids to adjust it.
     """
-    plan = Plan([], [])
+    plan = Plan([], [], _unused_rules(census, recipe))
     for weight in census.weights:
-        use = next(use for use in weight.uses if use.role is weight.role)
+        use = _deciding_use(weight)
         settings = recipe.settings_for(weight.name, weight.role.value, use.node.op_type, weight.aliases)
+        tied = {use.role for use in weight.uses} >= {Role.EMBEDDING, Role.HEAD}
+        if tied and recipe.embedding != recipe.head:
+            line = settings.reason if isinstance(settings, Skip) else settings.decided_by
+            plan.warnings.append(
+                f"{weight.name}: embedding and head are one stored weight; "
+                f"{line} holds for both, what the recipe says of the embedding does not"
+            )
         if isinstance(settings, Skip):
             plan.skipped.append(
                 SkippedProduct(
@@ -133,7 +140,7 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
             )
             continue
         scheme, note = fit_group(
-            settings.scheme(_SCALE_NAMES[weight.dtype]), weight.shape[1], settings.group_fallback, weight.name
+            settings.scheme(SCALE_NAMES[weight.dtype]), weight.shape[1], settings.group_fallback, weight.name
         )
         planned = PlannedWeight(weight, scheme, settings, [note] if note else [])
         if len({u.role for u in weight.uses}) > 1:
@@ -146,11 +153,43 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
             )
         plan.quantized.append(planned)
     for alone in census.left_alone:
-        name = alone.node.name or alone.node.outputs[0].name or alone.node.op_type
-        plan.skipped.append(SkippedProduct(name, alone.role, alone.node.op_type, (), alone.reason, 0))
+        plan.skipped.append(
+            SkippedProduct(_name(alone.node), alone.role, alone.node.op_type, (), alone.reason, 0)
+        )
     if not plan.quantized:
         raise InputError(_nothing_to_do(plan))
     return plan
+
+
+def _deciding_use(weight: Weight) -> WeightUse:
+    """The first that gives the weight its role; its operator is what a rule matches."""
+    return next(use for use in weight.uses if use.role is weight.role)
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or node.outputs[0].name or node.op_type
+
+
+def _unused_rules(census: Census, recipe: Recipe) -> list[str]:
+    """A line for each rule that decides nothing; a product without a weight counts as decided."""
+    products = [
+        ((weight.name, *weight.aliases), weight.role.value, _deciding_use(weight).node.op_type)
+        for weight in census.weights
+    ]
+    products += [((_name(alone.node),), alone.role.value, alone.node.op_type) for alone in census.left_alone]
+    deciding = {recipe.rule_for(names[0], role, op, names[1:]) for names, role, op in products}
+    lines = []
+    for index, rule in enumerate(recipe.rules):
+        if index in deciding:
+            continue
+        matches = any(rule.match.holds(*product) for product in products)
+        why = (
+            "earlier rules decide all that it matches"
+            if matches
+            else "matched no weight; qcompile inspect lists the names"
+        )
+        lines.append(f"rule {index + 1} ({rule.label}): {why}")
+    return lines
 
 
 def _nothing_to_do(plan: Plan) -> str:

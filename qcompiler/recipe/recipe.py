@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from qcompiler.errors import RecipeError
+from qcompiler.nearest import nearest
 from qcompiler.quant.scheme import GroupFallback, QuantScheme, ScaleDtype
 from qcompiler.recipe.rules import SETTINGS, GroupSize, Match, RoleSettings, Rule, check_scheme, make_scheme
 from qcompiler.recipe.steps import Step, make_steps, plain_steps
@@ -24,7 +25,6 @@ from qcompiler.recipe.yaml_text import (
     check_keys,
     check_text,
     format_yaml,
-    nearest,
     parse_yaml,
 )
 
@@ -129,15 +129,17 @@ class Recipe:
         if not (isinstance(name_or_path, os.PathLike) or text.endswith((".yaml", ".yml")) or os.sep in text):
             names = [file.stem for file in _builtin_files()]
             if text not in names:
-                raise RecipeError(
-                    f"recipe {text!r}: not built in; {nearest(text, names)} (or give a file FILE.yaml)"
-                )
+                # w4a16-x is no misspelt w4a16-y: names must be very alike
+                hint = nearest(text, names, alike=0.8)
+                raise RecipeError(f"recipe {text!r}: not built in; {hint} (your own: FILE.yaml)")
             return cls.from_text(_builtin_text(text), where=f"recipe {text}", name=text)
         try:
             content = Path(text).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             cause = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise RecipeError(f"{text}: cannot be read as a recipe: {cause}") from error
+            raise RecipeError(
+                f"{text}: cannot be read as a recipe: {cause}; qcompile recipes lists the built-in ones"
+            ) from error
         return cls.from_text(content, where=text, name=Path(text).stem)
 
     @classmethod
@@ -172,9 +174,15 @@ class Recipe:
         """Plain values for YAML, everything said: no default is left out."""
         return {key: _plain(getattr(self, key), key) for key in _keys(type(self))}
 
-    def to_yaml(self) -> str:
-        """The resolved recipe; loading it gives this recipe again, and the same text."""
-        return format_yaml(self.to_mapping())
+    def to_yaml(self, named: bool = True) -> str:
+        """The resolved recipe; loading it gives this recipe again, and the same text.
+
+        Without its name it is a start for another recipe, which its file then names.
+        """
+        mapping = self.to_mapping()
+        if not named:
+            del mapping["name"]
+        return format_yaml(mapping)
 
     def with_settings(self, settings: Iterable[str]) -> "Recipe":
         """This recipe after ``KEY=VALUE`` lines: ``group_size=64``, ``calib.samples=8``, ``head=float``.
@@ -194,6 +202,8 @@ class Recipe:
             mapping = recipe.to_mapping()
             outer, dot, inner = key.strip().partition(".")
             outer = "calibration" if outer == "calib" else outer
+            if dot and outer in [step.name for step in recipe.algorithm]:
+                raise RecipeError(f"{where}: {_option_beside_name(recipe.algorithm, outer, inner, text)}")
             check_keys({outer: None}, mapping, where)
             value = parse_yaml(text, where)
             if dot:
@@ -321,6 +331,11 @@ def _plain(value: object, key: str) -> object:
         entries = ((entry, getattr(value, entry)) for entry in _keys(type(value)))
         return {entry: _plain(content, entry) for entry, content in entries if content is not None}
     return value
+
+
+def _option_beside_name(steps: tuple[Step, ...], name: str, option: str, value: str) -> str:
+    said = [f"{{name: {name}, {option}: {value}}}" if step.name == name else step.name for step in steps]
+    return f"options go beside the algorithm's name; write --set 'algorithm=[{', '.join(said)}]'"
 
 
 def _check_embedding(steps: tuple[Step, ...], where: str) -> None:

@@ -12,7 +12,7 @@ from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int, chec
 
 ROLES = ("linear", "head", "embedding", "conv")
 OPS = ("MatMul", "Gemm", "Gather", "Conv")
-GroupSize = int | str  # 16..256, "channel" or "tensor"
+GroupSize = int | str  # a positive number, "channel" or "tensor"
 SETTINGS = ("bits", "group_size", "symmetric", "algorithm")
 
 

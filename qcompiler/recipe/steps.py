@@ -14,15 +14,11 @@ from qcompiler.recipe.yaml_text import check_keys
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One algorithm with its typed options; ``name`` is what `algorithms.find` takes."""
+    """One algorithm with its typed options; ``name`` is what `algorithms.find` found it by."""
 
     name: str
     options: object
-
-    @property
-    def algorithm(self) -> algorithms.Algorithm:
-        """Its row of the table."""
-        return algorithms.find(self.name)
+    algorithm: algorithms.Algorithm
 
 
 def make_steps(value: object, where: str = "algorithm") -> tuple[Step, ...]:
@@ -37,7 +33,12 @@ def make_steps(value: object, where: str = "algorithm") -> tuple[Step, ...]:
     kinds = [step.algorithm.kind for step in steps]
     if not kinds or kinds[-1] != "quantizer" or kinds.count("quantizer") != 1:
         given = ", ".join(f"{step.name} ({kind})" for step, kind in zip(steps, kinds, strict=True)) or "none"
-        raise RecipeError(f"{where}: needs transforms first and exactly one quantizer last, got {given}")
+        transforms = [step.name for step in steps if step.algorithm.kind == "transform"]
+        quantizers = [step.name for step in steps if step.algorithm.kind == "quantizer"] or ["mse"]
+        raise RecipeError(
+            f"{where}: needs transforms first and exactly one quantizer last, got {given}; "
+            f"write [{','.join([*transforms, quantizers[-1]])}]"
+        )
     return steps
 
 
@@ -70,7 +71,7 @@ def _make_step(value: object, where: str) -> Step:
     except SchemeError as error:
         raise RecipeError(f"{where}: {str(error).removeprefix('algorithm: ')}") from error
     given = {key: option for key, option in value.items() if key != "name"} if isinstance(value, dict) else {}
-    return Step(name, make_options(algorithm.options, given, f"{where}: {name}"))
+    return Step(name, make_options(algorithm.options, given, f"{where}: {name}"), algorithm)
 
 
 def make_options(kind: type, given: Mapping[str, object], where: str) -> object:

@@ -5,6 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from qcompiler.report.folded import folded
 from qcompiler.report.inspect_model import InspectedProduct, Inspection
 from qcompiler.report.sizes import format_bytes, format_shape
 
@@ -21,7 +22,7 @@ def inspection_table(found: Inspection) -> RenderableType:
     table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("why", overflow="fold")
-    for product in _folded(found.products):
+    for product in folded(found.products, _likeness):
         why = " / ".join(part for part in (product.algorithm, product.reason) if part)
         size = format_bytes(product.bytes) if product.bytes else ""
         share = f"{100 * product.share:.1f} %" if product.bytes else ""
@@ -33,17 +34,9 @@ def inspection_table(found: Inspection) -> RenderableType:
     return Group(table, "", *map(Text, _totals(found)))
 
 
-def _folded(products: list[InspectedProduct]) -> list[InspectedProduct]:
-    shown = [product for product in products if product.dtype]
-    groups: dict[tuple[str, str, str], list[InspectedProduct]] = {}
-    for product in products:
-        if not product.dtype:
-            groups.setdefault((product.role, product.op, product.reason), []).append(product)
-    for (role, op, reason), members in groups.items():
-        first = members[0].name
-        name = first if len(members) == 1 else f"{first} and {len(members) - 1} more"
-        shown.append(InspectedProduct(name, role, op, (), "", None, None, None, None, 0, 0.0, reason))
-    return shown
+def _likeness(product: InspectedProduct) -> tuple[str, ...] | None:
+    """Role, operator and reason of a product without a weight."""
+    return None if product.dtype else (product.role, product.op, product.reason)
 
 
 def _totals(found: Inspection) -> list[str]:

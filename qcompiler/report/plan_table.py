@@ -11,6 +11,7 @@ from rich.text import Text
 
 from qcompiler.graph.model_file import files_of
 from qcompiler.recipe.plan import Plan
+from qcompiler.report.folded import folded
 from qcompiler.report.sizes import format_bytes, format_memory, format_shape
 
 
@@ -100,16 +101,17 @@ def forecast(plan: Plan, model: Path) -> PlanForecast:
 
 
 def plan_json(plan: Plan, model: Path) -> dict[str, Any]:
-    """The rows and the forecast as plain values."""
+    """The rows, the forecast and the warnings as plain values."""
     return {
         "model": str(model),
         "nodes": [asdict(row) for row in plan_rows(plan)],
         "forecast": asdict(forecast(plan, model)),
+        "warnings": plan.warnings,
     }
 
 
 def plan_table(plan: Plan, model: Path) -> RenderableType:
-    """The rows, and under them the forecast. Equal reasons for nodes without a weight share one line."""
+    """The rows, under them the forecast and the warnings. Equal reasons for nodes without a weight share one line."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "role", "op"):
         table.add_column(column, overflow="fold")
@@ -117,7 +119,7 @@ def plan_table(plan: Plan, model: Path) -> RenderableType:
     table.add_column("stored as", no_wrap=True)
     table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("decided by", overflow="fold")
-    for row in _folded(plan_rows(plan)):
+    for row in folded(plan_rows(plan), _likeness):
         size = format_bytes(row.bytes) if row.bytes else ""
         if row.scheme is not None:
             size = f"{format_bytes(row.bytes)} -> {format_bytes(row.planned_bytes)}"
@@ -134,20 +136,11 @@ def plan_table(plan: Plan, model: Path) -> RenderableType:
         f"size {format_bytes(ahead.model_bytes)} -> about {format_bytes(ahead.planned_bytes)} "
         f"({ratio:.1f} times smaller)",
         f"peak memory about {format_memory(ahead.peak_bytes)}; calibration data {needed}",
+        *(f"warning: {warning}" for warning in plan.warnings),
     )
     return Group(table, "", *map(Text, lines))
 
 
-def _folded(rows: list[PlanRow]) -> list[PlanRow]:
-    """Nodes without a weight, of one role, operator and reason, as one row that counts them."""
-    shown: list[PlanRow] = []
-    groups: dict[tuple[str, str, str], list[PlanRow]] = {}
-    for row in rows:
-        if row.scheme is not None or row.bytes:
-            shown.append(row)
-        else:
-            groups.setdefault((row.role, row.op, row.decided_by), []).append(row)
-    for (role, op, reason), members in groups.items():
-        name = members[0].name if len(members) == 1 else f"{members[0].name} and {len(members) - 1} more"
-        shown.append(PlanRow(name, role, op, (), None, None, reason, 0, 0))
-    return shown
+def _likeness(row: PlanRow) -> tuple[str, ...] | None:
+    """Role, operator and reason of a node without a weight."""
+    return None if row.scheme is not None or row.bytes else (row.role, row.op, row.decided_by)

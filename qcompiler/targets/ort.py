@@ -27,7 +27,8 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 def supports(scheme: QuantScheme) -> str | None:
     """None, or what MatMulNBits does not take."""
     if scheme.group_size is not None and scheme.group_size not in BLOCK_SIZES:
-        return f"group_size {scheme.group_size}: MatMulNBits takes {', '.join(map(str, BLOCK_SIZES))}"
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        return f"group_size {scheme.group_size}: MatMulNBits has no such blocks; use one of {sizes}, channel, tensor"
     return None
 
 

@@ -1,9 +1,12 @@
 """Recipes: read, refused with the nearest name, overridden, written back, and asked about one weight."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from qcompiler import algorithms
+from qcompiler.algorithms import rtn
 from qcompiler.errors import RecipeError
 from qcompiler.quant.scheme import Granularity, GroupFallback
 from qcompiler.recipe import (
@@ -60,6 +63,12 @@ def test_yaml_round_trip_is_stable(source: str) -> None:
     again = recipe(loaded.to_yaml())
     assert again == loaded
     assert again.to_yaml() == loaded.to_yaml()
+
+
+def test_a_copy_without_its_name_is_named_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(AWQ.to_yaml(named=False))
+    assert Recipe.load(path) == dataclasses.replace(AWQ, name="mine")
 
 
 def test_defaults_fill_what_the_yaml_leaves_out() -> None:
@@ -221,8 +230,11 @@ def test_with_settings_takes_yaml_values() -> None:
     assert changed.rules == (Rule(Match(name="*"), quantize=False),)
 
 
-def test_a_function_of_the_user_is_an_algorithm() -> None:
+def test_a_function_of_the_user_is_an_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = recipe("algorithm: qcompiler.algorithms.rtn:quantize")
+    with monkeypatch.context() as patch:
+        patch.setattr(algorithms, "find", None)  # it was looked up once
+        assert loaded.algorithm[0].algorithm.run is rtn.quantize
     assert loaded.algorithm[0].algorithm.kind == "quantizer"
     assert recipe(loaded.to_yaml()) == loaded
 
@@ -247,14 +259,17 @@ def test_a_function_of_the_user_is_an_algorithm() -> None:
         ("bits: 5", "bits: 5 is not supported; use one of 2, 3, 4, 8"),
         ("bits: four", "bits: expected a whole number from 2 to 8, got 'four'"),
         ("bits: true", "bits: expected a whole number"),
-        ("group_size: 48", "group_size: 48 is not supported; use one of 16"),
+        ("group_size: 0", "group_size: 0 is not supported; use a positive number, channel or tensor"),
         ("group_size: chanel", "group_size: expected a number, channel or tensor, got 'chanel'"),
         ("symmetric: 1", "symmetric: expected true or false, got 1"),
         ("algorithm: mze", "algorithm: 'mze' is not known; did you mean 'mse'?"),
         ("algorithm: 3", "algorithm: expected the name of an algorithm"),
         ("algorithm: []", "exactly one quantizer last, got none"),
-        ("algorithm: awq", "exactly one quantizer last, got awq (transform)"),
-        ("algorithm: [rtn, mse]", "exactly one quantizer last, got rtn (quantizer), mse (quantizer)"),
+        ("algorithm: awq", "exactly one quantizer last, got awq (transform); write [awq,mse]"),
+        (
+            "algorithm: [rtn, mse]",
+            "exactly one quantizer last, got rtn (quantizer), mse (quantizer); write [mse]",
+        ),
         ("algorithm: [mse, awq]", "transforms first"),
         ("algorithm: {name: mse, stps: 3}", "algorithm: mse: unknown key 'stps'; did you mean 'steps'?"),
         ("algorithm: {name: mse, steps: x}", "mse.steps: expected int, got 'x'"),
@@ -291,7 +306,7 @@ def test_a_function_of_the_user_is_an_algorithm() -> None:
         ("rules: [{match: a, quantize: false, bits: 3}]", "quantize: false leaves the weight alone, so bits"),
         ("rules: [{match: a, quantize: 0}]", "quantize: expected true or false, got 0"),
         ("rules: [{match: a, quantize: false, reason: 3}]", "reason: expected text, got 3"),
-        ("rules: [{match: a, group_size: 5}]", "rule 1: group_size: 5 is not supported"),
+        ("rules: [{match: a, group_size: -5}]", "rule 1: group_size: -5 is not supported"),
         (
             "rules: [{match: {role: embedding}, algorithm: [awq, mse]}]",
             "rule 1: algorithm: awq works on a linear's",
@@ -314,6 +329,8 @@ def test_refused(text: str, message: str) -> None:
         ("calib.sampels=4", "unknown key 'sampels'; did you mean 'samples'?"),
         ("head.bit=4", "unknown key 'bit'; did you mean 'bits'?"),
         ("bits.x=4", "bits has no keys inside; set it whole, bits=VALUE"),
+        ("awq.steps=20", "write --set 'algorithm=[{name: awq, steps: 20}, mse]'"),
+        ("rtn.device=cpu", "unknown key 'rtn'"),
         ("rules.0.bits=4", "rules has no keys inside"),
         ("bits=[1", "--set bits=[1: line 1: not readable YAML"),
         ("bits=9", "--set bits=9: bits: expected a whole number from 2 to 8, got 9"),
@@ -331,8 +348,15 @@ def test_unknown_recipe_names_the_nearest() -> None:
         Recipe.load("w4a16-akq")
 
 
+def test_unknown_recipe_lists_all_where_none_is_near() -> None:
+    for name in ("w3a16-smooth", "nothing"):
+        with pytest.raises(RecipeError) as caught:
+            Recipe.load(name)
+        assert all(built_in in str(caught.value) for built_in, _ in builtin_recipes())
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="No such file"):
+    with pytest.raises(RecipeError, match="No such file or directory; qcompile recipes lists the built-in"):
         Recipe.load(tmp_path / "none.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="not UTF-8"):

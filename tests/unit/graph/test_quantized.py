@@ -264,10 +264,17 @@ def test_reads_one_scale_in_a_list():
 CODES = np.zeros((64, 4), np.int8)
 
 
+def test_groups_that_no_target_of_ours_takes_are_read() -> None:
+    scheme = quantized.read_quantized(
+        _node(CODES, np.ones((CODES.shape[0] // 8, 4), np.float32), axis=0, block_size=8)
+    ).scheme
+    assert scheme.label == "int8 g8 sym"
+
+
 @pytest.mark.parametrize(
     ("node", "match"),
     [
-        (_node(CODES, np.ones((8, 4), np.float32), axis=0, block_size=8), "dq: group_size: 8"),
+        (_node(CODES, np.ones((8, 4), np.float32), axis=0, block_size=-8), "dq: group_size: -8"),
         (_node(CODES, np.ones((3, 4), np.float32), axis=0, block_size=16), "do not fit codes"),
         (_node(CODES.astype(np.int32), np.float32(1)), "codes of type INT32"),
         (_node(CODES, np.ones(4, np.float64), axis=1), "scales of type DOUBLE"),

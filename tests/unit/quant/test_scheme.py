@@ -33,8 +33,8 @@ def test_stored_bytes_count_codes_scales_and_zero_points() -> None:
     [
         ((5, True, Granularity.GROUP, 32), "bits: 5"),
         ((4, True, Granularity.GROUP, None), "group_size: None"),
-        ((4, True, Granularity.GROUP, 48), "group_size: 48"),
-        ((4, True, Granularity.GROUP, 512), "group_size: 512"),
+        ((4, True, Granularity.GROUP, 0), "group_size: 0 .* a positive number, channel or tensor"),
+        ((4, True, Granularity.GROUP, -16), "group_size: -16"),
         ((4, True, Granularity.CHANNEL, 32), "group_size: 32 has no meaning"),
         ((4, True, Granularity.GROUP, 32, "float64"), "scale_dtype: float64"),
     ],
@@ -46,13 +46,18 @@ def test_what_cannot_be_stored_is_refused(arguments: tuple[object, ...], named: 
 
 @pytest.mark.parametrize(
     ("k", "asked", "used"),
-    [(128, 64, 64), (96, 64, 32), (80, 128, 16), (100, 64, 64), (8, 32, 32), (192, 128, 64)],
+    [(128, 64, 64), (96, 64, 32), (80, 128, 16), (100, 64, 64), (8, 32, 32), (192, 128, 64), (72, 48, 24)],
 )
 def test_adjust_takes_the_largest_smaller_group_that_divides_k(k: int, asked: int, used: int) -> None:
     scheme = QuantScheme(4, False, Granularity.GROUP, asked)
     fitted, reason = fit_group(scheme, k, GroupFallback.ADJUST, "w")
     assert fitted.group_size == used
     assert (reason is None) == (k % asked == 0)
+
+
+@pytest.mark.parametrize("size", [1, 48, 512])
+def test_which_groups_there_are_is_for_the_target_to_say(size: int) -> None:
+    assert QuantScheme(4, True, Granularity.GROUP, size).groups(1024) == -(-1024 // size)
 
 
 def test_pad_keeps_the_group_and_says_so() -> None:

@@ -1,0 +1,52 @@
+"""A recipe applied to a model: what of it has no effect is said."""
+
+from pathlib import Path
+
+import pytest
+
+from qcompiler.graph import model_file
+from qcompiler.graph.census import take_census
+from qcompiler.recipe import Recipe
+from qcompiler.recipe.plan import Plan, make_plan
+from tests import command_models as models
+from tests.small_models import make_model, save_model, weight
+
+
+def plan_of(model: Path, *settings: str) -> Plan:
+    return make_plan(take_census(model_file.load(model)), Recipe.load("w4a16-rtn").with_settings(settings))
+
+
+def test_a_rule_that_matches_nothing_is_told(tmp_path: Path) -> None:
+    plan = plan_of(models.mlp(tmp_path), "rules=[{match: fc1, bits: 8}, {match: '*.fc9', bits: 8}]")
+    assert plan.warnings == ["rule 2 (name=*.fc9): matched no weight; qcompile inspect lists the names"]
+
+
+def test_a_rule_behind_another_is_told(tmp_path: Path) -> None:
+    plan = plan_of(models.mlp(tmp_path), "rules=[{match: 'fc*', bits: 8}, {match: fc1, bits: 4}]")
+    assert plan.warnings == ["rule 2 (name=fc1): earlier rules decide all that it matches"]
+
+
+def test_a_rule_for_what_is_left_alone_is_no_mistake(tmp_path: Path) -> None:
+    text = "g (float[64,64] x) => (float[64,4] y) { s = MatMul (x, x) y = MatMul (s, w) }"
+    model = save_model(make_model(text, {"w": weight(64, 4)}), tmp_path)
+    plan = plan_of(model, "rules=[{match: s, quantize: false}]")
+    assert [product.op for product in plan.skipped] == ["MatMul"] and plan.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["embedding.bits=4"], "head of recipe w4a16-rtn holds for both"),
+        (["embedding=float"], "head of recipe w4a16-rtn holds for both"),
+        (["head=float"], "head: float in recipe w4a16-rtn holds for both"),
+        (["head.bits=4", "rules=[{match: table, bits: 8}]"], "rule 1 (name=table) holds for both"),
+    ],
+)
+def test_settings_of_a_tied_embedding_do_not_count(tmp_path: Path, settings: list[str], line: str) -> None:
+    (warning,) = plan_of(models.decoder(tmp_path), *settings).warnings
+    assert warning.startswith("table: embedding and head are one stored weight; ") and line in warning
+
+
+def test_equal_settings_of_both_need_no_word(tmp_path: Path) -> None:
+    assert plan_of(models.decoder(tmp_path)).warnings == []
+    assert plan_of(models.decoder(tmp_path), "head.bits=4", "embedding.bits=4").warnings == []
