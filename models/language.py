@@ -52,8 +52,8 @@ def logits(model: onnxruntime.InferenceSession, ids: Ids) -> NDArray[np.float32]
 
 def perplexity(model: onnxruntime.InferenceSession, ids: Ids) -> float:
     """exp of the mean negative log likelihood of each token but its window's first; ids [count, length]."""
-    nats = [np.log(metrics.perplexity(logits(model, row[None])[0, :-1], row[1:])) for row in ids]
-    return float(np.exp(np.mean(nats)))
+    nats = [metrics.mean_nats(logits(model, row[None])[0, :-1], row[1:]) for row in ids]
+    return metrics.perplexity(float(np.mean(nats)))
 
 
 def generate(

@@ -4,7 +4,6 @@ Each window is run alone, with nothing in its past. KL and agreement are over al
 each window's tokens but the first.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,18 +49,16 @@ def evaluate(model: Path, ids: language.Ids, reference: npt.NDArray[np.float32])
     nats, kl, agreement = [], [], []
     for row, expected in zip(ids, reference, strict=True):
         logits = language.logits(session, row[None])[0]
-        nats.append(math.log(metrics.perplexity(logits[:-1], row[1:])))
+        nats.append(metrics.mean_nats(logits[:-1], row[1:]))
         kl.append(metrics.kl_divergence(expected, logits))
         agreement.append(metrics.top1_agreement(expected, logits))
-    return Quality(math.exp(np.mean(nats)), float(np.mean(kl)), float(np.mean(agreement)))
+    return Quality(metrics.perplexity(float(np.mean(nats))), float(np.mean(kl)), float(np.mean(agreement)))
 
 
 def float_perplexity(ids: language.Ids, reference: npt.NDArray[np.float32]) -> float:
     """Perplexity of the reference itself."""
-    nats = [
-        math.log(metrics.perplexity(rows[:-1], row[1:])) for row, rows in zip(ids, reference, strict=True)
-    ]
-    return math.exp(np.mean(nats))
+    nats = [metrics.mean_nats(rows[:-1], row[1:]) for row, rows in zip(ids, reference, strict=True)]
+    return metrics.perplexity(float(np.mean(nats)))
 
 
 def model_bytes(model: Path) -> int:

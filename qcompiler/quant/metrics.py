@@ -1,4 +1,4 @@
-"""How far an approximation is from its reference: SQNR, cosine, KL divergence, perplexity, top-1 agreement.
+"""How far logits are from their reference's: KL divergence, perplexity, top-1 agreement. For SQNR and cosine see ``similarity``.
 
 Generic over NumPy arrays and torch tensors. Sums run in float64 over blocks of rows, so that the memory taken
 stays a few blocks however large the vocabulary.
@@ -16,42 +16,24 @@ from qcompiler.quant.affine import Array
 _BLOCK = 1 << 20  # elements: 8 MB in float64
 
 
-def sqnr_db(reference: Array, approximation: Array) -> float:
-    """Signal to quantization noise ratio, 10 log10(sum r^2 / sum (r - a)^2), in dB; infinity if equal."""
-    signal = noise = 0.0
-    for r, a in _blocks(reference, approximation):
-        signal += float((r * r).sum())
-        noise += float(((r - a) ** 2).sum())
-    if noise == 0.0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0.0 else -math.inf
-
-
-def cosine(reference: Array, approximation: Array) -> float:
-    """Cosine of the angle between two arrays seen as vectors; 1 when both are 0."""
-    dot = rr = aa = 0.0
-    for r, a in _blocks(reference, approximation):
-        dot += float((r * a).sum())
-        rr += float((r * r).sum())
-        aa += float((a * a).sum())
-    if rr == 0.0 or aa == 0.0:
-        return 1.0 if rr == aa else 0.0
-    return dot / math.sqrt(rr * aa)
-
-
 def kl_divergence(reference_logits: Array, logits: Array) -> float:
-    """Mean over the rows of KL(softmax(reference) || softmax(logits)), in nats. Logits are [..., classes]."""
+    """Mean over the rows of KL(softmax(reference) || softmax(logits)), in nats. Logits are [..., classes].
+
+    A class that the reference excludes (-inf) adds nothing.
+    """
     total, rows = 0.0, 0
     for r, a in _blocks(reference_logits, logits):
         log_p, log_q = _log_softmax(r), _log_softmax(a)
         xp = array_namespace(log_p)
-        total += float((xp.exp(log_p) * (log_p - log_q)).sum())
+        p = xp.exp(log_p)
+        possible, zero = p > 0, xp.zeros_like(p)
+        total += float((p * (xp.where(possible, log_p, zero) - xp.where(possible, log_q, zero))).sum())
         rows += int(r.shape[0])
     return max(total / rows, 0.0)
 
 
-def perplexity(logits: Array, targets: Array) -> float:
-    """exp of the mean negative log likelihood of targets, integers [...], under logits [..., classes]."""
+def mean_nats(logits: Array, targets: Array) -> float:
+    """Mean negative log likelihood of targets, integers [...], under logits [..., classes], in nats."""
     total, rows = 0.0, 0
     labels = targets.reshape(-1)
     for (block,) in _blocks(logits):
@@ -60,7 +42,15 @@ def perplexity(logits: Array, targets: Array) -> float:
         index = xp.astype(labels[rows : rows + int(block.shape[0])], xp.int64)
         total -= float(xp.take_along_axis(log_p, index[:, None], axis=-1).sum())
         rows += int(block.shape[0])
-    return math.exp(total / rows)
+    return total / rows
+
+
+def perplexity(nats: float) -> float:
+    """exp of a mean of ``mean_nats``; infinity where that is past a float's range (709 nats), as a broken model's may be."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 def top1_agreement(reference_logits: Array, logits: Array) -> float:

@@ -13,11 +13,14 @@ class Similarity:
         self._signal = self._noise = self._dot = self._square = 0.0
 
     def add(self, reference: npt.NDArray[np.generic], approximation: npt.NDArray[np.generic]) -> None:
-        """Count in one pair of arrays of one shape, of any number type."""
+        """Count in one pair of arrays of one shape, of any number type; an infinity that both hold counts nothing."""
         r, a = reference.reshape(-1), approximation.reshape(-1)
         for start in range(0, r.size, 1 << 20):
             block = r[start : start + (1 << 20)].astype(np.float64)
             other = a[start : start + (1 << 20)].astype(np.float64)
+            same = np.isinf(block) & (block == other)
+            if same.any():
+                block, other = block[~same], other[~same]
             difference = block - other
             self._signal += float(block @ block)
             self._noise += float(difference @ difference)
@@ -29,11 +32,14 @@ class Similarity:
         """10 log10(sum r^2 / sum (r - a)^2); infinity when all were equal."""
         if self._noise == 0.0:
             return math.inf
-        return 10 * math.log10(self._signal / self._noise) if self._signal > 0.0 else -math.inf
+        ratio = self._signal / self._noise if math.isfinite(self._signal) else 0.0
+        return 10 * math.log10(ratio) if ratio > 0.0 else -math.inf
 
     @property
     def cosine(self) -> float:
-        """Of the angle between all of the first and all of the second; 1 when both are 0."""
+        """Of the angle between all of the first and all of the second; 1 when both are 0, 0 when one holds infinity."""
         if self._signal == 0.0 or self._square == 0.0:
             return 1.0 if self._signal == self._square else 0.0
+        if not math.isfinite(self._signal + self._square):
+            return 0.0
         return self._dot / math.sqrt(self._signal * self._square)

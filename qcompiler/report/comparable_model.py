@@ -33,6 +33,7 @@ class ComparableModel:
     Attributes:
         inputs: name, type and shape of each.
         outputs: rank and last size of each, None where the model does not say.
+        bounds: rows of the table that an input of integers indexes, by its name.
         widened: it computes in float32 here in place of bfloat16.
     """
 
@@ -41,7 +42,7 @@ class ComparableModel:
         self.inputs = input_specs(model)
         self.outputs = {value.name or "": _last_size(value) for value in model.graph.outputs}
         self.widened = widened
-        self._bounds = index_bounds(model)
+        self.bounds = index_bounds(model)
         self._session = session
 
     def run(self, feed: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -55,7 +56,7 @@ class ComparableModel:
             complete = complete_feed(feed, self.inputs)
         except CalibrationError as error:
             raise CalibrationError(f"{self.path}: {error}") from error
-        check_indices(complete, self._bounds, token_input(self.inputs), str(self.path))
+        check_indices(complete, self.bounds, token_input(self.inputs), str(self.path))
         try:
             arrays = self._session.run(list(outputs), complete)
         except _RUN_ERRORS as error:

@@ -5,8 +5,7 @@ data        any model: SQNR, cosine and top-1 agreement of each output
 neither     the same on seeded random inputs
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from qcompiler.calibration.data import TOKENS, open_calibration, text_encoder, tokenizer_beside
 from qcompiler.calibration.fill import token_input
 from qcompiler.calibration.sampling import random_feeds
+from qcompiler.calibration.text_windows import text_windows
 from qcompiler.errors import CalibrationError, InputError
 from qcompiler.quant import metrics
 from qcompiler.quant.similarity import Similarity
@@ -26,8 +26,6 @@ from qcompiler.report.comparable_model import ComparableModel, open_comparable
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
 RANDOM_SAMPLES = 8
-CHARACTERS = 16  # a token, more than text needs with a trained tokenizer
-MARGIN = 64  # tokens after the last window, so that where the text was cut cannot have changed it
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def evaluate(
         CalibrationError: the data does not fit.
     """
     data = replace(data, tokenizer=data.tokenizer or tokenizer_beside(reference) or tokenizer_beside(model))
-    text = None if data.text is None else _text_windows(data, data.text)
+    text = None if data.text is None else _tokens(data, data.text)
     with ExitStack() as stack:
         ours = stack.enter_context(open_comparable(model))
         theirs = stack.enter_context(open_comparable(reference))
@@ -118,7 +116,7 @@ def evaluate(
 def _compare_language(
     ours: ComparableModel,
     theirs: ComparableModel,
-    text: "_TextWindows",
+    text: "_Tokens",
     notes: list[str],
     progress: Progress,
 ) -> Evaluation:
@@ -136,12 +134,10 @@ def _compare_language(
                 f"{theirs.path}: output {name} is {list(wanted.shape)}, not [1, {len(window)}, vocabulary]; "
                 "a text is for language models, give --data for others"
             )
-        if not np.isfinite(wanted).all():
-            raise InputError(
-                f"{theirs.path}: its logits are not finite; evaluate against a float model that works"
-            )
-        nats += math.log(metrics.perplexity(got[0, :-1], window[1:]))
-        reference_nats += math.log(metrics.perplexity(wanted[0, :-1], window[1:]))
+        _check_logits(theirs, wanted, "evaluate against a float model that works")
+        _check_logits(ours, got, "compile it again, with more bits or another algorithm")
+        nats += metrics.mean_nats(got[0, :-1], window[1:])
+        reference_nats += metrics.mean_nats(wanted[0, :-1], window[1:])
         kl += metrics.kl_divergence(wanted, got)
         agreement += metrics.top1_agreement(wanted, got)
         similarity.add(wanted, got)
@@ -154,8 +150,8 @@ def _compare_language(
         text.described,
         windows,
         ids.size,
-        math.exp(nats / windows),
-        math.exp(reference_nats / windows),
+        metrics.perplexity(nats / windows),
+        metrics.perplexity(reference_nats / windows),
         kl / windows,
         output.top1_agreement,
         output.sqnr_db,
@@ -182,6 +178,7 @@ def _compare_outputs(
         got, wanted = (side.run(feed, names) for side in (ours, theirs))
         for name in names:
             _check_shapes(name, got[name], wanted[name])
+            _check_numbers(ours, name, got[name], wanted[name])
             sums[name].add(wanted[name], got[name])
             shape = wanted[name].shape
             if wanted[name].dtype.kind == "f" and len(shape) >= 2 and shape[-1] >= 2 and wanted[name].size:
@@ -219,8 +216,10 @@ def _feeds(
         opened = open_calibration(data.data, data.tokenizer, samples, data.length)
         notes += opened.warnings
         return opened, opened.source
-    lacking = [spec.name for spec in theirs.inputs if spec.name not in {other.name for other in ours.inputs}]
-    extra = [spec.name for spec in ours.inputs if spec.name not in {other.name for other in theirs.inputs}]
+    # What has a default is left out: a weight that could be overridden is an input no more once it is quantized.
+    wanted, taken = ([spec for spec in side.inputs if spec.default is None] for side in (theirs, ours))
+    lacking = [spec.name for spec in wanted if spec.name not in {other.name for other in taken}]
+    extra = [spec.name for spec in taken if spec.name not in {other.name for other in wanted}]
     if lacking or extra:
         differences = [f"{theirs.path} alone takes {', '.join(lacking)}"] if lacking else []
         differences += [f"{ours.path} alone takes {', '.join(extra)}"] if extra else []
@@ -228,11 +227,11 @@ def _feeds(
             f"the models' inputs differ: {'; '.join(differences)}; give --text or --data that fits both"
         )
     notes.append(f"random inputs (seed {data.seed}): give --text or --data for figures that mean something")
-    tokens = token_input(theirs.inputs)
+    tokens = token_input(wanted)
     sizes = [last for rank, last in theirs.outputs.values() if rank == 3 and last is not None]
-    highs = {tokens: max(sizes)} if tokens is not None and sizes else None
+    highs = ({tokens: max(sizes)} if tokens is not None and sizes else {}) | theirs.bounds
     samples = min(data.windows, RANDOM_SAMPLES) or RANDOM_SAMPLES
-    return random_feeds(theirs.inputs, samples, data.seed, highs=highs), "random inputs"
+    return random_feeds(wanted, samples, data.seed, highs=highs), "random inputs"
 
 
 def _common_outputs(ours: ComparableModel, theirs: ComparableModel, notes: list[str]) -> list[str]:
@@ -267,51 +266,33 @@ def _check_shapes(name: str, got: Array, wanted: Array) -> None:
         )
 
 
+def _check_logits(side: ComparableModel, logits: Array, remedy: str) -> None:
+    """Logits of -inf exclude a token; every row needs one that is possible, and no NaN."""
+    if logits.size and not np.isfinite(logits.max(axis=-1)).all():
+        raise InputError(f"{side.path}: its logits hold NaN or infinity; {remedy}")
+
+
+def _check_numbers(ours: ComparableModel, name: str, got: Array, wanted: Array) -> None:
+    if got.dtype.kind in "fV" and np.isnan(got).any():
+        whose = "the reference's too" if np.isnan(wanted).any() else "the reference's does not"
+        raise InputError(f"{ours.path}: output {name} holds NaN, {whose}; nothing can be compared")
+
+
 def _weighted(parts: list[tuple[float, int]]) -> float | None:
     rows = sum(count for _, count in parts)
     return sum(value * count for value, count in parts) / rows if rows else None
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read: {error.strerror}; check the path") from error
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from error
-
-
 @dataclass(frozen=True)
-class _TextWindows:
+class _Tokens:
     """Tokens int64 [windows, length], and where they are from."""
 
     ids: npt.NDArray[np.int64]
     described: str
 
 
-def _text_windows(data: EvaluationData, path: Path) -> _TextWindows:
-    """Tokens of the text from its start on, without special tokens."""
+def _tokens(data: EvaluationData, path: Path) -> _Tokens:
     encode = text_encoder(data.tokenizer, str(path))
-    text = _read(path)
-    start = data.skip_chars + int(data.offset * len(text))
-    text = text[start:]
-    wanted = data.windows * data.length
-    tokens = next(
-        found
-        for size in _sizes(wanted, len(text))
-        if len(found := encode(text[:size])) >= wanted + MARGIN or size >= len(text)
-    )
-    windows = min(data.windows, len(tokens) // data.length)
-    if windows == 0:
-        raise CalibrationError(
-            f"{path}: {len(tokens)} tokens from character {start} on, not one window of {data.length}; "
-            "give more text, or a smaller --length"
-        )
-    ids = np.asarray(tokens[: windows * data.length], dtype=np.int64).reshape(windows, data.length)
-    return _TextWindows(ids, f"{path} from character {start}, {windows} windows of {data.length} tokens")
-
-
-def _sizes(wanted: int, whole: int) -> Iterator[int]:
-    """Characters to tokenise: a part that is surely enough for most texts, then all."""
-    yield min(whole, max(1 << 20, CHARACTERS * wanted))
-    yield whole
+    found = text_windows(path, encode, data.windows, data.length, data.skip_chars, data.offset)
+    count = len(found.ids)
+    return _Tokens(found.ids, f"{path} from character {found.start}, {count} windows of {data.length} tokens")

@@ -18,8 +18,9 @@ def evaluation_table(found: Evaluation) -> RenderableType:
     rows = [("model", found.model), ("reference", found.reference), ("data", found.data)]
     if found.kl is not None and found.ppl is not None and found.reference_ppl is not None:
         change = 100 * (found.ppl / found.reference_ppl - 1)
+        compared = f", {change:+.2f} %" if math.isfinite(change) else ""
         rows += [
-            ("perplexity", f"{found.ppl:.3f} (reference {found.reference_ppl:.3f}, {change:+.2f} %)"),
+            ("perplexity", f"{found.ppl:.3f} (reference {found.reference_ppl:.3f}{compared})"),
             ("KL", f"{found.kl:.4g} nats a token"),
         ]
     if len(found.outputs) == 1:

@@ -1,4 +1,3 @@
-import json
 import math
 from pathlib import Path
 
@@ -11,10 +10,9 @@ from tokenizers import models as token_models
 import qcompiler
 from qcompiler.errors import CalibrationError, InputError
 from qcompiler.quant import metrics
-from qcompiler.quant.similarity import Similarity
 from qcompiler.report.evaluate import EvaluationData, evaluate
 from tests import command_models as models
-from tests.small_models import make_model, run, save_model, weight
+from tests.small_models import Array, make_model, run, save_model, weight
 
 
 def tokenizer(folder: Path) -> Path:
@@ -47,11 +45,14 @@ def test_language_figures_are_those_of_the_logits(tmp_path: Path) -> None:
     targets = windows[:, 0, 1:]
     assert found.tokens == 64 and found.samples == 2
     assert found.kl == pytest.approx(metrics.kl_divergence(reference, ours), rel=1e-9)
-    assert found.reference_ppl == pytest.approx(metrics.perplexity(reference[:, :-1], targets), rel=1e-9)
-    assert found.ppl == pytest.approx(metrics.perplexity(ours[:, :-1], targets), rel=1e-9)
+    assert found.reference_ppl == pytest.approx(
+        metrics.perplexity(metrics.mean_nats(reference[:, :-1], targets)), rel=1e-9
+    )
+    assert found.ppl == pytest.approx(metrics.perplexity(metrics.mean_nats(ours[:, :-1], targets)), rel=1e-9)
     assert found.top1_agreement == pytest.approx(metrics.top1_agreement(reference, ours))
-    assert found.sqnr_db == pytest.approx(metrics.sqnr_db(reference, ours), rel=1e-9)
-    assert found.cosine == pytest.approx(metrics.cosine(reference, ours), rel=1e-9)
+    r, a = reference.astype(np.float64), ours.astype(np.float64)
+    assert found.sqnr_db == pytest.approx(10 * np.log10((r**2).sum() / ((r - a) ** 2).sum()), rel=1e-9)
+    assert found.cosine == pytest.approx((r * a).sum() / (np.linalg.norm(r) * np.linalg.norm(a)), rel=1e-9)
 
 
 def test_the_text_starts_where_it_is_told(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_the_text_starts_where_it_is_told(tmp_path: Path) -> None:
     given = EvaluationData(path, tokenizer(tmp_path), windows=1, length=32, skip_chars=start)
     whole = EvaluationData(path, tokenizer(tmp_path), windows=1, length=32)
     tail = run(source, {"input_ids": np.array(ids[32:])[None]})["logits"]
-    expected = metrics.perplexity(tail[0, :-1], np.array(ids[33:]))
+    expected = metrics.perplexity(metrics.mean_nats(tail[0, :-1], np.array(ids[33:])))
     assert evaluate(source, source, given).ppl == pytest.approx(expected, rel=1e-9)
     assert evaluate(source, source, whole).ppl != pytest.approx(expected, rel=1e-3)
 
@@ -106,16 +107,77 @@ def test_models_that_do_not_belong_together(tmp_path: Path) -> None:
         evaluate(other, other, EvaluationData(path, tokenizer(tmp_path), length=64))
 
 
-def test_similarity_of_parts_is_that_of_the_whole() -> None:
-    rng = np.random.default_rng(1)
-    reference = rng.standard_normal((6, 50)).astype(np.float32)
-    other = reference + 0.1 * rng.standard_normal((6, 50)).astype(np.float32)
-    parts = Similarity()
-    for row in range(6):
-        parts.add(reference[row], other[row])
-    assert parts.sqnr_db == pytest.approx(metrics.sqnr_db(reference, other), rel=1e-12)
-    assert parts.cosine == pytest.approx(metrics.cosine(reference, other), rel=1e-12)
-    assert json.dumps(parts.sqnr_db)
+def _language_model(folder: Path, head: Array, bias: Array, name: str = "float.onnx") -> Path:
+    """Its logits depend on the token alone."""
+    count = models.VOCABULARY
+    made = make_model(
+        f"g (int64[B,S] input_ids) => (float[B,S,{count}] logits) {{ e = Gather(t, input_ids) h = MatMul(e, w) logits = Add(h, b) }}",
+        {"t": weight(count, 16), "w": head, "b": bias},
+    )
+    return save_model(made, folder, name)
+
+
+def test_a_model_that_is_surely_wrong_has_infinite_perplexity(tmp_path: Path) -> None:
+    head, bias = weight(16, models.VOCABULARY, seed=1), np.zeros(models.VOCABULARY, np.float32)
+    reference = _language_model(tmp_path, head, bias)
+    broken = _language_model(tmp_path, head * 1e6, bias, "broken.onnx")
+    path, _ = text(tmp_path, 40)
+    found = evaluate(broken, reference, EvaluationData(path, tokenizer(tmp_path), windows=1, length=32))
+    assert found.ppl == math.inf
+    assert found.reference_ppl is not None and math.isfinite(found.reference_ppl)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_refused(number: float, tmp_path: Path) -> None:
+    head, bias = weight(16, models.VOCABULARY, seed=1), np.zeros(models.VOCABULARY, np.float32)
+    reference = _language_model(tmp_path, head, bias)
+    bias[7] = number
+    broken = _language_model(tmp_path, head, bias, "broken.onnx")
+    path, _ = text(tmp_path, 40)
+    data = EvaluationData(path, tokenizer(tmp_path), windows=1, length=32)
+    for model, other in ((broken, reference), (reference, broken)):
+        with pytest.raises(InputError, match=r"broken.onnx: its logits hold NaN or infinity"):
+            evaluate(model, other, data)
+    if np.isnan(number):
+        with pytest.raises(
+            InputError, match=r"broken.onnx: output logits holds NaN, the reference's does not"
+        ):
+            evaluate(broken, reference, EvaluationData())
+
+
+def test_tokens_that_both_exclude_change_nothing(tmp_path: Path) -> None:
+    head, bias = weight(16, models.VOCABULARY, seed=1), np.zeros(models.VOCABULARY, np.float32)
+    path, ids = text(tmp_path, 32)
+    bias[next(index for index in range(models.VOCABULARY) if index not in ids)] = -np.inf
+    reference = _language_model(tmp_path, head, bias)
+    ours = _language_model(tmp_path, head * 1.01, bias, "ours.onnx")
+    found = evaluate(ours, reference, EvaluationData(path, tokenizer(tmp_path), windows=1, length=32))
+    assert found.kl is not None and 0 < found.kl < 1
+    assert 20 < found.sqnr_db < 60  # 40 dB is one part in a hundred
+
+
+def test_tokens_of_another_tokenizer(tmp_path: Path) -> None:
+    made = make_model(
+        "g (int64[B,S] input_ids) => (float[B,S,64] logits) { e = Gather(t, input_ids) logits = MatMul(e, w) }",
+        {"t": weight(40, 16), "w": weight(16, 64)},
+    )
+    model = save_model(made, tmp_path)
+    path, _ = text(tmp_path, 40)
+    with pytest.raises(
+        CalibrationError, match=r"token \d\d, but the model's vocabulary is 40: is this the model's tok"
+    ):
+        evaluate(model, model, EvaluationData(path, tokenizer(tmp_path), windows=1, length=32))
+    assert evaluate(model, model, EvaluationData()).samples == 8, "random tokens stay inside the table"
+
+
+def test_a_weight_that_could_be_overridden_is_no_difference(tmp_path: Path) -> None:
+    made = make_model(
+        "g (float[M,64] x, float[64,32] w) => (float[M,32] y) { h = MatMul(x, w) y = Relu(h) }",
+        {"w": weight(64, 32)},
+    )
+    source = save_model(made, tmp_path)
+    compiled = qcompiler.compile(source, "w4a16-rtn", output=tmp_path / "out").path
+    assert evaluate(compiled, source, EvaluationData()).samples == 8
 
 
 def test_the_tokenizer_beside_the_model_serves_both_compile_and_eval(tmp_path: Path) -> None:
