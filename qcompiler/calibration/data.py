@@ -11,7 +11,6 @@ The first `samples` of them are used. Tokens come under the name `TOKENS`; `fill
 input.
 """
 
-import importlib
 import itertools
 import json
 import os
@@ -25,17 +24,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler.calibration.text_windows import Encode, text_windows
 from qcompiler.errors import CalibrationError
+from qcompiler.user_code import import_reference
 
 Feed = Mapping[str, npt.NDArray[Any]]
-Encode = Callable[[str], list[int]]
 
 TOKENS = "input_ids"
 SUFFIXES = (".txt", ".npz", ".jsonl")
-_FIRST_READ = 1 << 20
-"""Characters of a text that are tokenised at first; more is read only where they hold too few windows."""
-_MARGIN = 64
-"""Tokens that must follow the last window, so that where the text was cut cannot have changed it."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +85,12 @@ def open_calibration(
     path = Path(text)
     if path.is_dir():
         return _from_folder(path, samples)
+    if path.suffix == ".py":
+        raise CalibrationError(f"{text}: a module; name its function too, {path.stem}:FUNCTION")
     if path.suffix not in SUFFIXES:
         raise CalibrationError(
-            f"{text}: {path.suffix or 'no suffix'} says no form of data; use .txt, .jsonl, .npz"
+            f"{text}: {path.suffix or 'no suffix'} says no form of data; "
+            "use .txt, .jsonl, .npz, a folder of .npz or module:function"
         )
     if path.stat().st_size == 0:
         raise CalibrationError(f"{text}: empty; calibration needs data")
@@ -128,37 +127,14 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _from_text(path: Path, encode: Encode, samples: int, length: int) -> CalibrationData:
-    tokens = _text_tokens(path, encode, samples * length)
-    windows = min(samples, len(tokens) // length)
-    if windows == 0:
-        raise CalibrationError(
-            f"{path}: {len(tokens)} tokens, not one window of {length}; give more text, or set calib.length"
-        )
+    found = text_windows(path, encode, samples, length)
+    windows = len(found.ids)
     warnings = (
-        (f"{path}: {len(tokens)} tokens give {windows} windows of {length}, not {samples}",)
+        (f"{path}: {found.tokens} tokens give {windows} windows of {length}, not {samples}",)
         if windows < samples
         else ()
     )
-    cut = np.asarray(tokens[: windows * length], dtype=np.int64).reshape(windows, 1, length)
-    return CalibrationData(str(path), warnings, lambda: iter([{TOKENS: window} for window in cut]))
-
-
-def _text_tokens(path: Path, encode: Encode, wanted: int) -> list[int]:
-    """At least `wanted` first tokens of the text, or all there are; a large file is read in part."""
-    characters = max(_FIRST_READ, 8 * wanted)
-    while True:
-        with _reading(path), path.open(encoding="utf-8") as file:
-            try:
-                text = file.read(characters)
-                whole = not file.read(1)
-            except UnicodeDecodeError as error:
-                raise CalibrationError(
-                    f"{path}: not UTF-8 text (byte {error.start}); convert it first"
-                ) from error
-        tokens = encode(text)
-        if whole or len(tokens) >= wanted + _MARGIN:
-            return tokens
-        characters *= 2
+    return CalibrationData(str(path), warnings, lambda: iter([{TOKENS: row[None, :]} for row in found.ids]))
 
 
 def tokenizer_beside(model: str | os.PathLike[str]) -> Path | None:
@@ -282,22 +258,16 @@ def _count_lines(path: Path) -> int:
 
 
 def _from_function(source: str, samples: int) -> CalibrationData:
-    """``package.module:function``, imported like any module."""
-    module_name, _, name = source.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise CalibrationError(
-            f"{source}: neither a file nor a module that can be imported ({error}); is it on PYTHONPATH?"
-        ) from error
-    function = getattr(module, name, None)
+    """``package.module:function``, from the Python path or the current folder."""
+    function = import_reference(source, CalibrationError)
     if not callable(function):
-        raise CalibrationError(f"{source}: {module_name} has no function {name!r}")
+        raise CalibrationError(f"{source}: must be a function, not {type(function).__name__}")
 
     def read() -> Iterator[Feed]:
         feeds = function()
         if not isinstance(feeds, Iterable) or isinstance(feeds, Mapping):
-            raise CalibrationError(f"{source}: must yield feeds, gave {type(feeds).__name__}")
+            hint = "yield it, or put it in a list" if isinstance(feeds, Mapping) else "yield them one by one"
+            raise CalibrationError(f"{source}: must give feeds, gave {type(feeds).__name__}; {hint}")
         return itertools.islice(feeds, samples)
 
     return CalibrationData(source, (), read)

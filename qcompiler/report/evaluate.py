@@ -18,7 +18,7 @@ from qcompiler.calibration.data import TOKENS, open_calibration, text_encoder, t
 from qcompiler.calibration.fill import token_input
 from qcompiler.calibration.sampling import random_feeds
 from qcompiler.calibration.text_windows import text_windows
-from qcompiler.errors import CalibrationError, InputError
+from qcompiler.errors import InputError
 from qcompiler.quant import metrics
 from qcompiler.quant.similarity import Similarity
 from qcompiler.report.comparable_model import ComparableModel, open_comparable

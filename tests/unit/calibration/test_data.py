@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from qcompiler.calibration import data
+from qcompiler.calibration import data, text_windows
 from qcompiler.calibration.data import TOKENS, Feed, check_exists, open_calibration
 from qcompiler.errors import CalibrationError
 
@@ -69,7 +69,7 @@ def test_a_large_text_is_read_in_part_with_the_same_tokens(
 ) -> None:
     path = write(tmp_path / "t.txt", words(5000))
     whole = feeds_of(path, tokenizer, samples=30, length=10)
-    monkeypatch.setattr(data, "_FIRST_READ", 100)
+    monkeypatch.setattr(text_windows, "_FIRST_READ", 100)
     part = feeds_of(path, tokenizer, samples=30, length=10)
     assert all(np.array_equal(one[TOKENS], other[TOKENS]) for one, other in zip(whole, part, strict=True))
 
@@ -182,7 +182,9 @@ def test_jsonl_without_what_it_needs(tmp_path: Path) -> None:
 
 def test_paths_that_say_nothing(tmp_path: Path) -> None:
     assert "no such calibration file" in refused(tmp_path / "none.txt")
-    assert ".csv says no form of data" in refused(write(tmp_path / "a.csv", "1"))
+    assert ".csv says no form of data; use .txt, .jsonl, .npz, a folder of .npz or module" in refused(
+        write(tmp_path / "a.csv", "1")
+    )
     assert "no suffix says no form" in refused(write(tmp_path / "a", "1"))
 
 
@@ -194,16 +196,27 @@ def test_function_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "def nothing():\n    return []\n"
         "def number():\n    return 3\n"
         "def lists():\n    yield {'x': [1]}\n"
-        "def bare():\n    yield 3\n",
+        "def bare():\n    yield 3\n"
+        "def one():\n    return {'x': np.zeros(2)}\n"
+        "count = 3\n",
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert [feed["x"][0] for feed in feeds_of("my_calibration:feeds")] == [0, 1, 2, 3]
-    assert "has no function 'fedes'" in refused("my_calibration:fedes")
+    assert "my_calibration has no fedes; did you mean 'feeds'?" in refused("my_calibration:fedes")
+    assert "must be a function, not int" in refused("my_calibration:count")
     assert "gives no feeds" in refused("my_calibration:nothing")
-    assert "must yield feeds, gave int" in refused("my_calibration:number")
+    assert "must give feeds, gave int; yield them one by one" in refused("my_calibration:number")
+    assert "must give feeds, gave dict; yield it, or put it in a list" in refused("my_calibration:one")
     assert "x is list, not a NumPy array" in refused("my_calibration:lists")
     assert "expected a mapping of input names" in refused("my_calibration:bare")
-    assert "neither a file nor a module" in refused("no_such_module_here:feeds")
+    assert "no module no_such_module_here" in refused("no_such_module_here:feeds")
+
+
+def test_a_function_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "feeds_beside.py", "import numpy as np\ndef feeds():\n    return [{'x': np.ones(2)}]\n")
+    monkeypatch.chdir(tmp_path)
+    assert len(feeds_of("feeds_beside:feeds")) == 1
+    assert "a module; name its function too, feeds_beside:FUNCTION" in refused("feeds_beside.py")
 
 
 def test_iterables_from_python() -> None:
