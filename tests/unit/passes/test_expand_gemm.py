@@ -95,6 +95,27 @@ def test_inside_a_body() -> None:
         assert_equal_outputs(run(model, feed), run(after, feed), ROUNDING)
 
 
+@pytest.mark.parametrize("attributes", ["", "<alpha=2.0, transB=1>"])
+@pytest.mark.parametrize("is_output", [True, False])
+def test_names_and_notes_stay(attributes: str, is_output: bool) -> None:
+    tail = "h = Gemm{a}(x, w, b)" if is_output else "h = Gemm{a}(x, w, b) y = Relu(h)"
+    model = make_model(
+        f"g (float[3,16] x) => (float[3,16] {'h' if is_output else 'y'}) {{ [fc] {tail.format(a=attributes)} }}",
+        {"w": weight(16, 16), "b": weight(16)},
+    )
+    gemm = model.graph.node[0]
+    gemm.doc_string = "a line of someone's source"
+    note = gemm.metadata_props.add()
+    note.key, note.value = "pkg.torch.onnx.name_scopes", "['', 'fc']"
+    after, _, ((_, product),) = _expand(model)
+    assert (product.op_type, product.name) == ("MatMul", "fc")
+    made = [node for node in after.graph if node.op_type != "Relu"]
+    assert len({node.name for node in made}) == len(made)
+    assert made[-1].outputs[0].name == "h"
+    assert {node.doc_string for node in made} == {"a line of someone's source"}
+    assert [dict(node.metadata_props) for node in made] == [{note.key: note.value}] * len(made)
+
+
 def test_one_that_is_not_asked_for_stays() -> None:
     model = make_model(
         "g (float[3,16] x) => (float[3,8] y) { [one] h = Gemm(x, v) [two] y = Gemm(h, w) }",
