@@ -7,13 +7,12 @@
 import logging
 
 import onnx_ir as ir
+from onnx.helper import find_min_ir_version_for, make_opsetid
 from onnxscript import version_converter
 
 from qcompiler.errors import InputError
 from qcompiler.graph.edits import all_nodes
 from qcompiler.graph.quiet import quiet
-
-IR_VERSION = 10  # the first that opset 21 goes with
 
 
 class RaiseOpset(ir.passes.InPlacePass):
@@ -26,12 +25,13 @@ class RaiseOpset(ir.passes.InPlacePass):
     def __init__(self, opset: int) -> None:
         super().__init__()
         self._opset = opset
+        self._ir_version = find_min_ir_version_for([make_opsetid("", opset)])  # 10 for 21, 13 for 25
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         imports = model.graph.opset_imports
         now = imports.get("", imports.get("ai.onnx", self._opset))
         if now >= self._opset:
-            return ir.passes.PassResult(model, modified=_raise_ir(model))
+            return ir.passes.PassResult(model, modified=self._raise_ir(model))
         # onnxscript converts from opset 18 on, ONNX's own converter (the fallback) the older ones; failing, it logs and changes nothing.
         metadata = {
             node.outputs[0].name: dict(node.metadata_props) for node in all_nodes(model) if node.outputs
@@ -46,12 +46,11 @@ class RaiseOpset(ir.passes.InPlacePass):
             raise InputError(
                 f"opset {now}: cannot be raised to {self._opset}; export the model at opset {self._opset}"
             )
-        _raise_ir(model)
+        self._raise_ir(model)
         return ir.passes.PassResult(model, modified=True)
 
-
-def _raise_ir(model: ir.Model) -> bool:
-    if model.ir_version >= IR_VERSION:
-        return False
-    model.ir_version = IR_VERSION
-    return True
+    def _raise_ir(self, model: ir.Model) -> bool:
+        if model.ir_version >= self._ir_version:
+            return False
+        model.ir_version = self._ir_version
+        return True
