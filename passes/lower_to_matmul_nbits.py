@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
 from qcompiler.graph.packed_weight import PackedWeight, packed_weight
+from qcompiler.graph.quantized import KEYS, SCHEME_KEY
 
 DOMAIN = "com.microsoft"
 PACKED_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
@@ -48,11 +49,7 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
         self._names = Names(model)
         before = len(self.lowered)
         for node in list(model.graph):
-            if (
-                node.op_type == "DequantizeLinear"
-                and node.domain == ""
-                and "qcompiler.scheme" in node.metadata_props
-            ):
+            if node.op_type == "DequantizeLinear" and node.domain == "" and SCHEME_KEY in node.metadata_props:
                 self._lower(node)
         if self.lowered:
             model.graph.opset_imports.setdefault(DOMAIN, 1)
@@ -126,9 +123,7 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
         set_info(output, result.dtype or dequantize.outputs[0].dtype or ir.DataType.FLOAT, result.shape)
         node = ir.node(op_type, inputs, attributes=attributes, domain=DOMAIN, outputs=[output], name=old.name)
         node.metadata_props.update(old.metadata_props)
-        node.metadata_props.update(
-            {k: v for k, v in dequantize.metadata_props.items() if k.startswith("qcompiler.")}
-        )
+        node.metadata_props.update({k: v for k, v in dequantize.metadata_props.items() if k.startswith(KEYS)})
         graph, packed = old.graph, inputs[PACKED_INPUT[op_type]]
         assert graph is not None and packed is not None
         graph.insert_before(old, node)

@@ -1,10 +1,10 @@
 """A quantized weight as the tensors that ONNX Runtime's blockwise kernels read: packed bytes, scales [N, G], packed zero points.
 
 Bytes of the spill file are used as they are where the scheme is one of the kernel's; a scale for a whole row or weight is repeated for
-each block, and codes of fewer bits than a kernel takes are lifted (same values).
+each block, and three-bit codes are lifted to four (same values).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,13 +60,13 @@ class PackedWeight:
         return _reshaped(self.packed, (n, groups * width))
 
 
-def packed_weight(dequantize: ir.Node, least_bits: int = 2) -> PackedWeight:
-    """The weight behind a DequantizeLinear of the middle form, for kernels that take at least ``least_bits``."""
+def packed_weight(dequantize: ir.Node) -> PackedWeight:
+    """The weight behind a DequantizeLinear of the middle form."""
     source = dequantize.outputs[0]
     dtype = source.dtype or ir.DataType.FLOAT
     name = (source.name or "weight").removesuffix(".dequantized")
     ours = stored(dequantize)
-    if ours is not None and ours.scheme.granularity is Granularity.GROUP and ours.scheme.bits >= least_bits:
+    if ours is not None and ours.scheme.granularity is Granularity.GROUP:
         scales = (
             ours.scale
             if ours.scale.dtype == dtype
@@ -83,9 +83,7 @@ def packed_weight(dequantize: ir.Node, least_bits: int = 2) -> PackedWeight:
             scales,
             ours.zero_point,
         )
-    weight = _in_blocks(read_quantized(dequantize))
-    while weight.scheme.bits < least_bits or weight.scheme.bits == 3:
-        weight = _lift(weight)
+    weight = packing.lift(_in_blocks(read_quantized(dequantize)))
     scheme = weight.scheme
     n, k = weight.shape
     assert scheme.group_size is not None
@@ -124,13 +122,6 @@ def _in_blocks(weight: AffineTensor) -> AffineTensor:
         else np.ascontiguousarray(np.broadcast_to(weight.zero_point, (n, groups)))
     )
     return AffineTensor(scheme, weight.codes, scale, points)
-
-
-def _lift(weight: AffineTensor) -> AffineTensor:
-    """Codes of two bits as codes of four, of three as of four."""
-    scheme = replace(weight.scheme, bits=4)
-    shift = scheme.midpoint - weight.scheme.midpoint if weight.zero_point is None else 0
-    return AffineTensor(scheme, weight.codes + np.uint8(shift), weight.scale, weight.zero_point)
 
 
 def _tensor(values: npt.NDArray[Any], dtype: ir.DataType, name: str) -> ir.TensorProtocol:

@@ -24,12 +24,17 @@ from qcompiler.graph.stored_quantized import (
 )
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant import packing
+from qcompiler.quant.affine import is_midpoint, unsigned_zero_point
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 from qcompiler.quant.tensor import AffineTensor
 
-SCHEME_KEY = "qcompiler.scheme"
-SCALE_KEY = "qcompiler.scale_dtype"
-LAYOUT_KEY = "qcompiler.layout"
+KEYS = "qcompiler."
+"""What our notes in a node's metadata begin with."""
+SCHEME_KEY = f"{KEYS}scheme"
+SCALE_KEY = f"{KEYS}scale_dtype"
+LAYOUT_KEY = f"{KEYS}layout"
+ALGORITHM_KEY = f"{KEYS}algorithm"
+REASON_KEY = f"{KEYS}reason"
 
 _CODE_BITS = {
     ir.DataType.INT2: 2,
@@ -143,13 +148,12 @@ def read_quantized(node: ir.Node) -> AffineTensor:
         raise SchemeError(f"{node.name}: scales of type {scale_tensor.dtype.name}; float types are read")
     codes = _read_codes(codes_tensor, layout, bits)
     scale = _sides(scale_tensor.numpy().astype(np.float32), layout)
-    midpoint = 1 << (bits - 1)
     signed = codes_tensor.dtype in _SIGNED
-    zero_point = np.full(scale.shape, midpoint if signed else 0, np.uint8)
+    points = np.zeros(scale.shape, np.int16)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        values = _sides(_tensor(node, 2).numpy().astype(np.int16), layout)
-        zero_point = (values + (midpoint if signed else 0)).astype(np.uint8)
-    symmetric = bool((zero_point == midpoint).all())
+        points = _sides(_tensor(node, 2).numpy().astype(np.int16), layout)
+    zero_point = unsigned_zero_point(points, bits, signed)
+    symmetric = is_midpoint(points, bits, signed)
     scheme = _scheme(node, codes.shape, scale.shape, bits, symmetric, SCALE_NAMES[scale_tensor.dtype])
     expected: tuple[int, ...] = scheme.scale_shape(*codes.shape)
     if scale.shape != expected or zero_point.shape != expected:

@@ -28,8 +28,10 @@ class WeightStore:
     """
 
     def __init__(self, folder: Path, name: str = "weights.bin", *, fresh: bool = True) -> None:
-        """Raises:
-        ResourceError: the folder cannot be made or written.
+        """Opens the file.
+
+        Raises:
+            ResourceError: the folder cannot be made or written.
         """
         self.path = Path(folder).absolute() / name
         with writing(self.path):

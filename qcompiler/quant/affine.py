@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 from array_api_compat import array_namespace, is_torch_array
 
 from qcompiler.errors import SchemeError
@@ -101,6 +102,16 @@ def dequantize_codes(codes: Array, scale: Array, zero_point: Array | None, schem
         values -= xp.astype(zero_point, xp.float32)[..., None]
     values *= scale[..., None]
     return from_groups(values, int(codes.shape[-1]))
+
+
+def unsigned_zero_point(values: npt.NDArray[Any], bits: int, signed: bool) -> npt.NDArray[np.uint8]:
+    """Zero points of unsigned codes, uint8, from those of signed codes (-2^(bits - 1)..) or of unsigned ones."""
+    return (values.astype(np.int16) + ((1 << (bits - 1)) if signed else 0)).astype(np.uint8)
+
+
+def is_midpoint(values: npt.NDArray[Any], bits: int, signed: bool) -> bool:
+    """Whether all zero points are the middle of the codes, as a symmetric scheme has them."""
+    return bool((values == (0 if signed else 1 << (bits - 1))).all())
 
 
 def to_groups(rows: Array, scheme: QuantScheme) -> Array:

@@ -12,7 +12,9 @@ import onnx_ir as ir
 
 from qcompiler.graph.census import product_names, reaches_output
 from qcompiler.graph.edits import all_nodes
+from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY
 from qcompiler.graph.weights import Role, constant_view
+from qcompiler.quant.affine import is_midpoint
 
 
 @dataclass(eq=False)
@@ -137,8 +139,8 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, Store
             for value in (codes, scales, zero_points)
             if value is not None and value.const_value is not None
         ),
-        holder.metadata_props.get("qcompiler.reason", ""),
-        holder.metadata_props.get("qcompiler.algorithm", ""),
+        holder.metadata_props.get(REASON_KEY, ""),
+        holder.metadata_props.get(ALGORITHM_KEY, ""),
     )
     return codes, stored
 
@@ -195,8 +197,7 @@ def _symmetric(
         return holder.op_type in _PACKED or dtype.is_signed()
     if zero_points is None or zero_points.const_value is None or holder.op_type in _PACKED:
         return False
-    middle = 0 if dtype.is_signed() else 1 << (bits - 1)
-    return bool((zero_points.const_value.numpy() == middle).all())
+    return is_midpoint(zero_points.const_value.numpy(), bits, dtype.is_signed())
 
 
 def _role(node: ir.Node, outputs: set[ir.Value]) -> Role:

@@ -12,10 +12,12 @@ from hypothesis.extra import numpy as hnp
 from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import (
     dequantize_codes,
+    is_midpoint,
     quantize_codes,
     range_to_scale,
     store_scale,
     to_groups,
+    unsigned_zero_point,
 )
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 
@@ -141,3 +143,16 @@ def test_codes_are_chosen_for_the_scale_that_is_stored(dtype: ScaleDtype) -> Non
     # Half of the last place of bfloat16 is 2^-8, over 255 steps one step at the ends; float16's is 2^-11.
     slack = 255 * (2.0**-8 if dtype == "bfloat16" else 2.0**-11)
     assert np.all(np.abs(back - weight) <= scale * (0.5 + slack) * (1 + 1e-5))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_signed_zero_points_as_unsigned_ones(bits: int) -> None:
+    middle = 1 << (bits - 1)
+    signed = np.arange(-middle, middle, dtype=np.int8)
+    np.testing.assert_array_equal(unsigned_zero_point(signed, bits, True), np.arange(2 * middle))
+    unsigned = np.arange(2 * middle, dtype=np.uint8)
+    np.testing.assert_array_equal(unsigned_zero_point(unsigned, bits, False), unsigned)
+    assert is_midpoint(np.zeros(3, np.int8), bits, True)
+    assert is_midpoint(np.full(3, middle, np.uint8), bits, False)
+    assert not is_midpoint(signed, bits, True)
+    assert not is_midpoint(np.zeros(3, np.uint8), bits, False)
