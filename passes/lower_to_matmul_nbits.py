@@ -56,8 +56,10 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=len(self.lowered) > before)
 
     def _lower(self, dequantize: ir.Node) -> None:
-        weight = packed_weight(dequantize)
         products, gathers = _readers(dequantize)
+        if not products and not gathers:
+            return  # no kernel reads it
+        weight = packed_weight(dequantize)
         constants = _Constants(self._graph, self._names, weight, shared=bool(gathers))
         for product in products:
             self._emit_product(product, weight, constants, dequantize)
@@ -140,7 +142,7 @@ def _readers(dequantize: ir.Node) -> tuple[list[ir.Node], list[ir.Node]]:
     products: list[ir.Node] = []
     gathers: list[ir.Node] = []
     for node, index in dequantize.outputs[0].uses():
-        if node.op_type == "Gather" and index == 0:
+        if node.op_type == "Gather" and index == 0 and node.attributes.get_int("axis", 0) == 0:
             gathers.append(node)
         elif node.op_type == "Transpose":
             products += [
