@@ -5,7 +5,6 @@ python -m benchmarks.session            runs the commands, prints the transcript
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.measure.results import OUT
 from models import tiny_lm
+from models.built_model import ModelFiles
 
 TEXT = OUT / "session.md"
 COMMANDS: tuple[tuple[str, int, int], ...] = (  # and how many lines of its start and end are shown
@@ -41,12 +41,8 @@ def transcript() -> str:
 
 
 def _fill(folder: Path) -> None:
-    built = tiny_lm.build()
-    assert built.tokenizer is not None
-    for file in built.path.parent.iterdir():
-        shutil.copy(file, folder / file.name)
-    shutil.copy(tiny_lm.calibration_data(), folder / "text.txt")
-    shutil.copy(tiny_lm.evaluation_data(), folder / "other.txt")
+    files = ModelFiles(tiny_lm.build(), tiny_lm.calibration_data(), tiny_lm.evaluation_data())
+    files.copy_to(folder)
 
 
 def _run(command: str, folder: Path) -> str:

@@ -9,6 +9,8 @@ Each model file has the same four functions:
 """
 
 import argparse
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NoReturn
 
-from qcompiler.errors import QCompilerError
+from qcompiler.errors import QCompilerError, ResourceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +50,60 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--measure", action="store_true", help="also evaluate the model, in ONNX Runtime")
+    options.add_argument(
+        "--copy-to", type=Path, metavar="DIR", help="copy model, tokenizer and data there, under short names"
+    )
     return options
 
 
-def print_built(
-    model: BuiltModel, calibration: Path, evaluation: Path, measured: dict[str, float] | None
-) -> None:
-    """One line a fact: key, tab, value."""
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model with the data to compile and evaluate it."""
+
+    model: BuiltModel
+    calibration: Path
+    evaluation: Path
+
+    def copy_to(self, folder: Path) -> "ModelFiles":
+        """The same in a folder: model.onnx, tokenizer.json, and text.txt and other.txt, or .npz under its name.
+
+        Raises:
+            ResourceError: a file of that name is there.
+        """
+        texts = {"calibration.txt": "text.txt", "evaluation.txt": "other.txt"}
+        sources = [*self.model.path.parent.iterdir(), self.calibration, self.evaluation]
+        places = {source: folder / texts.get(source.name, source.name) for source in sources}
+        taken = [place for place in places.values() if place.exists()]
+        if taken:
+            raise ResourceError(f"{taken[0]}: exists; give --copy-to another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        for source, place in places.items():
+            shutil.copyfile(source, place)
+        tokenizer = self.model.tokenizer
+        copied = BuiltModel(places[self.model.path], None if tokenizer is None else places[tokenizer])
+        return ModelFiles(copied, places[self.calibration], places[self.evaluation])
+
+
+def print_built(files: ModelFiles, measured: dict[str, float] | None, copy_to: Path | None) -> None:
+    """One line a fact: key, tab, value; at last the command that compiles the model.
+
+    Raises:
+        ResourceError: ``copy_to`` is taken.
+    """
+    if copy_to is not None:
+        files = files.copy_to(copy_to)
+    model = files.model
     print(f"model\t{model.path}")
     if model.tokenizer is not None:
         print(f"tokenizer\t{model.tokenizer}")
-    print(f"calibration\t{calibration}")
-    print(f"evaluation\t{evaluation}")
+    print(f"calibration\t{files.calibration}")
+    print(f"evaluation\t{files.evaluation}")
     for name, value in (measured or {}).items():
         print(f"{name}\t{value:.4f}")
+    command = ["qcompile", str(model.path), "--recipe", "w4a16-awq", "--calib", str(files.calibration)]
+    if copy_to is not None:
+        command += ["-o", str(copy_to / "out")]
+    print(f"compile\t{shlex.join(command)}")
 
 
 def exit_from(main: Callable[[], None]) -> NoReturn:

