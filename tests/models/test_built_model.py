@@ -10,7 +10,6 @@ import pytest
 from models.built_model import BuiltModel, ModelFiles, print_built
 from qcompiler.errors import ResourceError
 
-
 # What python -m does first, without the packages of this environment.
 OUTSIDE = "import sys; sys.path.insert(0, sys.argv[1]); sys.argv[0] = '-m'; import models"
 
