@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _DOMAIN = "ai.qcompiler"
 _LIBRARY = "libqcompiler_ops.so"
+_REGISTERED = "qcompiler.registered"  # a config entry of ours: ONNX Runtime keeps those it does not know
 
 
 def create_session(
@@ -30,7 +31,7 @@ def create_session(
     """A plain ONNX Runtime session on a model file, with our kernels where the library is installed.
 
     Args:
-        path: an ``.onnx`` file, compiled by us or not.
+        path: an ``.onnx`` file, compiled by us or not, or a folder with a ``model.onnx``.
         providers: as ONNX Runtime takes them. None: CUDA where this build of ONNX Runtime offers it, then
             the CPU. A build may offer CUDA on a machine without it: ``session.get_providers()`` tells.
         session_options: used as they are: call ``register`` on them first, once. None: fresh, registered.
@@ -40,6 +41,8 @@ def create_session(
         ResourceError: onnxruntime is not installed, or the model needs operators that are not here.
     """
     ort = _onnxruntime()
+    if Path(path).is_dir():
+        path = Path(path, "model.onnx")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; give the path of an .onnx file")
     if session_options is None:
@@ -58,12 +61,24 @@ def create_session(
 def register(session_options: "onnxruntime.SessionOptions") -> None:
     """Adds our operators to the options of a session that the application creates itself.
 
-    Once for each options object: ONNX Runtime refuses a session whose options hold one domain twice.
+    A second call on the same options does nothing: ONNX Runtime refuses a session whose options hold one domain twice.
 
     Raises:
         ResourceError: this installation has no operator library.
+        TypeError: not the options of a session.
     """
-    session_options.register_custom_ops_library(str(library_path()))
+    if not hasattr(session_options, "register_custom_ops_library"):
+        raise TypeError(
+            f"register: expected onnxruntime.SessionOptions, got {type(session_options).__name__}; give the options "
+            "that the session is created with"
+        )
+    library = str(library_path())
+    try:
+        session_options.get_session_config_entry(_REGISTERED)
+        return
+    except RuntimeError:  # no such entry
+        session_options.register_custom_ops_library(library)
+    session_options.add_session_config_entry(_REGISTERED, "1")
 
 
 def library_path() -> Path:
@@ -91,7 +106,7 @@ def _onnxruntime() -> ModuleType:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise ResourceError(
-            "onnxruntime is not installed; run pip install 'qcompiler[cpu]', or 'qcompiler[gpu]' for CUDA"
+            "onnxruntime is not installed; run pip install onnxruntime, or onnxruntime-gpu for CUDA"
         ) from error
     module: ModuleType = onnxruntime
     return module
@@ -114,6 +129,11 @@ def _load_errors() -> tuple[type[Exception], ...]:
 
 def _explained(path: str | os.PathLike[str], error: Exception) -> InputError | ResourceError:
     said = " ".join(str(error).split())
+    if "Domain already set in registry" in said:
+        return InputError(
+            f"{path}: the session options hold operators of one domain twice; call qcompiler.register instead of "
+            "register_custom_ops_library, not besides it"
+        )
     if f"{_DOMAIN}:" not in said or "not a registered" not in said:
         return InputError(f"{path}: ONNX Runtime cannot load it: {said}")
     if _library_file().is_file():

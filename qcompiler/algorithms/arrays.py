@@ -40,7 +40,7 @@ def place(array: npt.NDArray[Any], device: Device) -> Array:
     values = np.ascontiguousarray(array, dtype=np.float32)
     if not has_torch():
         if device == "cuda":
-            raise ResourceError("device: cuda needs torch; install qcompiler[compile], or use device: cpu")
+            raise ResourceError("device: cuda needs torch; pip install torch, or use device: cpu")
         return values
     import torch
 
@@ -74,8 +74,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], de
     """The results of the items in order, worked on by as many threads as torch would use for one operation.
 
     Each thread runs its operations alone. Splitting every small operation over the cores instead costs a
-    barrier
-    each: on 2 cores that other processes also use, 0.2 us a weight and step against 0.004 us this way.
+    barrier each: on 2 cores that other processes also use, 0.2 us a weight and step against 0.004 us this way.
     """
     if device != "cpu":
         return [function(item) for item in items]

@@ -161,7 +161,7 @@ def text_encoder(tokenizer: str | os.PathLike[str] | None, data: str) -> Encode:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise CalibrationError(
-            f"{data}: text needs the tokenizers package: pip install 'qcompiler[compile]'"
+            f"{data}: text needs the tokenizers package: pip install tokenizers"
         ) from error
     path = Path(tokenizer)
     try:

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qcompiler.report.compile_report import CompileReport
-from qcompiler.report.sizes import format_bytes, format_memory, format_seconds, format_shape
+from qcompiler.report.sizes import counted, format_bytes, format_memory, format_seconds, format_shape
 
 WORST = 5
 
@@ -37,7 +37,7 @@ def _worst_table(layers: list[dict[str, Any]], count: int) -> Table:
     table.add_column("role")
     table.add_column("N x K", justify="right", no_wrap=True)
     table.add_column("stored as", no_wrap=True)
-    table.add_column("error", justify="right", no_wrap=True)
+    table.add_column("output_error", justify="right", no_wrap=True)
     table.add_column("SQNR", justify="right", no_wrap=True)
     for layer in layers:
         table.add_row(
@@ -60,7 +60,7 @@ def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
         ("output", output),
         ("size", f"{format_bytes(report.float_bytes)} -> {format_bytes(report.bytes)}{ratio}"),
         ("weights", f"{len(report.layers)} quantized, {8 * stored / max(weights, 1):.2f} bits per weight; "
-                    f"{len(report.skipped)} nodes left alone (qcompile inspect says why)"),
+                    f"{counted(len(report.skipped), 'node')} left alone (qcompile inspect says why)"),
         ("runs as", running or "not checked: stopped before the target's operators"),
         ("calibration", _calibration(report.calibration)),
         ("took", f"{format_seconds(report.seconds)}, "

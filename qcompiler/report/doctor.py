@@ -19,13 +19,13 @@ from qcompiler.report.sizes import format_bytes, format_memory
 
 PACKAGES = {
     "qcompiler": "",
-    "numpy": "pip install qcompiler",
-    "onnx": "pip install qcompiler",
-    "onnx_ir": "pip install qcompiler",
-    "onnxscript": "pip install qcompiler",
-    "onnxruntime": "pip install 'qcompiler[cpu]', or 'qcompiler[gpu]' for CUDA",
-    "torch": "pip install 'qcompiler[compile]'; calibrated recipes need it",
-    "tokenizers": "pip install 'qcompiler[compile]'; text for calibration and evaluation needs it",
+    "numpy": "pip install numpy",
+    "onnx": "pip install onnx",
+    "onnx_ir": "pip install onnx_ir",
+    "onnxscript": "pip install onnxscript",
+    "onnxruntime": "pip install onnxruntime, or onnxruntime-gpu for CUDA",
+    "torch": "pip install torch; calibrated recipes need it",
+    "tokenizers": "pip install tokenizers; text for calibration and evaluation needs it",
 }
 CPU_FLAGS = {
     "avx2": "AVX2",

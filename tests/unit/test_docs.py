@@ -5,17 +5,21 @@ import dataclasses
 import importlib
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import click
+import numpy as np
 import pytest
 
 from benchmarks import fill_tables
-from qcompiler import cli
+from qcompiler import algorithms, cli
 from qcompiler.algorithms import ALGORITHMS
 from qcompiler.calibration.data import TOKENS, open_calibration
+from qcompiler.quant.scheme import Granularity, QuantScheme
+from qcompiler.quant.statistics import InputStatistics
 from qcompiler.recipe import Recipe, builtin_recipes
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +80,28 @@ def options_of(verb: click.Command) -> dict[str, click.Option]:
     }
 
 
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """own.py of docs/algorithms/your-own.md in the current folder."""
+    (block,) = [block for block in blocks("python") if block.page == "docs/algorithms/your-own.md"]
+    (tmp_path / "own.py").write_text(block.text, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("own", None)
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize("statistics", [None, InputStatistics(1, mean_square=np.ones(64, np.float32))])
+def test_the_worked_algorithm_works(statistics: InputStatistics | None) -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    scheme = QuantScheme(4, False, Granularity.GROUP, 32)
+    found = algorithms.find("own:clipped")
+    run = algorithms.call(found, "fc", weight, statistics, scheme, found.options(quantile=0.9))
+    tensor = algorithms.checked(run, scheme, (4, 64), "fc: clipped")
+    # 1 % of the output lost to clipping at most, and half a step of at most 6 / 15 to rounding
+    assert np.square(tensor.dequantize() - weight).sum() < 0.05 * np.square(weight).sum()
+
+
 def test_there_is_something_to_check() -> None:
     assert len(QCOMPILE) >= 10 and blocks("python") and blocks("yaml")
 
@@ -97,6 +123,7 @@ def test_command_exists_with_its_options(page: str, line: str) -> None:
 
 
 @pytest.mark.parametrize(("page", "line"), [entry for entry in QCOMPILE if "--set" in entry[1]])
+@pytest.mark.usefixtures("own_module")
 def test_settings_fit_the_recipe(page: str, line: str) -> None:
     words = shlex.split(line, comments=True)
     recipe = words[words.index("--recipe") + 1] if "--recipe" in words else "w4a16-awq"
