@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompiler.api import CompiledModel, Options, compile, plan
+from qcompiler.api import CompiledModel, Options, compile, dry_run
 from qcompiler.errors import InputError, PromiseError, SchemeError
 from qcompiler.graph import model_file
 from qcompiler.recipe import Recipe
@@ -169,6 +169,20 @@ def test_a_weight_is_found_however_it_is_held(kind: str, quantize: Compile) -> N
     assert compiled.report.running == {"MatMulNBits": 1}
     _check(model, {"x": _x(5, 64)}, compiled, EIGHT_BIT)
     assert "w" not in {i.name for i in _loaded(compiled).graph.initializer}
+
+
+@pytest.mark.parametrize("recipe", ["w8a16-rtn", "w4a16-awq"])
+def test_initializers_that_a_caller_may_override_stay_inputs(recipe: str, quantize: Compile) -> None:
+    model = make_model(
+        "g (float[M,64] x, float[64,96] w1, float[96] b) => (float[M,32] y)"
+        " { h = MatMul(x, w1) i = Add(h, b) r = Relu(i) y = MatMul(r, w2) }",
+        {"w1": weight(64, 96), "b": weight(96), "w2": weight(96, 32, seed=1)},
+    )
+    compiled = quantize(model, recipe)
+    assert [value.name for value in _loaded(compiled).graph.input] == ["x", "b"]
+    tolerance = EIGHT_BIT if recipe == "w8a16-rtn" else FOUR_BIT
+    for feed in ({"x": _x(5, 64)}, {"x": _x(5, 64), "b": np.ones(96, np.float32)}):
+        _check(model, feed, compiled, tolerance)
 
 
 def test_bias_is_fused_into_the_product(quantize: Compile) -> None:
@@ -664,7 +678,7 @@ def test_products_declare_their_outputs(opset: int, quantize: Compile) -> None:
 def test_a_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = save_model(_mlp(), tmp_path)
-    made = plan(path, "w4a16-awq")
+    made = dry_run(path, "w4a16-awq").plan
     assert [planned.weight.name for planned in made.quantized] == ["w1", "w2"]
     assert list(tmp_path.iterdir()) == [path]
 
