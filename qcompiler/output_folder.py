@@ -2,58 +2,126 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ResourceError
 
+MANIFEST = "manifest.json"
+MARKER = "qcompiler-work-folder"  # a file that says: this work folder is ours to remove
+_MANIFEST_KEYS = {"input", "output", "recipe", "versions"}
+
 
 @contextmanager
-def output_folder(place: Path, force: bool, sources: list[Path]) -> Iterator[tuple[Path, Path]]:
+def output_folder(place: Path, force: bool, sources: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
     """Yields (folder to fill, work folder); on success the first becomes ``place`` and the second is removed.
 
     Args:
         place: the final folder.
-        force: replace what is there.
-        sources: files that must not lie inside ``place``, since it may be replaced.
+        force: replace an earlier output that is there.
+        sources: files and folders that must not lie inside ``place``, since it may be replaced.
     Raises:
-        ResourceError: it exists, cannot be written, or holds the input.
+        ResourceError: as ``check_place``, or the folder cannot be made or renamed.
     """
     place = place.absolute()
-    if place.exists() and not force:
-        raise ResourceError(f"{place}: exists; choose another with -o, or replace it with --force")
-    if place.exists() and not place.is_dir():
-        raise ResourceError(f"{place}: is a file, not a folder; choose another with -o")
-    for source in sources:
-        if place in source.resolve().parents or place in source.absolute().parents:
-            raise ResourceError(
-                f"{place}: holds the input {source.name}, which is never overwritten; choose another with -o"
-            )
-    work = place.with_name(place.name + ".work")
+    work = _work_folder(place)
     staged = work / "out"
+    _put_back(place, work)  # after a run that was killed while it replaced an output
+    check_place(place, force, sources)
     try:
-        shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+        if work.exists():
+            shutil.rmtree(work)  # of a run that was killed
         staged.mkdir(parents=True)
+        (work / MARKER).touch()
     except OSError as error:
         raise ResourceError(
             f"{work}: cannot be made ({error.strerror}); choose another place with -o"
         ) from error
     try:
         yield staged, work
-        old = work / "old"
+        _replace(place, staged, work)
+    finally:
+        _put_back(place, work)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_place(place: Path, force: bool, sources: Iterable[Path]) -> None:
+    """Refuses a place for the output where something else would be lost.
+
+    Raises:
+        ResourceError: it exists and is no earlier output or ``force`` is not given, its work folder is
+            someone else's, it is named like a file, or it holds one of ``sources``.
+    """
+    place = place.absolute()
+    work = _work_folder(place)
+    if place.suffix == ".onnx":
+        raise ResourceError(
+            f"{place}: the output is a folder, with model.onnx in it; give -o a name without .onnx"
+        )
+    if place.exists() and not place.is_dir():
+        raise ResourceError(f"{place}: is a file, not a folder; choose another with -o")
+    for source in sources:
+        for folder in (place, work):
+            if _holds(folder, source):
+                raise ResourceError(f"{folder}: holds {source}, which would be lost; choose another with -o")
+    if place.exists() and not _is_output(place):
+        raise ResourceError(
+            f"{place}: holds files but no {MANIFEST} of an earlier compile, so --force leaves it alone; choose another with -o"
+        )
+    if place.exists() and not force:
+        raise ResourceError(
+            f"{place}: exists; choose another with -o, or replace it with --force (in Python: output=, Options(force=True))"
+        )
+    if work.exists() and not _is_work_folder(work):
+        raise ResourceError(
+            f"{work}: is needed for the work and holds files of others; move it, or choose another place with -o"
+        )
+
+
+def _work_folder(place: Path) -> Path:
+    return place.with_name(place.name + ".work")
+
+
+def _replace(place: Path, staged: Path, work: Path) -> None:
+    try:
         if place.exists():
-            place.rename(old)
+            place.rename(work / "old")
         staged.rename(place)
     except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
         raise ResourceError(
-            f"{error.filename or place}: {error.strerror}; free space or choose another place with -o"
+            f"{place}: cannot be put in place ({error.strerror}); choose another with -o"
         ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+
+def _put_back(place: Path, work: Path) -> None:
+    """The output that was to be replaced, where its replacement did not follow."""
+    old = work / "old"
+    if _is_work_folder(work) and old.exists() and not place.exists():
+        old.rename(place)
+
+
+def _is_work_folder(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / MARKER).is_file() or not any(folder.iterdir()))
+
+
+def _is_output(folder: Path) -> bool:
+    """Whether the folder is empty or has the manifest of a compile."""
+    if not any(folder.iterdir()):
+        return True
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.keys() >= _MANIFEST_KEYS
+
+
+def _holds(folder: Path, source: Path) -> bool:
+    """Whether the source is the folder or lies in it, by its own path or, where it is a link, by what it leads to."""
+    real = folder.resolve()
+    paths = (source.resolve(), source.parent.resolve() / source.name)
+    return any(path == real or real in path.parents for path in paths)
 
 
 def write_json(path: Path, value: Any) -> None:
