@@ -13,7 +13,9 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from qcompiler.errors import PromiseError
+from qcompiler.errors import PromiseError, ResourceError
+from qcompiler.graph.disk import require_free, writing
+from qcompiler.graph.model_file import files_of
 from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.fuse_bias import FuseBias
@@ -51,6 +53,7 @@ def verify(model: Path, passes: list[NamedPass]) -> dict[str, int]:
 
     Raises:
         PromiseError: ONNX Runtime cannot load the model, or a quantized node is not there.
+        ResourceError: the disk has no room for a second copy of the model, which goes at once.
     """
     expected = [
         node for entry in passes if isinstance(entry.run, LowerToMatMulNBits) for node in entry.run.lowered
@@ -77,28 +80,46 @@ def verify(model: Path, passes: list[NamedPass]) -> dict[str, int]:
 def _optimized_nodes(model: Path) -> list[onnx.NodeProto]:
     """The nodes of the optimized model, control-flow bodies included."""
     # Beside the model: the optimized copy has its weights too, and the system's temporary folder may be memory.
-    folder = Path(tempfile.mkdtemp(prefix=".verify-", dir=model.parent))
+    require_free(model.parent, sum(file.stat().st_size for file in files_of(model).values()))
+    with writing(model.parent):
+        folder = Path(tempfile.mkdtemp(prefix=".verify-", dir=model.parent))
     try:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.optimized_model_filepath = str(folder / "optimized.onnx")
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", "optimized.data"
-        )
-        options.add_session_config_entry(
-            "session.disable_prepacking", "1"
-        )  # a packed copy of every weight, for nothing here
         try:
-            ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+            _load(model, folder / "optimized.onnx")
         except SESSION_ERRORS as error:
-            reason = str(error).splitlines()[0]
-            raise PromiseError(
-                f"{model.name}: ONNX Runtime {ort.__version__} cannot load the compiled model: {reason}"
-            ) from error
+            raise _refusal(model, error) from error
         optimized = onnx.load(folder / "optimized.onnx", load_external_data=False)
     finally:
         shutil.rmtree(folder)
     return list(_nodes(optimized.graph))
+
+
+def _load(model: Path, optimized: Path | None) -> None:
+    """A session on the model, which saves its optimized form if a place is given."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "optimized.data"
+        )
+    # A packed copy of every weight, for nothing here.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def _refusal(model: Path, error: Exception) -> PromiseError | ResourceError:
+    """ONNX Runtime says alike that a model is bad and that the disk is full: it is the disk if the model loads unsaved."""
+    reason = str(error).splitlines()[0]
+    try:
+        _load(model, None)
+    except SESSION_ERRORS:
+        return PromiseError(
+            f"{model.name}: ONNX Runtime {ort.__version__} cannot load the compiled model: {reason}"
+        )
+    return ResourceError(
+        f"{model.parent}: ONNX Runtime cannot write its optimized copy of the model there; free space or choose another place with -o"
+    )
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

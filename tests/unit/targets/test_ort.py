@@ -1,9 +1,17 @@
-"""What the target ort says of schemes."""
+"""What the target ort says of schemes, of a broken model and of a disk without room."""
 
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
 import pytest
 
+from qcompiler.errors import PromiseError, ResourceError
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.targets import ort
+from tests import command_models as models
 
 
 @pytest.mark.parametrize("size", ort.BLOCK_SIZES)
@@ -21,3 +29,38 @@ def test_other_groups_are_refused_with_all_that_are_taken(size: int) -> None:
     refusal = ort.supports(QuantScheme(4, False, Granularity.GROUP, size))
     assert refusal is not None and refusal.startswith(f"group_size {size}: ")
     assert refusal.endswith("use one of 16, 32, 64, 128, 256, channel, tensor")
+
+
+def full_disk(*, prefix: str, dir: Path) -> str:
+    """A folder whose file of weights takes nothing: a full disk to ONNX Runtime."""
+    folder = Path(dir) / f"{prefix}full"
+    folder.mkdir()
+    (folder / "optimized.data").symlink_to("/dev/full")
+    return str(folder)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_no_broken_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.external_mlp(tmp_path)
+    monkeypatch.setattr(tempfile, "mkdtemp", full_disk)
+    with pytest.raises(ResourceError, match="cannot write its optimized copy of the model there; free space"):
+        ort.verify(model, [])
+    assert not (tmp_path / ".verify-full").exists()
+
+
+def test_room_for_the_copy_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.external_mlp(tmp_path)
+    nearly = model.stat().st_size + 1000  # the weights beside it are 64 kB
+    usage = shutil.disk_usage(tmp_path)._replace(free=nearly)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    with pytest.raises(ResourceError, match="MB needed"):
+        ort.verify(model, [])
+
+
+def test_a_model_that_does_not_load_is_a_broken_promise(tmp_path: Path) -> None:
+    path = models.mlp(tmp_path)
+    model = onnx.load(path)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.ones((3, 128), np.float32), "fc1"))
+    onnx.save(model, path)
+    with pytest.raises(PromiseError, match=r"float\.onnx: ONNX Runtime .* cannot load the compiled model"):
+        ort.verify(path, [])
