@@ -141,18 +141,9 @@ def run_passes(
         start = time.perf_counter()
         try:
             modified = entry.run(model).modified
-        except QCompilerError:
-            raise
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            AssertionError,
-            ArithmeticError,
-            RuntimeError,
-        ) as error:
+        except (QCompilerError, OSError, MemoryError):
+            raise  # says what is wrong, or is the machine's
+        except Exception as error:  # whatever else leaves a pass is a defect of it, and is named by it
             raise PassError(
                 f"pass {entry.name}: failed: {type(error).__name__}: {error}; run with --traceback and report it"
             ) from error
