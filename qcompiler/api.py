@@ -3,28 +3,37 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.calibration.data import tokenizer_beside
-from qcompiler.calibration.feeds import CalibrationFeeds, make_feeds
+from qcompiler.calibration.data import check_exists, open_calibration, tokenizer_beside
+from qcompiler.calibration.feeds import REQUIRED, make_feeds
 from qcompiler.errors import ResourceError
 from qcompiler.graph import model_file
+from qcompiler.graph.disk import writing
 from qcompiler.graph.weight_store import WeightStore
-from qcompiler.output_folder import output_folder, write_json
+from qcompiler.output_folder import MANIFEST, check_place, output_folder, write_json
 from qcompiler.pass_manager import Dump, Instrument, Verify, check_model, check_stop, run_passes
 from qcompiler.passes.quantize_weights import CalibrationRun
-from qcompiler.pipeline import pass_names, plan_weights, preparing_passes, quantizing_passes
+from qcompiler.pipeline import (
+    Materials,
+    layer_results,
+    pass_names,
+    plan_weights,
+    preparing_passes,
+    quantizing_passes,
+)
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.manifest import make_manifest
 from qcompiler.report.memory import PeakMemory
-from qcompiler.targets import find_target
+from qcompiler.report.memory_forecast import forecast_peak_bytes
+from qcompiler.targets import Target, find_target
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[str, int, int], None]
@@ -63,23 +72,55 @@ class CompiledModel:
         return self.folder / model_file.MODEL_NAME
 
 
-def plan(
+@dataclass(frozen=True)
+class DryRun:
+    """What ``compile`` would do.
+
+    Attributes:
+        source: the model file.
+        plan: what becomes of each product.
+        peak_bytes: forecast of anonymous memory.
+        refusals: why a compile would be refused all the same, one line each.
+    """
+
+    source: Path
+    plan: Plan
+    peak_bytes: int
+    refusals: list[str]
+
+
+def dry_run(
     model: str | os.PathLike[str],
-    recipe: str | os.PathLike[str] | Recipe,
-    settings: Iterable[str] = (),
+    recipe: str | os.PathLike[str] | Recipe = "w4a16-awq",
+    *,
+    calibration: str | os.PathLike[str] | Feeds | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
     target: str = "ort",
-) -> Plan:
+    settings: Sequence[str] = (),
+    options: Options | None = None,
+) -> DryRun:
     """What ``compile`` would do to each weight (``--dry-run``); nothing is written.
 
     Raises:
-        QCompilerError: as ``compile``.
+        QCompilerError: as ``compile``, but for what ``refusals`` says.
     """
-    resolved = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).with_settings(settings)
-    loaded = model_file.load(model)
-    run_passes(loaded, preparing_passes(resolved), [])
-    made = plan_weights(loaded, resolved)
-    made.check(find_target(target).supports)
-    return made
+    options = options or Options()
+    job = _look_up(model, recipe, settings, target, output, calibration, tokenizer, options)
+    run_passes(job.model, preparing_passes(job.recipe), [])
+    planned = plan_weights(job.model, job.recipe)
+    planned.check(job.target.supports)
+    peak = _forecast(job, planned, options.memory_limit)
+    refusals = []
+    try:
+        check_place(job.place, options.force, job.sources)
+    except ResourceError as refusal:
+        refusals.append(str(refusal))
+    try:
+        _check_memory(peak, options.memory_limit, planned)
+    except ResourceError as refusal:
+        refusals.append(str(refusal))
+    return DryRun(job.source, planned, peak, refusals)
 
 
 def compile(
@@ -97,7 +138,7 @@ def compile(
     """Quantize a model.
 
     Args:
-        model: ONNX file, with or without external data; never written to.
+        model: ONNX file, with or without external data, or a folder with a model.onnx; never written to.
         recipe: a built-in name, a YAML file or a Recipe; ``settings`` are its ``--set KEY=VALUE`` lines.
         calibration: text, arrays or an iterable of feeds (see docs/calibration.md); None samples data from the model.
         tokenizer: tokenizer.json, for text; default: the one in the model's folder.
@@ -109,79 +150,121 @@ def compile(
     start = time.perf_counter()
     options = options or Options()
     progress = progress or (lambda what, done, total: None)
-    source = Path(model)
-    resolved = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).with_settings(settings)
-    goal = find_target(target)
-    check_stop(options.stop_after, pass_names(resolved, goal))
-    place = Path(output) if output is not None else Path(f"{source.stem}-{resolved.name}")
-    loaded = model_file.load(source)
+    job = _look_up(model, recipe, settings, target, output, calibration, tokenizer, options)
+    loaded, resolved = job.model, job.recipe
     with (
         PeakMemory() as memory,
-        output_folder(place, options.force, [source]) as (staged, work),
+        output_folder(job.place, options.force, job.sources) as (staged, work),
         WeightStore(work) as store,
     ):
-        instruments: list[Instrument] = [Dump(options.dump_ir)] if options.dump_ir is not None else []
-        instruments += [Verify(loaded)] if options.verify_each else []
+        instruments = _instruments(loaded, options)
         preparing = preparing_passes(resolved)
         records = run_passes(loaded, preparing, instruments, options.stop_after)
         stopped = options.stop_after in [entry.name for entry in preparing]
-        planned = plan_weights(loaded, resolved)
-        planned.check(goal.supports)
-        _check_memory(planned, options.memory_limit)
-        data = (
-            _feeds(
-                loaded, calibration, tokenizer or tokenizer_beside(source), resolved, options.seed, progress
-            )
-            if planned.needs_data and not stopped
-            else None
-        )
+        planned = Plan([], []) if stopped else _checked_plan(job, options.memory_limit)
+        data = None
+        if planned.needs_data:
+            samples, length = resolved.calibration.samples, resolved.calibration.length
+            data = make_feeds(loaded, calibration, job.tokenizer, samples, length, options.seed, progress)
         run = None if data is None else CalibrationRun(data.feeds, work, options.memory_limit // 4)
-        quantizing = quantizing_passes(planned, resolved, goal, store, run, progress)
+        quantizing = quantizing_passes(Materials(planned, store, run, progress), resolved, job.target)
         if not stopped:
-            records += run_passes(loaded, quantizing.passes, instruments, options.stop_after)
+            records += run_passes(loaded, quantizing, instruments, options.stop_after)
         check_model(loaded, records[-1].name)
         progress("saving", len(planned.quantized), len(planned.quantized))
         saved = model_file.save(loaded, staged)
-        running = goal.verify(saved, quantizing.passes) if options.stop_after is None else {}
-        (staged / "recipe.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
-        write_json(
-            staged / "manifest.json", make_manifest(source, saved, resolved, options.seed, goal.name, data)
-        )
-        report = CompileReport(
-            model=source.name, recipe=resolved.name, target=goal.name,
-            layers=[asdict(layer) for layer in quantizing.quantize.results],
-            skipped=[asdict(skipped) for skipped in planned.skipped],
-            passes=[asdict(record) for record in records], running=running,
-            calibration={} if data is None else data.description, warnings=[] if data is None else data.warnings,
-            float_bytes=_size(source), bytes=_size(saved), seconds=time.perf_counter() - start,
-            peak_anonymous_bytes=memory.peak_bytes,
+        running = job.target.verify(saved, quantizing) if options.stop_after is None else {}
+        manifest = make_manifest(job.source, saved, resolved, options.seed, job.target.name, data)
+        unused = calibration is not None and not planned.needs_data and not stopped
+        report = CompileReport.of(
+            job.source, saved, resolved, job.target.name, planned, layer_results(quantizing), records, running, data,
+            [f"calibration data is not used: {resolved.name} needs none"] if unused else [],
+            time.perf_counter() - start, memory.peak_bytes,
         )  # fmt: skip
-        report.write(staged / "report.json")
-    return CompiledModel(place, report)
+        with writing(staged):
+            (staged / "recipe.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
+            write_json(staged / MANIFEST, manifest)
+            report.write(staged / "report.json")
+    return CompiledModel(job.place, report)
 
 
-def _feeds(
-    loaded: ir.Model,
-    calibration: Any,
+@dataclass(frozen=True)
+class _Job:
+    """What was asked for, found and loaded; nothing is written yet.
+
+    Attributes:
+        data: the file or folder of calibration data, if it is one.
+        sources: every file that is read, and the folder of dumps: none may lie where the output is to be.
+    """
+
+    source: Path
+    model: ir.Model
+    recipe: Recipe
+    target: Target
+    tokenizer: Path | None
+    data: Path | None
+    place: Path
+    sources: list[Path]
+
+
+def _look_up(
+    model: str | os.PathLike[str],
+    recipe: str | os.PathLike[str] | Recipe,
+    settings: Iterable[str],
+    target: str,
+    output: str | os.PathLike[str] | None,
+    calibration: str | os.PathLike[str] | Feeds | None,
     tokenizer: str | os.PathLike[str] | None,
-    recipe: Recipe,
-    seed: int,
-    progress: Progress,
-) -> CalibrationFeeds:
-    return make_feeds(
-        loaded, calibration, tokenizer, recipe.calibration.samples, recipe.calibration.length, seed, progress
-    )
+    options: Options,
+) -> _Job:
+    source = model_file.model_path(model)
+    resolved = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).with_settings(settings)
+    goal = find_target(target)
+    check_stop(options.stop_after, pass_names(resolved, goal))
+    if calibration is not None and not (isinstance(calibration, str) and calibration == REQUIRED):
+        check_exists(calibration)
+    loaded = model_file.load(source)
+    coder = Path(tokenizer) if tokenizer is not None else tokenizer_beside(source)
+    data = Path(calibration) if isinstance(calibration, (str, os.PathLike)) else None
+    data = data if data is not None and data.exists() else None
+    given = [data, coder, None if isinstance(recipe, Recipe) else Path(recipe)]
+    sources = [
+        *model_file.files_of(source, loaded).values(),
+        *(path for path in given if path is not None and path.exists()),
+    ]
+    if options.dump_ir is not None:
+        sources.append(options.dump_ir)
+    place = Path(output) if output is not None else Path(f"{source.stem}-{resolved.name}")
+    return _Job(source, loaded, resolved, goal, coder, data, place, sources)
 
 
-def _check_memory(planned: Plan, limit: int) -> None:
-    forecast = planned.forecast_peak_bytes()
-    if forecast > limit:
+def _instruments(model: ir.Model, options: Options) -> list[Instrument]:
+    dumps: list[Instrument] = [Dump(options.dump_ir)] if options.dump_ir is not None else []
+    return [*dumps, Verify(model)] if options.verify_each else dumps
+
+
+def _checked_plan(job: _Job, memory_limit: int) -> Plan:
+    planned = plan_weights(job.model, job.recipe)
+    planned.check(job.target.supports)
+    _check_memory(_forecast(job, planned, memory_limit), memory_limit, planned)
+    return planned
+
+
+def _forecast(job: _Job, planned: Plan, memory_limit: int) -> int:
+    settings = job.recipe.calibration
+    first = None
+    if planned.needs_data and job.data is not None:
+        feeds = 0
+        for feed in open_calibration(job.data, job.tokenizer, settings.samples, settings.length):
+            first = feed if first is None else first
+            feeds += 1
+        settings = replace(settings, samples=feeds)
+    return forecast_peak_bytes(job.model, planned, settings, first, memory_limit)
+
+
+def _check_memory(peak: int, limit: int, planned: Plan) -> None:
+    if peak > limit:
         raise ResourceError(
-            f"forecast of peak memory {forecast / 2**30:.1f} GiB is above --memory-limit {limit / 2**30:.1f} GiB; "
-            "raise it, or use w4a16-rtn, which needs no calibration"
+            f"forecast of peak memory {peak / 2**30:.1f} GiB is above --memory-limit {limit / 2**30:.1f} GiB; raise it"
+            + (", or use w4a16-rtn, which needs no calibration" if planned.needs_data else "")
         )
-
-
-def _size(path: Path) -> int:
-    """Bytes of a model with its data files."""
-    return sum(file.stat().st_size for file in model_file.files_of(path).values())

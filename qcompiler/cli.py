@@ -34,7 +34,7 @@ class _DefaultVerb(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
             near = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.7)
-            if near and "." not in args[0] and not Path(args[0]).exists():
+            if near and not args[0].startswith("-") and "." not in args[0] and not Path(args[0]).exists():
                 raise click.UsageError(
                     f"{args[0]!r} is neither a verb nor a file; did you mean {near[0]!r}?", ctx
                 )
@@ -102,7 +102,7 @@ def cli() -> None:
     multiple=True,
     help="Change the recipe: --set group_size=64. Repeat for more.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of everything random.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
 @click.option(
     "--memory-limit",
     type=_Memory(),
@@ -126,15 +126,19 @@ def compile_verb(
     """Quantize MODEL into a folder."""
     from qcompiler import api
 
-    if dry_run:
-        from qcompiler.report.plan_table import plan_json, plan_table
-
-        planned = api.plan(model, recipe, settings, target)
-        _show(plan_json(planned, Path(model)) if as_json else plan_table(planned, Path(model)))
-        return
     options = api.Options(
         seed, memory_limit, force, None if dump_ir is None else Path(dump_ir), verify_each, stop_after
     )
+    if dry_run:
+        from qcompiler.report.plan_table import plan_json, plan_table
+
+        ahead = api.dry_run(
+            model, recipe, calibration=calib, tokenizer=tokenizer, output=output, target=target,
+            settings=settings, options=options,
+        )  # fmt: skip
+        show = plan_json if as_json else plan_table
+        _show(show(ahead.plan, ahead.source, ahead.peak_bytes, ahead.refusals))
+        return
     with _progress(quiet=as_json) as progress:
         result = api.compile(
             model, recipe, calibration=calib, tokenizer=tokenizer, output=output, target=target,
@@ -189,8 +193,9 @@ def inspect_verb(model: str, as_json: bool) -> None:
     help="Start at this fraction of the text.",
 )
 @click.option(
-    "--seed", default=0, show_default=True, help="Of random inputs, where neither --text nor --data is given."
-)
+    "--seed", type=click.IntRange(0), default=0, show_default=True,
+    help="Of random inputs, where neither --text nor --data is given.",
+)  # fmt: skip
 @_json
 @_traceback
 def eval_verb(
@@ -261,11 +266,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             traceback.print_exception(error)
         if isinstance(error, click.ClickException):
             error.show()
+            line = error.format_message()
         elif line:
             print(f"error: {line}", file=sys.stderr)
+        if "--json" in given and line:
+            status = _say_error(line, status)
     if status == _CLOSED_PIPE:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
     sys.exit(status)
+
+
+def _say_error(line: str, status: int) -> int:
+    """The error as the one JSON document that was asked for; returns the status to end with."""
+    try:
+        _show({"error": line, "status": status})
+    except click.exceptions.Exit as closed:
+        return closed.exit_code
+    return status
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from qcompiler.errors import InputError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.expand_gemm import ExpandGemm
 from qcompiler.passes.normalize import Normalize
-from qcompiler.passes.quantize_weights import CalibrationRun, Progress, QuantizeWeights
+from qcompiler.passes.quantize_weights import CalibrationRun, LayerResult, Progress, QuantizeWeights
 from qcompiler.passes.raise_opset import RaiseOpset
 from qcompiler.passes.widen_bfloat16 import WidenBfloat16
 from qcompiler.recipe.plan import Plan, make_plan
@@ -21,13 +22,13 @@ MIDDLE_OPSET = 21  # blockwise DequantizeLinear, int4
 MIDDLE_OPSET_2_BIT = 25  # int2
 
 
-EXPAND, QUANTIZE = "expand_gemm", "quantize_weights"
-
-
 def pass_names(recipe: Recipe, target: Target) -> list[str]:
     """Every pass of a compile, in order."""
-    ends = (*preparing_passes(recipe), None, *target.lowering(recipe))
-    return [name for entry in ends for name in ((EXPAND, QUANTIZE) if entry is None else (entry.name,))]
+    return [
+        *(entry.name for entry in preparing_passes(recipe)),
+        *(name for name, _, _ in _QUANTIZING),
+        *(entry.name for entry in target.lowering(recipe)),
+    ]
 
 
 def preparing_passes(recipe: Recipe) -> list[NamedPass]:
@@ -49,42 +50,60 @@ def preparing_passes(recipe: Recipe) -> list[NamedPass]:
 
 
 def plan_weights(model: ir.Model, recipe: Recipe) -> Plan:
-    """The plan for a prepared model; nothing is edited."""
-    return make_plan(take_census(model), recipe)
+    """The plan for a prepared model; nothing is edited.
+
+    Raises:
+        InputError: there is nothing to quantize.
+    """
+    census = take_census(model)
+    done = sum(left.reason == "already quantized" for left in census.left_alone)
+    if done and not census.weights:
+        raise InputError(
+            f"already quantized: {done} products, and no float weight is left; give the float model it was made from"
+        )
+    return make_plan(census, recipe)
 
 
 @dataclass(frozen=True)
-class QuantizingPasses:
-    """Passes from the plan to the target's operators; ``quantize`` holds the results of each weight."""
+class Materials:
+    """What the passes that carry out a plan are made from."""
 
-    passes: list[NamedPass]
-    quantize: QuantizeWeights
+    plan: Plan
+    store: WeightStore
+    calibration: CalibrationRun | None
+    progress: Progress
 
 
-def quantizing_passes(
-    plan: Plan,
-    recipe: Recipe,
-    target: Target,
-    store: WeightStore,
-    calibration: CalibrationRun | None,
-    progress: Progress,
-) -> QuantizingPasses:
-    """Passes that carry out a plan for a target."""
-    gemms = [
-        use.node for planned in plan.quantized for use in planned.weight.uses if use.node.op_type == "Gemm"
+def quantizing_passes(materials: Materials, recipe: Recipe, target: Target) -> list[NamedPass]:
+    """Passes from the plan to the target's operators."""
+    ours = [NamedPass(name, make(materials), reason) for name, make, reason in _QUANTIZING]
+    return [*ours, *target.lowering(recipe)]
+
+
+def layer_results(passes: list[NamedPass]) -> list[LayerResult]:
+    """What became of each weight, after the passes have run."""
+    return [
+        result for entry in passes if isinstance(entry.run, QuantizeWeights) for result in entry.run.results
     ]
-    expand = ExpandGemm(gemms, on_replaced(plan))
-    quantize = QuantizeWeights(plan, store, calibration, progress)
-    passes = [
-        NamedPass(EXPAND, expand, "after planning: a Gemm that stays float stays a Gemm"),
-        NamedPass(
-            QUANTIZE,
-            quantize,
-            "calibration, scaling and rounding go segment by segment, so they are one pass",
-        ),
-        *target.lowering(recipe),
-    ]
-    return QuantizingPasses(passes, quantize)
+
+
+def _expand_gemm(materials: Materials) -> ExpandGemm:
+    uses = [use for planned in materials.plan.quantized for use in planned.weight.uses]
+    return ExpandGemm([use.node for use in uses if use.node.op_type == "Gemm"], on_replaced(materials.plan))
+
+
+def _quantize_weights(materials: Materials) -> QuantizeWeights:
+    return QuantizeWeights(materials.plan, materials.store, materials.calibration, materials.progress)
+
+
+_QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str], ...] = (
+    ("expand_gemm", _expand_gemm, "after planning: a Gemm that stays float stays a Gemm"),
+    (
+        "quantize_weights",
+        _quantize_weights,
+        "calibration, scaling and rounding go segment by segment, so they are one pass",
+    ),
+)
 
 
 def on_replaced(plan: Plan) -> Callable[[ir.Node, ir.Node], None]:

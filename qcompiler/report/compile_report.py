@@ -1,10 +1,16 @@
 """report.json: what a compile did to each weight, what it left alone, and what it took."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qcompiler.calibration.feeds import CalibrationFeeds
+from qcompiler.graph.model_file import files_of
+from qcompiler.pass_manager import PassRecord
+from qcompiler.passes.quantize_weights import LayerResult
+from qcompiler.recipe import Recipe
+from qcompiler.recipe.plan import Plan
 from qcompiler.report.json_text import to_json
 
 
@@ -37,11 +43,44 @@ class CompileReport:
     peak_anonymous_bytes: int
     warnings: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of(
+        cls,
+        source: Path,
+        saved: Path,
+        recipe: Recipe,
+        target: str,
+        plan: Plan,
+        results: Sequence[LayerResult],
+        records: Sequence[PassRecord],
+        running: dict[str, int],
+        data: CalibrationFeeds | None,
+        warnings: Sequence[str],
+        seconds: float,
+        peak_anonymous_bytes: int,
+    ) -> "CompileReport":
+        """Of a compile of ``source`` to ``saved``; ``warnings`` come before those of the plan and the data."""
+        return cls(
+            model=source.name,
+            recipe=recipe.name,
+            target=target,
+            layers=[asdict(result) for result in results],
+            skipped=[asdict(skipped) for skipped in plan.skipped],
+            passes=[asdict(record) for record in records],
+            running=running,
+            calibration={} if data is None else data.description,
+            float_bytes=_size(source),
+            bytes=_size(saved),
+            seconds=seconds,
+            peak_anonymous_bytes=peak_anonymous_bytes,
+            warnings=[*warnings, *plan.warnings, *([] if data is None else data.warnings)],
+        )
+
     def write(self, path: Path) -> None:
         """As JSON; an infinite figure (the SQNR of equal weights) becomes null."""
         path.write_text(to_json(asdict(self)) + "\n", encoding="utf-8")
 
-    @classmethod
-    def read(cls, path: Path) -> "CompileReport":
-        """From JSON that ``write`` wrote."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+def _size(path: Path) -> int:
+    """Bytes of a model with its data files."""
+    return sum(file.stat().st_size for file in files_of(path).values())

@@ -19,6 +19,7 @@ from qcompiler.calibration.fill import token_input
 from qcompiler.calibration.sampling import random_feeds
 from qcompiler.calibration.text_windows import text_windows
 from qcompiler.errors import InputError
+from qcompiler.graph.model_file import model_path
 from qcompiler.quant import metrics
 from qcompiler.quant.similarity import Similarity
 from qcompiler.report.comparable_model import ComparableModel, open_comparable
@@ -97,6 +98,7 @@ def evaluate(
         InputError: a model cannot be read or run, or they have nothing in common to compare.
         CalibrationError: the data does not fit.
     """
+    model, reference = model_path(model), model_path(reference)
     data = replace(data, tokenizer=data.tokenizer or tokenizer_beside(reference) or tokenizer_beside(model))
     text = None if data.text is None else _tokens(data, data.text)
     with ExitStack() as stack:

@@ -98,7 +98,7 @@ def inspect(path: str | Path) -> Inspection:
     Raises:
         InputError: it cannot be read.
     """
-    place = Path(path)
+    place = model_file.model_path(path)
     model = model_file.load(place)
     files = model_file.files_of(place, model)
     operators = _count_operators(model)

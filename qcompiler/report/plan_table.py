@@ -12,7 +12,7 @@ from rich.text import Text
 from qcompiler.graph.model_file import files_of
 from qcompiler.recipe.plan import Plan
 from qcompiler.report.folded import folded
-from qcompiler.report.sizes import format_bytes, format_memory, format_shape
+from qcompiler.report.sizes import counted, format_bytes, format_memory, format_shape
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def plan_rows(plan: Plan) -> list[PlanRow]:
     return rows
 
 
-def forecast(plan: Plan, model: Path) -> PlanForecast:
+def forecast(plan: Plan, model: Path, peak_bytes: int) -> PlanForecast:
     """Sizes and memory of a compile of the model file.
 
     Raises:
@@ -93,25 +93,26 @@ def forecast(plan: Plan, model: Path) -> PlanForecast:
     return PlanForecast(
         now,
         max(now - plan.float_bytes + plan.stored_bytes, plan.stored_bytes),
-        plan.forecast_peak_bytes(),
+        peak_bytes,
         8 * plan.stored_bytes / weights,
         len(plan.quantized),
         len(plan.skipped),
     )
 
 
-def plan_json(plan: Plan, model: Path) -> dict[str, Any]:
-    """The rows, the forecast and the warnings as plain values."""
+def plan_json(plan: Plan, model: Path, peak_bytes: int, refusals: list[str]) -> dict[str, Any]:
+    """The rows, the forecast and what stands in the way of a compile, as plain values."""
     return {
         "model": str(model),
         "nodes": [asdict(row) for row in plan_rows(plan)],
-        "forecast": asdict(forecast(plan, model)),
+        "forecast": asdict(forecast(plan, model, peak_bytes)),
         "warnings": plan.warnings,
+        "refusals": refusals,
     }
 
 
-def plan_table(plan: Plan, model: Path) -> RenderableType:
-    """The rows, under them the forecast and the warnings. Equal reasons for nodes without a weight share one line."""
+def plan_table(plan: Plan, model: Path, peak_bytes: int, refusals: list[str]) -> RenderableType:
+    """The rows, and under them the forecast. Equal reasons for nodes without a weight share one line."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "role", "op"):
         table.add_column(column, overflow="fold")
@@ -127,16 +128,17 @@ def plan_table(plan: Plan, model: Path) -> RenderableType:
         reason = "; ".join((row.decided_by, *row.notes))
         cells = (row.name, row.role, row.op, format_shape(row.shape), stored, size, reason)
         table.add_row(*map(escape, cells), style="dim" if row.scheme is None else None)
-    ahead = forecast(plan, model)
+    ahead = forecast(plan, model, peak_bytes)
     ratio = ahead.model_bytes / ahead.planned_bytes if ahead.planned_bytes else 1.0
     needed = "needed" if plan.needs_data else "not needed"
     lines = (
-        f"{ahead.quantized} weights to quantize at {ahead.bits_per_weight:.2f} bits each, "
-        f"{ahead.left_alone} nodes left alone",
+        f"{counted(ahead.quantized, 'weight')} to quantize at {ahead.bits_per_weight:.2f} bits each, "
+        f"{counted(ahead.left_alone, 'node')} left alone",
         f"size {format_bytes(ahead.model_bytes)} -> about {format_bytes(ahead.planned_bytes)} "
         f"({ratio:.1f} times smaller)",
         f"peak memory about {format_memory(ahead.peak_bytes)}; calibration data {needed}",
         *(f"warning: {warning}" for warning in plan.warnings),
+        *(f"a compile will be refused: {refusal}" for refusal in refusals),
     )
     return Group(table, "", *map(Text, lines))
 

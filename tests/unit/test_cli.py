@@ -125,6 +125,94 @@ def test_dry_run_writes_nothing(run: Command, tmp_path: Path) -> None:
     assert plan["forecast"]["planned_bytes"] < plan["forecast"]["model_bytes"]
 
 
+def test_dry_run_says_what_would_stop_a_compile(run: Command, tmp_path: Path) -> None:
+    source = models.mlp(tmp_path)
+    Path("out").mkdir()
+    Path("out/mine").write_text("keep")
+    arguments = [source, *RTN, "-o", "out", "--memory-limit", "1MiB", "--dry-run"]
+    refusals = json.loads(run(*arguments, "--json").out)["refusals"]
+    assert len(refusals) == 2 and "holds files but no manifest.json" in refusals[0]
+    assert "above --memory-limit" in refusals[1] and "use w4a16-rtn" not in refusals[1]
+    outcome = run(*arguments)
+    assert outcome.status == 0 and outcome.out.count("a compile will be refused: ") == 2
+    assert json.loads(run(source, *RTN, "--dry-run", "--json").out)["refusals"] == []
+
+
+def test_a_memory_limit_names_the_recipe_without_calibration(run: Command, tmp_path: Path) -> None:
+    outcome = run(models.mlp(tmp_path), "--memory-limit", "1MiB")
+    assert outcome.status == 2 and outcome.error.endswith("or use w4a16-rtn, which needs no calibration")
+    assert run(models.mlp(tmp_path), *RTN, "--memory-limit", "1MiB").error.endswith("raise it")
+
+
+def test_a_folder_stands_for_the_model_in_it(run: Command, tmp_path: Path) -> None:
+    source = models.mlp(tmp_path)
+    assert run(source, *RTN, "-o", "out").status == 0
+    assert "fc1" in run("inspect", "out").out
+    assert run("eval", "out", "--reference", source).status == 0
+    source.rename(tmp_path / "model.onnx")
+    assert run(tmp_path, *RTN).status == 0 and Path("model-w4a16-rtn/model.onnx").exists()
+
+
+def test_a_quantized_model_is_not_quantized_again(run: Command, tmp_path: Path) -> None:
+    assert run(models.decoder(tmp_path), *RTN, "-o", "out").status == 0
+    assert "give the float model it was made from" in run("out", *RTN).error
+
+
+def test_options_may_come_first(run: Command, tmp_path: Path) -> None:
+    assert run(*RTN, "-o", "out", models.mlp(tmp_path)).status == 0
+    assert left_behind() == ["out"]
+
+
+def test_an_output_named_like_a_file(run: Command, tmp_path: Path) -> None:
+    outcome = run(models.mlp(tmp_path), *RTN, "-o", "small.onnx")
+    assert outcome.status == 2 and "the output is a folder" in outcome.error
+    assert left_behind() == []
+
+
+def test_an_error_is_json_too_where_json_is_wanted(run: Command, tmp_path: Path) -> None:
+    outcome = run(tmp_path / "missing.onnx", "--json")
+    assert json.loads(outcome.out) == {"error": outcome.error.removeprefix("error: "), "status": 2}
+    usage = run("eval", "m.onnx", "--json")
+    assert "--reference" in json.loads(usage.out)["error"] and "--reference" in usage.err
+
+
+def test_data_that_is_not_used_is_told_and_must_exist(run: Command, tmp_path: Path) -> None:
+    source = models.mlp(tmp_path)
+    outcome = run(source, *RTN, "--calib", "none.txt")
+    assert outcome.status == 2 and "none.txt: no such calibration file" in outcome.error
+    assert left_behind() == []
+    data = models.feeds_file(tmp_path, x=np.ones((2, 64), np.float32))
+    warnings = json.loads(run(source, *RTN, "--calib", data, "-o", "out", "--json").out)["warnings"]
+    assert warnings == ["calibration data is not used: w4a16-rtn needs none"]
+
+
+def test_stopping_before_the_plan_needs_none(run: Command, tmp_path: Path) -> None:
+    """Nothing to quantize, and a limit that any plan is above."""
+    source = models.nothing_to_quantize(tmp_path)
+    outcome = run(source, "--memory-limit", "1MiB", "--stop-after", "normalize", "-o", "out")
+    assert outcome.status == 0, outcome.err
+    assert "0 nodes left alone" in outcome.out
+
+
+def test_one_node_is_no_plural(run: Command, tmp_path: Path) -> None:
+    settings = ["--set", "rules=[{match: fc2, quantize: false}]"]
+    outcome = run(models.mlp(tmp_path), *RTN, *settings, "-o", "out")
+    assert "1 node left alone" in outcome.out
+    assert "1 weight to quantize" in run(models.mlp(tmp_path), *RTN, *settings, "--dry-run").out
+
+
+def test_no_file_that_is_read_is_replaced(run: Command, tmp_path: Path) -> None:
+    source = models.mlp(tmp_path)
+    assert run(source, *RTN, "-o", "out").status == 0
+    data = models.feeds_file(Path("out"), x=np.ones((2, 64), np.float32))
+    own = ["--recipe", "out/recipe.yaml"]
+    for options in (["--calib", data], own, [*RTN, "--dump-ir", "out/ir"]):
+        before = digests(Path("out"))
+        outcome = run(source, *options, "-o", "out", "--force")
+        assert outcome.status == 2 and "which would be lost" in outcome.error, options
+        assert digests(Path("out")) == before
+
+
 def test_dump_ir_and_stop_after(run: Command, tmp_path: Path) -> None:
     outcome = run(
         models.mlp(tmp_path), *RTN, "-o", "out", "--dump-ir", "ir", "--stop-after", "quantize_weights"
@@ -193,7 +281,7 @@ def infinite_weight(folder: Path) -> Path:
         (nan_weight, ["fc1", "NaN"]),
         (infinite_weight, ["fc1"]),
         (models.nothing_to_quantize, ["nothing to quantize"]),
-        (lambda folder: folder, ["a folder; give the .onnx file"]),
+        (lambda folder: folder, ["a folder without model.onnx"]),
         (lambda folder: folder / "missing.onnx", ["missing.onnx: no such file"]),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -279,7 +367,7 @@ def test_output_that_holds_the_input(run: Command, tmp_path: Path) -> None:
     source = models.mlp(folder)
     before = digests(folder)
     outcome = run(source, *RTN, "-o", folder, "--force")
-    assert outcome.status == 2 and "holds the input" in outcome.error
+    assert outcome.status == 2 and "which would be lost" in outcome.error
     assert digests(folder) == before
 
 
@@ -365,10 +453,10 @@ def test_a_closed_pipe_is_quiet(run: Command, tmp_path: Path) -> None:
 def test_a_defect_is_one_line_and_status_1(
     run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*arguments: object) -> None:
+    def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("of ours")
 
-    monkeypatch.setattr("qcompiler.api.plan", broken)
+    monkeypatch.setattr("qcompiler.api.dry_run", broken)
     source = models.mlp(tmp_path)
     outcome = run(source, "--dry-run")
     assert outcome.status == 1 and "ZeroDivisionError: of ours" in outcome.error
@@ -404,7 +492,14 @@ def test_a_misspelt_verb(run: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--no-such"], ["compile"], ["m.onnx", "--memory-limit", "4"], ["eval", "m.onnx"]]
+    "arguments",
+    [
+        ["--no-such"],
+        ["compile"],
+        ["m.onnx", "--memory-limit", "4"],
+        ["eval", "m.onnx"],
+        ["m.onnx", "--seed", "-1"],
+    ],
 )
 def test_bad_usage(run: Command, arguments: list[str]) -> None:
     assert run(*arguments).status == 2

@@ -18,8 +18,8 @@ def test_warnings_of_the_plan_are_shown(tmp_path: Path) -> None:
     made = make_plan(take_census(model_file.load(model)), recipe)
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(plan_table(made, model))
+        console.print(plan_table(made, model, 0, []))
     text = capture.get()
     assert "warning: rule 1 (name=zz): matched no weight" in text
     assert "warning: table: embedding and head are one stored weight" in text
-    assert plan_json(made, model)["warnings"] == made.warnings and len(made.warnings) == 2
+    assert plan_json(made, model, 0, [])["warnings"] == made.warnings and len(made.warnings) == 2

@@ -1,0 +1,84 @@
+"""The peak of anonymous memory that a compile will need, before anything of size is computed.
+
+The weights at work (``Plan.forecast_peak_bytes``) or, where a recipe calibrates, the activations of one sample if they take more; and the
+border activations that are kept of all samples, up to the share of the limit past which they go to a file.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.calibration.data import TOKENS, Feed
+from qcompiler.calibration.feeds import input_specs
+from qcompiler.calibration.fill import complete_feed, token_input
+from qcompiler.calibration.sampling import random_feeds
+from qcompiler.errors import CalibrationError
+from qcompiler.graph.extract import is_constant
+from qcompiler.graph.reads import node_reads
+from qcompiler.graph.shape_inference import activation_bytes
+from qcompiler.recipe import CalibrationSettings
+from qcompiler.recipe.plan import FIXED_BYTES, Plan
+
+BORDER_SHARE = 4
+"""Border activations stay in memory up to a quarter of the limit."""
+RUN_FACTOR = 5
+"""Memory of a run over the activations alive at once: 4.8 measured (models.tiny_lm, windows of 512 and 1024), since ONNX Runtime's arena
+grows by powers of two and the last segment's is still there when the next begins."""
+BORDER_FACTOR = 2
+"""What a segment reads and what it hands on are kept side by side."""
+
+
+def forecast_peak_bytes(
+    model: ir.Model, plan: Plan, calibration: CalibrationSettings, feed: Feed | None, limit: int
+) -> int:
+    """Bytes of a compile.
+
+    Args:
+        model: prepared.
+        calibration: how many samples there will be, and how long those of a language model are.
+        feed: the first of the user's, where there is one to look at; the others are taken to be like it.
+        limit: of the compile.
+    """
+    weights = plan.forecast_peak_bytes()
+    if not plan.needs_data:
+        return weights
+    feed = _feed_like(model, calibration.length) if feed is None else complete_feed(feed, input_specs(model))
+    sizes = activation_bytes(model, {name: array.shape for name, array in feed.items()})
+    anchors = {use.top_level for planned in plan.quantized for use in planned.weight.uses}
+    live, border = _alive(model.graph, sizes, anchors)
+    borders = BORDER_FACTOR * border * calibration.samples
+    # A segment runs, then its weights are worked on.
+    return max(weights, FIXED_BYTES + RUN_FACTOR * live) + min(borders, limit // BORDER_SHARE)
+
+
+def _feed_like(model: ir.Model, length: int) -> Feed:
+    """A window of tokens, or what a model of another kind gets where no data is given."""
+    specs = input_specs(model)
+    if token_input(specs) is not None:
+        try:
+            return complete_feed({TOKENS: np.zeros((1, length), np.int64)}, specs)
+        except CalibrationError:
+            pass  # it wants more than tokens, or tokens of a length of its own
+    return next(random_feeds(specs, 1, seed=0))
+
+
+def _alive(graph: ir.Graph, sizes: Mapping[str, int], anchors: Collection[ir.Node]) -> tuple[int, int]:
+    """(the most bytes of activations alive at once, the most at one of the nodes that read a weight to be quantized)."""
+    readers = Counter(value for node in graph for value in node_reads(node))
+    readers.update(graph.outputs)
+    alive: dict[ir.Value, int] = {}
+    now = peak = border = 0
+    for node in graph:
+        if node in anchors:
+            border = max(border, now)
+        for value in node.outputs:
+            alive[value] = 0 if is_constant(value) else sizes.get(value.name or "", 0)
+            now += alive[value]
+        peak = max(peak, now)
+        for value in node_reads(node):
+            readers[value] -= 1
+            if readers[value] == 0:
+                now -= alive.pop(value, 0)
+    return peak, border
