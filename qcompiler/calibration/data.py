@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from qcompiler.calibration.text_windows import Encode, text_windows
 from qcompiler.errors import CalibrationError
-from qcompiler.user_code import import_reference
+from qcompiler.user_code import describe, import_reference
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -264,11 +264,17 @@ def _from_function(source: str, samples: int) -> CalibrationData:
         raise CalibrationError(f"{source}: must be a function, not {type(function).__name__}")
 
     def read() -> Iterator[Feed]:
-        feeds = function()
-        if not isinstance(feeds, Iterable) or isinstance(feeds, Mapping):
-            hint = "yield it, or put it in a list" if isinstance(feeds, Mapping) else "yield them one by one"
-            raise CalibrationError(f"{source}: must give feeds, gave {type(feeds).__name__}; {hint}")
-        return itertools.islice(feeds, samples)
+        try:
+            feeds = function()
+            if isinstance(feeds, Iterable) and not isinstance(feeds, Mapping):
+                yield from itertools.islice(feeds, samples)
+                return
+        except Exception as error:  # a user's function may raise anything
+            raise CalibrationError(
+                f"{source}: failed: {describe(error)}; correct it, --traceback shows where"
+            ) from error
+        hint = "yield it, or put it in a list" if isinstance(feeds, Mapping) else "yield them one by one"
+        raise CalibrationError(f"{source}: must give feeds, gave {type(feeds).__name__}; {hint}")
 
     return CalibrationData(source, (), read)
 

@@ -28,7 +28,7 @@ class CalibrationFeeds:
     """Feeds with every input filled in.
 
     Attributes:
-        description: source and number of samples, for the report.
+        description: source, number of samples and tokens in the longest, for the report.
         sha256: of all arrays in order.
     """
 
@@ -72,7 +72,7 @@ def make_feeds(
     warnings = list(data.warnings)
     if len(feeds) < samples and not warnings:
         warnings.append(f"{data.source}: gives {len(feeds)} of the {samples} feeds of calib.samples")
-    return _described(feeds, data.source, warnings)
+    return _described(feeds, data.source, warnings, token_input(specs))
 
 
 def input_specs(model: ir.Model) -> list[InputSpec]:
@@ -102,12 +102,14 @@ def _own_feeds(
                 "no calibration data: sequences sampled from the model itself were used; "
                 "give --calib TEXT --tokenizer FILE for better scales"
             ],
+            token_input(specs),
         )
     random = random_feeds(specs, samples, seed, highs=index_bounds(model))
     return _described(
         [complete_feed(feed, specs) for feed in random],
         "random inputs",
         ["no calibration data: random inputs were used; give --calib PATH for better scales"],
+        None,
     )
 
 
@@ -207,7 +209,8 @@ def check_indices(feed: Feed, bounds: Mapping[str, int], tokens: str | None, whe
         )
 
 
-def _described(feeds: list[Feed], source: str, warnings: list[str]) -> CalibrationFeeds:
+def _described(feeds: list[Feed], source: str, warnings: list[str], tokens: str | None) -> CalibrationFeeds:
+    """With the length of the longest window, where the input ``tokens`` takes some."""
     if not feeds:
         raise CalibrationError(f"{source}: gives no feeds; calibration needs at least one")
     digest = hashlib.sha256()
@@ -215,4 +218,7 @@ def _described(feeds: list[Feed], source: str, warnings: list[str]) -> Calibrati
         for name in sorted(feed):
             digest.update(f"{name} {feed[name].dtype} {feed[name].shape}".encode())
             digest.update(feed[name].tobytes())
-    return CalibrationFeeds(feeds, {"source": source, "samples": len(feeds)}, digest.hexdigest(), warnings)
+    description: dict[str, Any] = {"source": source, "samples": len(feeds)}
+    if tokens is not None:
+        description["length"] = max(feed[tokens].shape[1] for feed in feeds)
+    return CalibrationFeeds(feeds, description, digest.hexdigest(), warnings)

@@ -265,3 +265,13 @@ def test_whether_there_is_such_data(tmp_path: Path) -> None:
     for missing in (tmp_path / "a.txt", "a.txt", "C:a.npz", "nowhere"):
         with pytest.raises(CalibrationError, match="no such calibration file or folder; check the path"):
             check_exists(missing)
+
+
+@pytest.mark.parametrize("body", ["return {}[1]", "yield {'x': np.ones(2)}; {}[1]"])
+def test_a_users_function_that_fails_is_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    write(tmp_path / "failing_feeds.py", f"import numpy as np\ndef feeds():\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "failing_feeds", raising=False)
+    assert "failing_feeds:feeds: failed: KeyError: 1; correct it" in refused("failing_feeds:feeds")

@@ -38,7 +38,7 @@ def _language_model(dtype: Any = np.float32, name: str = "float") -> ir.Model:
 )
 def test_a_language_model_speaks_its_own_data(dtype: Any, name: str) -> None:
     made = _make(_language_model(dtype, name))
-    assert made.description == {"source": "sampled from the model", "samples": 2}
+    assert made.description == {"source": "sampled from the model", "samples": 2, "length": 8}
     assert len(made.warnings) == 1
     for feed in made.feeds:
         assert feed["input_ids"].shape == (1, 8)
