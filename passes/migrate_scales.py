@@ -5,14 +5,16 @@
 take it and the gain is worth a node, in an explicit Mul. Pending factors are held by the weights and read with their values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.errors import CalibrationError, SchemeError
+from qcompiler.algorithms import call
+from qcompiler.algorithms.hessian import DAMPING, factor
 from qcompiler.graph.absorb import Absorber, find_absorber
 from qcompiler.graph.edits import Names, add_initializer, set_info
 from qcompiler.graph.weights import Weight
@@ -57,6 +59,11 @@ class ScaleMigration:
             for planned in scaled.values():
                 planned.notes.append("not scaled: the weight is used more than once, and its inputs differ")
             return statistics
+        transforms = next(iter(scaled.values())).settings.transforms
+        if any(planned.settings.transforms != transforms for planned in scaled.values()):
+            for planned in scaled.values():
+                planned.notes.append("not scaled: weights with other transforms read the same input")
+            return statistics
         # Readers without a transform still get the inverse factor, so their function stays too, if X itself is divided upstream.
         movable = all(len(planned.weight.uses) == 1 for planned in readers.values())
         absorber = (
@@ -74,22 +81,20 @@ class ScaleMigration:
             else None
         )
         targets = readers if absorber is not None else scaled
-        for step in next(iter(scaled.values())).settings.transforms:
-            try:
-                choice = step.algorithm.run(
-                    [planned.weight.array() for planned in targets.values()],
-                    statistics,
-                    [planned.scheme for planned in targets.values()],
-                    step.options,
-                    tie=None if absorber is None else absorber.follows,
-                )
-            except (SchemeError, CalibrationError) as error:
-                names = ", ".join(planned.weight.name for planned in targets.values())
-                raise type(error)(f"{names}: {error}") from error
+        for step in transforms:
+            choice = call(
+                step.algorithm,
+                ", ".join(planned.weight.name for planned in targets.values()),
+                [planned.weight.array() for planned in targets.values()],
+                _weighed(statistics, targets.values()),
+                [planned.scheme for planned in targets.values()],
+                step.options,
+                None if absorber is None else absorber.follows,
+            )
             gain = choice.loss / choice.plain_loss if choice.plain_loss > 0 else 1.0
             if gain >= 1.0 or (absorber is None and gain > WORTH_A_MUL):
                 continue
-            where = self._take_out(value, targets, choice.scale, absorber)
+            value, where = self._take_out(value, targets, choice.scale, absorber)
             for planned in targets.values():
                 planned.weight.scale_columns(choice.scale)
                 planned.notes.append(
@@ -108,18 +113,19 @@ class ScaleMigration:
         readers: Mapping[ir.Node, PlannedWeight],
         scale: npt.NDArray[np.float32],
         absorber: Absorber | None,
-    ) -> str:
+    ) -> tuple[ir.Value, str]:
+        """Divide X; returns what the linears now read, and what took the factor."""
         inverse = (1.0 / scale).astype(np.float32)
         if absorber is not None:
             factors = np.ones(absorber.channels, np.float32)
             factors[absorber.follows] = inverse
             absorber.apply(factors)
-            return absorber.what
-        return self._insert_mul(value, readers, inverse)
+            return value, absorber.what
+        return self._insert_mul(value, readers, inverse), "a Mul of its own"
 
     def _insert_mul(
         self, value: ir.Value, readers: Mapping[ir.Node, PlannedWeight], inverse: npt.NDArray[np.float32]
-    ) -> str:
+    ) -> ir.Value:
         dtype = value.dtype or next(iter(readers.values())).weight.dtype
         first = next(iter(readers))
         assert first.graph is not None
@@ -134,4 +140,11 @@ class ScaleMigration:
         self._nodes.insert(self._nodes.index(first), node)  # later probes run through it
         for reader in readers:
             reader.replace_input_with(0, output)
-        return "a Mul of its own"
+        return output
+
+
+def _weighed(statistics: InputStatistics, targets: Iterable[PlannedWeight]) -> InputStatistics:
+    """The statistics as the targets' quantizers weigh errors."""
+    if statistics.hessian is None or not all(p.settings.quantizer.algorithm.spreads for p in targets):
+        return statistics
+    return replace(statistics, remaining=factor(statistics, DAMPING, "cpu").remaining)

@@ -5,7 +5,7 @@
 Names, inputs and outputs stay.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.algorithms import Need
+from qcompiler.algorithms import Need, call, checked
 from qcompiler.algorithms.error import quantization_error
 from qcompiler.calibration.collector import Collector
 from qcompiler.calibration.segments import Segment
-from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.edits import Names, drop_unused
-from qcompiler.graph.quantized import emit_dequantize, register_constants
+from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, emit_dequantize, register_constants
+from qcompiler.graph.reads import node_reads
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Role
 from qcompiler.passes.migrate_scales import ScaleMigration
@@ -89,6 +89,9 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self._names = Names(model)
         self._positions = {node: index for index, node in enumerate(model.graph)}
         if self._calibration is not None and self._plan.needs_data:
+            for planned in self._plan.quantized:
+                if all(use.role is Role.EMBEDDING for use in planned.weight.uses):
+                    self._quantize(planned, None)  # what they hand on is what every segment sees
             self._quantize_by_segment(self._calibration)
         for planned in self._plan.quantized:
             if planned not in self._done:
@@ -123,19 +126,39 @@ class QuantizeWeights(ir.passes.InPlacePass):
     def _quantize_segment(
         self, collector: Collector, segment: Segment, members: Mapping[ir.Node, PlannedWeight]
     ) -> None:
-        by_input: dict[ir.Value, dict[ir.Node, PlannedWeight]] = {}
-        for node, planned in members.items():
-            value = node.inputs[0]
-            assert value is not None
-            by_input.setdefault(value, {})[node] = planned
-        taps: dict[ir.Value, tuple[int, frozenset[Need]]] = {}
-        for value, readers in by_input.items():
-            needs = frozenset(need for planned in readers.values() for need in planned.needs)
-            if needs:
-                taps[value] = (next(iter(readers.values())).weight.shape[1], needs)
+        """Scales first, over the whole segment in float; then its weights, those first that see no other of them."""
         first = next(iter(members.values())).weight.name
         self._progress(f"observing {first}", len(self._done), len(self._plan.quantized))
-        observed = collector.observe(segment, taps)
+        scaled = self._migrate(collector, segment, members)
+        for readers in _stages(collector.nodes_of(segment), members):
+            at_once = {value for value in readers if value in scaled}
+            taps = _taps({value: nodes for value, nodes in readers.items() if value not in at_once})
+            observed = {value: scaled[value] for value in at_once} | collector.observe_stage(segment, taps)
+            statistics: dict[PlannedWeight, InputStatistics | None] = {}
+            for value, nodes in readers.items():
+                for planned in nodes.values():
+                    statistics.setdefault(planned, observed.get(value))
+            for planned, seen in statistics.items():
+                if planned in self._done:
+                    continue
+                if planned.needs and seen is None:
+                    planned.notes.append(
+                        "calibration never reached it: its scales come from the weight alone"
+                    )
+                self._quantize(planned, seen)
+
+    def _migrate(
+        self, collector: Collector, segment: Segment, members: Mapping[ir.Node, PlannedWeight]
+    ) -> dict[ir.Value, InputStatistics | None]:
+        """Move scales between the segment's weights.
+
+        Returns:
+            statistics of the inputs that no weight of the segment feeds: these will not change any more.
+        """
+        if not any(planned.settings.transforms for planned in members.values()):
+            return {}
+        by_input = _readers(members)
+        observed = collector.observe(segment, _taps(by_input))
         migration = ScaleMigration(
             self._model,
             collector.nodes_of(segment),
@@ -144,25 +167,22 @@ class QuantizeWeights(ir.passes.InPlacePass):
             members,
             self._names,
         )
-        statistics: dict[PlannedWeight, InputStatistics | None] = {}
-        for value, readers in by_input.items():
-            after = migration.apply(value, readers, observed.get(value))
-            for planned in readers.values():
-                statistics.setdefault(planned, after)
-        for planned in dict.fromkeys(members.values()):
-            if planned.needs and statistics[planned] is None:
-                planned.notes.append("calibration never reached it: its scales come from the weight alone")
-            self._quantize(planned, statistics[planned])
+        after = {
+            value: migration.apply(value, nodes, observed.get(value)) for value, nodes in by_input.items()
+        }
+        # An input that got a Mul of its own is another value now, one that nothing has observed yet.
+        first = next(iter(_stages(collector.nodes_of(segment), members)), {})
+        return {value: after[value] for value in first if value in after}
 
     def _quantize(self, planned: PlannedWeight, statistics: InputStatistics | None) -> None:
         weight = planned.weight
         self._progress(weight.name, len(self._done), len(self._plan.quantized))
         step = planned.settings.quantizer
         values = weight.array()
-        try:
-            quantized = step.algorithm.run(values, statistics, planned.scheme, step.options)
-        except (SchemeError, CalibrationError) as refusal:
-            raise type(refusal)(f"{weight.name}: {refusal}") from refusal
+        quantized = checked(
+            call(step.algorithm, weight.name, values, statistics, planned.scheme, step.options),
+            planned.scheme, weight.shape, f"{weight.name}: {planned.algorithm}",
+        )  # fmt: skip
         loss = quantization_error(values, quantized, statistics)
         self._replace(planned, quantized)
         self._done.add(planned)
@@ -180,8 +200,8 @@ class QuantizeWeights(ir.passes.InPlacePass):
         gathered = any(use.role is Role.EMBEDDING for use in weight.uses)
         name = self._names.value(f"{weight.name}.quantized")
         node = emit_dequantize(self._store, quantized, "nk" if gathered else "kn", name, weight.dtype)
-        node.metadata_props["qcompiler.algorithm"] = planned.algorithm
-        node.metadata_props["qcompiler.reason"] = planned.settings.decided_by
+        node.metadata_props[ALGORITHM_KEY] = planned.algorithm
+        node.metadata_props[REASON_KEY] = planned.settings.decided_by
         graph = self._model.graph
         first = min((use.top_level for use in weight.uses), key=self._positions.__getitem__)
         graph.insert_before(first, node)
@@ -210,3 +230,39 @@ class QuantizeWeights(ir.passes.InPlacePass):
         )
         self._model.graph.insert_after(dequantize, node)
         return output
+
+
+Readers = Mapping[ir.Value, Mapping[ir.Node, PlannedWeight]]
+"""The linears that read an input, with their weights."""
+
+
+def _readers(members: Mapping[ir.Node, PlannedWeight]) -> dict[ir.Value, dict[ir.Node, PlannedWeight]]:
+    by_input: dict[ir.Value, dict[ir.Node, PlannedWeight]] = {}
+    for node, planned in members.items():
+        value = node.inputs[0]
+        assert value is not None
+        by_input.setdefault(value, {})[node] = planned
+    return by_input
+
+
+def _taps(by_input: Readers) -> dict[ir.Value, tuple[int, frozenset[Need]]]:
+    """What to observe of each input: its channels K, and what the algorithms of its readers need."""
+    taps: dict[ir.Value, tuple[int, frozenset[Need]]] = {}
+    for value, readers in by_input.items():
+        needs = frozenset(need for planned in readers.values() for need in planned.needs)
+        if needs:
+            taps[value] = (next(iter(readers.values())).weight.shape[1], needs)
+    return taps
+
+
+def _stages(nodes: Sequence[ir.Node], members: Mapping[ir.Node, PlannedWeight]) -> list[Readers]:
+    """The inputs of the members with their readers, in stages: no member of a stage computes another's input."""
+    depth: dict[ir.Value, int] = {}
+    stages: dict[int, dict[ir.Node, PlannedWeight]] = {}
+    for node in nodes:
+        above = max((depth.get(value, 0) for value in node_reads(node)), default=0)
+        if node in members:
+            stages.setdefault(above, {})[node] = members[node]
+            above += 1
+        depth.update((output, above) for output in node.outputs)
+    return [_readers(stages[level]) for level in sorted(stages)]

@@ -47,6 +47,8 @@ class Algorithm:
             options, tie).
         needs: the statistics that make it better than without.
         options: a frozen dataclass, every field with a default.
+        spreads: whether it makes up for the error of one column with others, so that transforms before it
+            should weigh an error by what remains (InputStatistics.remaining).
     """
 
     name: str
@@ -54,12 +56,13 @@ class Algorithm:
     needs: frozenset[Need]
     options: type[Any]
     run: Callable[..., Any]
+    spreads: bool = False
 
 
 ALGORITHMS = (
     Algorithm("rtn", "quantizer", frozenset(), rtn.RtnOptions, rtn.quantize),
     Algorithm("mse", "quantizer", frozenset({Need.HESSIAN}), mse.MseOptions, mse.quantize),
-    Algorithm("gptq", "quantizer", frozenset({Need.HESSIAN}), gptq.GptqOptions, gptq.quantize),
+    Algorithm("gptq", "quantizer", frozenset({Need.HESSIAN}), gptq.GptqOptions, gptq.quantize, spreads=True),
     Algorithm("awq", "transform", frozenset({Need.HESSIAN, Need.CHANNELS}), awq.AwqOptions, awq.search_scale),
 )
 

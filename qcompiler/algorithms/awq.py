@@ -81,7 +81,7 @@ def search_scale(
 
     Args:
         weights: each [N_i, K], any floating point type.
-        statistics: with the Hessian.
+        statistics: with the Hessian; with ``remaining`` that is the weight of an error, not the Hessian.
         schemes: how each weight will be stored.
         options: how long to search, and where.
         tie: whole numbers [K]; channels with the same number get the same scale.
@@ -96,7 +96,9 @@ def search_scale(
         raise CalibrationError("awq: the Hessian holds NaN or infinity; check the calibration data")
     samples = [np.asarray(_sample_rows(weight, options.rows), np.float32) for weight in weights]
     shares = [weight.shape[0] / sample.shape[0] for weight, sample in zip(weights, samples, strict=True)]
-    importance = np.diagonal(statistics.hessian)
+    # Under a quantizer that makes up for errors, what counts is what it cannot make up for.
+    importance = np.diagonal(statistics.hessian) if statistics.remaining is None else statistics.remaining
+    metric = place(statistics.hessian if statistics.remaining is None else importance, options.device)
     activation = (
         statistics.mean_abs if statistics.mean_abs is not None else np.sqrt(np.maximum(importance, 0))
     )
@@ -108,13 +110,12 @@ def search_scale(
         found = equalize(samples, shares, importance, schemes, tie, options.iterations, options.device)
         candidates.append(_centered(found))
 
-    hessian = place(statistics.hessian, options.device)
     placed = [place(sample, options.device) for sample in samples]
 
     def loss_of(scale: npt.NDArray[np.float32]) -> float:
         factor = place(scale, options.device)
         errors = [
-            share * _output_error(sample, factor, hessian, scheme, chunk_size(options.device))
+            share * _output_error(sample, factor, metric, scheme, chunk_size(options.device))
             for sample, scheme, share in zip(placed, schemes, shares, strict=True)
         ]
         return float(sum(errors))
@@ -159,7 +160,7 @@ def _centered(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.clip(centered, 1e-3, 1e3)
 
 
-def _output_error(sample: Array, factor: Array, hessian: Array, scheme: QuantScheme, chunk: int) -> float:
+def _output_error(sample: Array, factor: Array, metric: Array, scheme: QuantScheme, chunk: int) -> float:
     """tr(E H E^T) for E = Q(W s) / s - W with full ranges, over the sampled rows."""
     xp = array_namespace(sample)
     error = xp.empty_like(sample)
@@ -174,4 +175,4 @@ def _output_error(sample: Array, factor: Array, hessian: Array, scheme: QuantSch
         rounded -= scaled
         rounded /= factor
         error[rows] = rounded
-    return output_energy(error, hessian)
+    return output_energy(error, metric)

@@ -1,13 +1,16 @@
 """Run a graph segment by segment over the calibration data, holding only the activations at the borders.
 
-Segment i is run twice: once with taps, before its weights are quantized, and once after, so that what it hands on is what the
-quantized model computes. Border activations stay in memory up to a limit and go to files in the work folder past it.
+Segment i is run stage by stage: its first weights are quantized, then what they compute is observed by the next, and so on, so that what
+it hands on is what the quantized model computes, and nothing is computed twice. Where scales move between its weights, the whole segment is
+observed once before. Border activations stay in memory up to a limit and go to a file in the work folder past it.
 """
 
-import itertools
+import math
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,56 +18,90 @@ import onnx_ir as ir
 
 from qcompiler.algorithms import Need
 from qcompiler.calibration.observers import InputObserver
-from qcompiler.calibration.segments import Segment, cut_segments
+from qcompiler.calibration.segments import FEWEST, Segment, cut_segments
 from qcompiler.graph.disk import writing
-from qcompiler.graph.extract import Piece
+from qcompiler.graph.extract import Piece, is_constant, nodes_needed
+from qcompiler.graph.reads import node_reads
 from qcompiler.quant.statistics import InputStatistics
 
 Array = npt.NDArray[Any]
 
 
 class Borders:
-    """Arrays of each sample by value, in memory or, past ``limit`` bytes, in files."""
+    """Arrays of each sample by value, in memory or, past ``limit`` bytes, in one file whose freed places are used again."""
 
     def __init__(self, samples: int, folder: Path, limit: int) -> None:
-        self._samples: list[dict[ir.Value, Array]] = [{} for _ in range(samples)]
-        self._spilled: set[tuple[int, ir.Value]] = set()
+        self._samples: list[dict[ir.Value, Array | _Spilled]] = [{} for _ in range(samples)]
         self._folder = folder
         self._limit = limit
         self._held = 0
-        self._numbers = itertools.count()
+        self._file: IO[bytes] | None = None
+        self._end = 0
+        self._free: dict[int, list[int]] = {}  # by size
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def sample(self, index: int) -> Mapping[ir.Value, Array]:
-        """Everything kept of one sample."""
-        return self._samples[index]
+        """Everything kept of one sample; what was spilled is read anew."""
+        return {
+            value: self._read(kept) if isinstance(kept, _Spilled) else kept
+            for value, kept in self._samples[index].items()
+        }
 
     def put(self, index: int, value: ir.Value, array: Array) -> None:
-        """Keep an array; past the limit it goes to a file that is mapped back.
+        """Keep an array; past the limit it goes to the file.
 
         Raises:
             ResourceError: the disk is full.
         """
         if self._held + array.nbytes > self._limit and array.nbytes > 0:
-            path = self._folder / f"border-{next(self._numbers)}"
-            with writing(path):  # raw bytes: the .npy format knows no bfloat16
-                np.ascontiguousarray(array).reshape(-1).view(np.uint8).tofile(path)
-            array = np.memmap(path, np.uint8, "r").view(array.dtype).reshape(array.shape)
-            path.unlink()  # the mapping keeps the bytes until it is dropped
-            self._spilled.add((index, value))
+            self._samples[index][value] = self._write(array)
         else:
             self._held += array.nbytes
-        self._samples[index][value] = array
+            self._samples[index][value] = array
 
     def drop(self, value: ir.Value) -> None:
         """Forget a value of every sample."""
-        for index, sample in enumerate(self._samples):
-            array = sample.pop(value, None)
-            if array is not None and (index, value) not in self._spilled:
-                self._held -= array.nbytes
-            self._spilled.discard((index, value))
+        for sample in self._samples:
+            kept = sample.pop(value, None)
+            if isinstance(kept, _Spilled):
+                self._free.setdefault(kept.nbytes, []).append(kept.start)
+            elif kept is not None:
+                self._held -= kept.nbytes
+
+    def _write(self, array: Array) -> "_Spilled":
+        free = self._free.get(array.nbytes)
+        start = free.pop() if free else self._end
+        self._end = max(self._end, start + array.nbytes)
+        with writing(self._folder):
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  lives as long as the borders
+            self._file.seek(start)
+            # Raw bytes: the .npy format knows no bfloat16.
+            self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            self._file.flush()
+        return _Spilled(start, array.dtype, array.shape)
+
+    def _read(self, spilled: "_Spilled") -> Array:
+        assert self._file is not None
+        array = np.empty(spilled.shape, spilled.dtype)
+        self._file.seek(spilled.start)
+        self._file.readinto(array.reshape(-1).view(np.uint8).data)  # type: ignore[attr-defined]  # a BufferedRandom
+        return array
+
+
+@dataclass(frozen=True, slots=True)
+class _Spilled:
+    """Where an array lies in the file."""
+
+    start: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Collector:
@@ -75,6 +112,7 @@ class Collector:
         anchors: the nodes whose weights are to be quantized.
         feeds: complete feeds by input name; read once.
         folder: for border activations past ``limit`` bytes.
+        fewest: weights of a segment, see cut_segments.
     """
 
     def __init__(
@@ -84,9 +122,10 @@ class Collector:
         feeds: Iterable[Mapping[str, Array]],
         folder: Path,
         limit: int,
+        fewest: int = FEWEST,
     ) -> None:
         self._model = model
-        self.segments: list[Segment] = cut_segments(model.graph, set(anchors))
+        self.segments: list[Segment] = cut_segments(model.graph, set(anchors), fewest)
         taken = list(feeds)
         self._borders = Borders(len(taken), folder, limit)
         inputs = {value.name: value for value in model.graph.inputs}
@@ -95,6 +134,8 @@ class Collector:
                 self._borders.put(index, inputs[name], array)
         self._home = {node: segment.index for segment in self.segments for node in segment.nodes}
         self._last_reader = {value: segment.index for segment in self.segments for value in segment.inputs}
+        self._kept: dict[ir.Value, None] = {}  # made inside the segment at hand, for its later stages
+        self._ran: set[ir.Node] = set()  # its nodes that are done with
 
     def nodes_of(self, segment: Segment) -> list[ir.Node]:
         """The segment's nodes as they now are: the original ones that are left, and what edits put in front of them."""
@@ -115,27 +156,68 @@ class Collector:
     def observe(
         self, segment: Segment, taps: Mapping[ir.Value, tuple[int, frozenset[Need]]]
     ) -> dict[ir.Value, InputStatistics | None]:
-        """Statistics of the values in ``taps`` (value -> (K, needs)) over all samples."""
+        """Statistics of the values in ``taps`` (value -> (K, needs)) over all samples, computed and forgotten."""
+        return self._observe(segment, taps, ())
+
+    def observe_stage(
+        self, segment: Segment, taps: Mapping[ir.Value, tuple[int, frozenset[Need]]]
+    ) -> dict[ir.Value, InputStatistics | None]:
+        """Like ``observe``, and what was computed stays: later stages and ``advance`` go on from there.
+
+        Nothing upstream of ``taps`` may change afterwards.
+        """
+        nodes = self.nodes_of(segment)
+        given = [*segment.inputs, *self._kept]
+        self._ran |= nodes_needed(nodes, given, [value for value in taps if value not in given])
+        later = [node for node in nodes if node not in self._ran]
+        wanted = {value for node in later for value in node_reads(node)} | set(segment.outputs)
+        made = [value for node in nodes if node in self._ran for value in node.outputs]
+        border = [
+            value for value in made if value in wanted and value not in given and not is_constant(value)
+        ]
+        seen = self._observe(segment, taps, border)
+        for value in list(self._kept):
+            if value not in wanted:
+                del self._kept[value]
+                self._borders.drop(value)
+        self._kept.update(dict.fromkeys(border))
+        return seen
+
+    def _observe(
+        self,
+        segment: Segment,
+        taps: Mapping[ir.Value, tuple[int, frozenset[Need]]],
+        keep: Sequence[ir.Value],
+    ) -> dict[ir.Value, InputStatistics | None]:
         if not taps:
             return {}
         observers = {value: InputObserver(k, needs, value.name or "") for value, (k, needs) in taps.items()}
-        wanted = [value for value in taps if value not in segment.inputs]
-        piece = Piece(self._model, self.nodes_of(segment), segment.inputs, wanted) if wanted else None
+        given = [*segment.inputs, *self._kept]
+        wanted = list(dict.fromkeys([*(value for value in taps if value not in given), *keep]))
+        piece = Piece(self._model, self.nodes_of(segment), given, wanted) if wanted else None
         for index in range(len(self._borders)):
             sample = self._borders.sample(index)
             made = piece.run(sample) if piece is not None else {}
             for value, observer in observers.items():
                 observer.add(made[value] if value in made else sample[value])
+            for value in keep:
+                self._borders.put(index, value, made[value])
         return {value: observer.statistics() for value, observer in observers.items()}
 
     def advance(self, segment: Segment) -> None:
-        """Run the segment as it now is and hand its outputs on; drop what no later segment reads."""
-        wanted = [value for value in segment.outputs if self._last_reader.get(value, -1) > segment.index]
+        """Run what is left of the segment as it now is and hand its outputs on; drop what no later segment reads."""
+        outputs = [value for value in segment.outputs if self._last_reader.get(value, -1) > segment.index]
+        wanted = [value for value in outputs if value not in self._kept]
         if wanted:
-            piece = Piece(self._model, self.nodes_of(segment), segment.inputs, wanted)
+            given = [*segment.inputs, *self._kept]
+            piece = Piece(self._model, self.nodes_of(segment), given, wanted)
             for index in range(len(self._borders)):
                 for value, array in piece.run(self._borders.sample(index)).items():
                     self._borders.put(index, value, array)
+        for value in self._kept:
+            if value not in outputs:
+                self._borders.drop(value)
+        self._kept, self._ran = {}, set()
         for value, reader in self._last_reader.items():
             if reader == segment.index:
                 self._borders.drop(value)

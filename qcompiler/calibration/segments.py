@@ -15,6 +15,7 @@ import onnx_ir as ir
 from qcompiler.graph.extract import is_constant
 from qcompiler.graph.reads import node_reads
 
+FEWEST = 3  # weights of a segment, where the graph leaves a choice: in a plain chain each linear could stand alone, and no scale move
 LARGEST_SEGMENT = 16  # weights; past it a piece is cut again at the least number of live values inside it
 
 
@@ -35,8 +36,8 @@ class Segment:
     outputs: tuple[ir.Value, ...]
 
 
-def cut_segments(graph: ir.Graph, anchors: Collection[ir.Node]) -> list[Segment]:
-    """Segments of a graph, given the nodes whose weights are to be quantized (``anchors``).
+def cut_segments(graph: ir.Graph, anchors: Collection[ir.Node], fewest: int = FEWEST) -> list[Segment]:
+    """Segments of a graph, given the nodes whose weights are to be quantized (``anchors``), at least ``fewest`` of them before each cut.
 
     The order of nodes is kept, so the concatenation of all segments is the graph.
     """
@@ -45,7 +46,7 @@ def cut_segments(graph: ir.Graph, anchors: Collection[ir.Node]) -> list[Segment]
     last_use = _last_uses(graph, nodes)
     alive = _alive_after(nodes, trunk, last_use, graph.inputs)
     is_anchor = [node in anchors for node in nodes]
-    cuts = sorted(_cuts(alive, is_anchor, 0, len(nodes)))
+    cuts = sorted(_cuts(alive, is_anchor, 0, len(nodes), fewest))
     return _build(graph, nodes, cuts)
 
 
@@ -110,8 +111,8 @@ def _alive_after(
     return alive
 
 
-def _cuts(alive: Sequence[int], is_anchor: Sequence[bool], start: int, end: int) -> set[int]:
-    """Positions (cut after node i) inside [start, end), at least one anchor between two cuts."""
+def _cuts(alive: Sequence[int], is_anchor: Sequence[bool], start: int, end: int, fewest: int) -> set[int]:
+    """Positions (cut after node i) inside [start, end), at least ``fewest`` anchors before each."""
     anchors = [i for i in range(start, end) if is_anchor[i]]
     if len(anchors) < 2:
         return set()
@@ -125,7 +126,7 @@ def _cuts(alive: Sequence[int], is_anchor: Sequence[bool], start: int, end: int)
     since_cut = 0
     for i in interior:
         since_cut += is_anchor[i]
-        if alive[i] == least and since_cut:
+        if alive[i] == least and since_cut >= fewest:
             cuts.add(i)
             since_cut = 0
     if not cuts:
@@ -134,7 +135,7 @@ def _cuts(alive: Sequence[int], is_anchor: Sequence[bool], start: int, end: int)
     for left, right in itertools.pairwise(bounds):
         held = sum(is_anchor[left:right])
         if held > LARGEST_SEGMENT and held < len(anchors):
-            cuts |= _cuts(alive, is_anchor, left, right)
+            cuts |= _cuts(alive, is_anchor, left, right, fewest)
     return cuts
 
 

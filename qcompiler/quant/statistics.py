@@ -8,7 +8,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 
 
-@dataclass
+@dataclass(eq=False)
 class InputStatistics:
     """Statistics of the M rows x [K] that a linear received.
 
@@ -18,6 +18,8 @@ class InputStatistics:
         mean_abs: float32 [K], mean of |x|.
         max_abs: float32 [K], largest |x|.
         mean_square: float32 [K], mean of x^2; the diagonal of the Hessian for those who need no more of it.
+        remaining: float32 [K], the mean square that the channels rounded later cannot explain: what an error
+            in channel k costs under a quantizer that makes up for it (GPTQ).
     """
 
     rows: int
@@ -25,6 +27,7 @@ class InputStatistics:
     mean_abs: FloatArray | None = None
     max_abs: FloatArray | None = None
     mean_square: FloatArray | None = None
+    remaining: FloatArray | None = None
 
     def diagonal(self) -> FloatArray | None:
         """The mean of x^2 for each input channel, float32 [K]; None when it was not gathered."""
@@ -33,7 +36,7 @@ class InputStatistics:
         return None if self.hessian is None else np.diagonal(self.hessian)
 
     def scaled(self, scale: npt.NDArray[np.floating]) -> "InputStatistics":
-        """The statistics of x / scale, scale [K] positive."""
+        """The statistics of x / scale, scale [K] positive; ``remaining`` has to be found anew."""
         s = np.asarray(scale, dtype=np.float32)
         return InputStatistics(
             rows=self.rows,

@@ -38,7 +38,7 @@ def _collect(
     """Statistics of every product's input, by name."""
     model = ir.from_proto(_chain())
     anchors = [n for n in model.graph if n.op_type == "MatMul"]
-    collector = Collector(model, anchors, feeds or _feeds(), folder, limit)
+    collector = Collector(model, anchors, feeds or _feeds(), folder, limit, fewest=1)
     assert len(collector.segments) == 3
     seen: dict[str, InputStatistics] = {}
     for segment in collector.segments:
@@ -72,7 +72,7 @@ def test_borders_in_files_give_the_same_bits(limit: int, tmp_path: Path) -> None
 def test_a_segment_sees_what_was_changed_before_it(tmp_path: Path) -> None:
     model = ir.from_proto(_chain())
     anchors = [n for n in model.graph if n.op_type == "MatMul"]
-    collector = Collector(model, anchors, _feeds(), tmp_path, 1 << 30)
+    collector = Collector(model, anchors, _feeds(), tmp_path, 1 << 30, fewest=1)
     first, second, _ = collector.segments
     model.graph.initializers["u"].const_value = ir.Tensor(np.zeros((16, 16), np.float32), name="u")
     collector.advance(first)
@@ -86,7 +86,7 @@ def test_a_segment_sees_what_was_changed_before_it(tmp_path: Path) -> None:
 def test_nodes_put_in_front_of_a_segment_belong_to_it(tmp_path: Path) -> None:
     model = ir.from_proto(_chain())
     anchors = [n for n in model.graph if n.op_type == "MatMul"]
-    collector = Collector(model, anchors, _feeds(), tmp_path, 1 << 30)
+    collector = Collector(model, anchors, _feeds(), tmp_path, 1 << 30, fewest=1)
     for segment in collector.segments:
         first = segment.nodes[0]
         source = first.inputs[0]
@@ -101,7 +101,7 @@ def test_data_that_does_not_fit_is_an_error_of_calibration(tmp_path: Path) -> No
     with pytest.raises(CalibrationError, match=r"^x: the data gives \[2, 5\], the weight takes rows of 16"):
         _collect(tmp_path, 1 << 30, [{"x": np.zeros((2, 5), np.float32)}])
     model = ir.from_proto(_chain())
-    collector = Collector(model, list(model.graph)[:1], [{"x": np.zeros((2, 5), np.float32)}], tmp_path, 0)
+    collector = Collector(model, list(model.graph)[:1], [{"x": np.zeros((2, 5), np.float32)}], tmp_path, 0, fewest=1)
     value = model.graph[1].inputs[0]
     assert value is not None
     with pytest.raises(CalibrationError, match=r"^a: ONNX Runtime cannot run the model on this data"):

@@ -17,7 +17,7 @@ D = 16
 def _cut(model: onnx.ModelProto) -> tuple[ir.Model, list[Segment]]:
     loaded = ir.from_proto(model)
     anchors = [n for n in loaded.graph if n.op_type in ("MatMul", "Gemm", "Loop", "If") and _has_weight(n)]
-    return loaded, cut_segments(loaded.graph, anchors)
+    return loaded, cut_segments(loaded.graph, anchors, fewest=1)
 
 
 def _has_weight(node: ir.Node) -> bool:
@@ -146,7 +146,7 @@ def test_constants_are_not_carried_wherever_their_nodes_stand() -> None:
     weights = _weights(["w0", "w2"]) | {"w1": weight(D, D, dtype=np.float16)}
     model = make_model(f"g (float[M,{D}] x) => (float[M,{D}] y) {{{text} }}", weights)
     loaded = ir.from_proto(model)
-    segments = cut_segments(loaded.graph, [n for n in loaded.graph if n.op_type == "MatMul"])
+    segments = cut_segments(loaded.graph, [n for n in loaded.graph if n.op_type == "MatMul"], fewest=1)
     assert len(segments) == 3
     assert [[v.name for v in s.inputs] for s in segments] == [["x"], ["a"], ["b"]]
     np.testing.assert_allclose(

@@ -1,0 +1,249 @@
+"""Round column after column, each time letting the columns still to come make up for the error (GPTQ).
+
+    minimise  tr((W - Q) H (W - Q)^T),      H = mean of x x^T
+
+Column j is rounded; the error e = w_j - q_j is spread over the columns after it in proportion to row j of U,
+H^-1 = U^T U (Frantar et al. 2023, equations 2 and 3). Columns are taken by falling mean square of their
+channel, with every group's scale fixed beforehand, so nothing has to be permuted at run time.
+
+Where the paper takes each group's full range, we search the scale by the error that counts, sum_j e_j^2 /
+U_jj^2, which is exactly the output error that spreading leaves. Afterwards codes and scales are refined in
+turn: each code is set to the best one given all others (cyclic coordinate descent), then each row's scales
+to their least squares solution under H. On SmolLM2's linears (int4 g64 asym) the output error falls from
+1 (mse) to 0.33, the search's weighting brings 3 % of what is left and the refinement 6 %.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from array_api_compat import array_namespace
+
+from qcompiler.algorithms import mse
+from qcompiler.algorithms.arrays import BLOCK, Device, fetch, place, row_blocks
+from qcompiler.algorithms.hessian import DAMPING, Factor, factor
+from qcompiler.errors import SchemeError
+from qcompiler.quant.affine import Array, round_to_codes, store_scale, to_groups
+from qcompiler.quant.scheme import Granularity, QuantScheme
+from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.tensor import AffineTensor
+
+COLUMNS = 128  # rounded before the rest of the matrix is brought up to date
+
+Float = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class GptqOptions:
+    """How columns are rounded.
+
+    Attributes:
+        damping: share of the Hessian's mean diagonal that is added to its diagonal.
+        refine: rounds of coordinate descent on the codes and least squares on the scales.
+        steps, shrink, rounds: of the search for the scales, see MseOptions.
+        device: where the maths runs.
+    Raises:
+        SchemeError: a value that makes no sense.
+    """
+
+    damping: float = DAMPING
+    refine: int = 2
+    steps: int = 8
+    shrink: float = 0.4
+    rounds: int = 2
+    device: Device = "cpu"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping <= 100:
+            raise SchemeError(f"damping: {self.damping}; must be positive, 0.01 is usual")
+        if self.refine < 0:
+            raise SchemeError(f"refine: {self.refine}; must be 0 or more")
+
+    @property
+    def search(self) -> mse.MseOptions:
+        """The search for the scales."""
+        return mse.MseOptions(self.steps, self.shrink, self.rounds, device=self.device)
+
+
+def quantize(
+    weight: npt.NDArray[Any],
+    statistics: InputStatistics | None,
+    scheme: QuantScheme,
+    options: GptqOptions | None = None,
+) -> AffineTensor:
+    """Codes whose output error is small together, not each for itself.
+
+    Args:
+        weight: [N, K] of any floating point type; it may be a view of a mapped file: it is read in blocks of
+            rows, which do not influence one another.
+        statistics: with the Hessian; without one, or where nothing was driven, this is mse.
+        scheme: how the weight will be stored.
+        options: damping, refinement, and where the maths runs.
+    Raises:
+        SchemeError: the weight holds NaN or infinity.
+        CalibrationError: the Hessian does.
+    """
+    options = options or GptqOptions()
+    if statistics is None or statistics.hessian is None or not np.diagonal(statistics.hessian).any():
+        return mse.quantize(weight, statistics, scheme, options.search)
+    plan = factor(statistics, options.damping, options.device)
+    start = mse.quantize(
+        weight, InputStatistics(statistics.rows, mean_square=plan.remaining), scheme, options.search
+    )
+    hessian = _placed(_damped(statistics.hessian, plan.damping), options.device)
+    for rows in row_blocks(weight):
+        target = _placed(np.asarray(weight[rows], np.float32).T, options.device)
+        grid = _Grid.of(start, rows, options.device)
+        codes = round_columns(target, grid, plan)
+        for _ in range(options.refine):
+            if scheme.granularity is not Granularity.TENSOR:
+                grid = refit(target, codes, grid, hessian)
+            codes = descend(target, codes, grid, hessian)
+        start.codes[rows] = fetch(codes).T
+        if scheme.granularity is not Granularity.TENSOR:
+            start.scale[rows] = fetch(grid.scale).T
+    return start
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grid:
+    """Scales and zero points of n rows, laid out so that what a column needs is contiguous.
+
+    Attributes:
+        scale: float32 [G, n]; [1, 1] for a tensor.
+        zero_point: float32 of that shape; of one element where the scheme is symmetric.
+        group: the group of each column, K of them.
+    """
+
+    scheme: QuantScheme
+    scale: Array
+    zero_point: Array
+    group: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, tensor: AffineTensor, rows: slice, device: Device) -> "_Grid":
+        k = tensor.shape[1]
+        scheme = tensor.scheme
+        rows = slice(None) if scheme.granularity is Granularity.TENSOR else rows
+        scale = _placed(tensor.scale[rows].T, device)
+        stored = (
+            np.full(tensor.scale[rows].shape, scheme.midpoint)
+            if tensor.zero_point is None
+            else tensor.zero_point[rows]
+        )
+        return cls(scheme, scale, _placed(stored.T, device), np.arange(k) // scheme.group_width(k))
+
+
+def round_columns(target: Array, grid: _Grid, plan: Factor) -> Array:
+    """Codes of W^T [K, n], each column's error spread over those after it in the plan's order; float32 whole numbers [K, n]."""
+    xp = array_namespace(target)
+    spread = _like(plan.spread, target)
+    left = target[plan.order]  # a copy: what is still to be rounded, errors of earlier columns taken up
+    codes, errors = xp.empty_like(left), xp.empty_like(left)
+    inverse = 1.0 / grid.scale
+    k = left.shape[0]
+    for start in range(0, k, COLUMNS):
+        stop = min(start + COLUMNS, k)
+        for j in range(start, stop):
+            g = int(grid.group[plan.order[j]])
+            exact = left[j]
+            if j > start:
+                exact -= spread[j, start:j] @ errors[start:j]
+            codes[j] = round_to_codes(exact * inverse[g] + grid.zero_point[g], grid.scheme)
+            errors[j] = exact - (codes[j] - grid.zero_point[g]) * grid.scale[g]
+        left[stop:] -= spread[stop:, start:stop] @ errors[start:stop]
+    back = xp.empty_like(codes)
+    back[plan.order] = codes
+    return back
+
+
+def descend(target: Array, codes: Array, grid: _Grid, hessian: Array) -> Array:
+    """One sweep over the columns, each code set to the best given all the others; the output error never rises.
+
+    Args:
+        target, codes: [K, n].
+        hessian: [K, K], positive definite.
+    """
+    xp = array_namespace(target)
+    codes = xp.asarray(codes, copy=True)
+    slope = hessian @ (_values(codes, grid) - target)  # half the gradient with respect to Q^T
+    k = codes.shape[0]
+    for start in range(0, k, COLUMNS):
+        stop = min(start + COLUMNS, k)
+        moved = xp.zeros_like(codes[start:stop])
+        for j in range(start, stop):
+            g = int(grid.group[j])
+            here = slope[j]
+            if j > start:
+                here = here + hessian[j, start:j] @ moved[: j - start]
+            best = round_to_codes(codes[j] - here / (hessian[j, j] * grid.scale[g]), grid.scheme)
+            moved[j - start] = (best - codes[j]) * grid.scale[g]
+            codes[j] = best
+        slope += hessian[:, start:stop] @ moved
+    return codes
+
+
+def refit(target: Array, codes: Array, grid: _Grid, hessian: Array) -> _Grid:
+    """The scales of least output error for these codes, row by row; a row that would gain nothing keeps its own.
+
+    With c the centred codes, the error of a row is  s^T A s - 2 b^T s + const,  A_gh = c_g^T H c_h,  b_g = c_g^T H w.
+    """
+    xp = array_namespace(target)
+    centred = (codes - grid.zero_point[grid.group]).T  # [n, K]
+    pulled = (hessian @ target).T
+    scale = xp.empty_like(grid.scale)
+    groups = grid.scale.shape[0]
+    for rows in row_blocks(centred, max(BLOCK // max(groups, 1) ** 2 * centred.shape[1], centred.shape[1])):
+        scale[:, rows] = _least_squares(
+            centred[rows], pulled[rows], grid.scale[:, rows].T, grid.scheme, hessian
+        ).T
+    return _Grid(grid.scheme, scale, grid.zero_point, grid.group)
+
+
+def _least_squares(c: Array, pulled: Array, old: Array, scheme: QuantScheme, hessian: Array) -> Array:
+    """New scales [n, G] from centred codes and H w [n, K]."""
+    xp = array_namespace(c)
+    width, k = scheme.group_width(c.shape[1]), c.shape[1]
+    b = xp.sum(to_groups(c * pulled, scheme), axis=-1)
+    a = xp.stack(
+        [
+            xp.sum(to_groups((c[:, at : at + width] @ hessian[at : at + width]) * c, scheme), axis=-1)
+            for at in range(0, k, width)
+        ],
+        axis=1,
+    )  # [n, G, G]
+    diagonal = xp.linalg.diagonal(a)
+    groups = a.shape[1]
+    # A group whose codes are all 0 has no say: its row of A is empty, and it keeps its scale.
+    idle = diagonal <= 0
+    pivots = xp.where(idle, xp.ones_like(diagonal), diagonal * 1e-5)
+    a[:, range(groups), range(groups)] += pivots
+    new = xp.linalg.solve(a, b[..., None])[..., 0]
+    new = xp.where(idle | ~(new > 0), old, new)
+    new = store_scale(new, scheme.scale_dtype)
+
+    def loss(s: Array) -> Array:
+        return xp.sum(s * ((a @ s[..., None])[..., 0] - 2 * b), axis=-1)[:, None]
+
+    return xp.where(loss(new) < loss(old), new, old)
+
+
+def _values(codes: Array, grid: _Grid) -> Array:
+    """W^T that codes [K, n] mean."""
+    return (codes - grid.zero_point[grid.group]) * grid.scale[grid.group]
+
+
+def _damped(hessian: Float, damping: float) -> Float:
+    damped = hessian.copy()
+    damped[np.diag_indices_from(damped)] += damping * float(np.diagonal(hessian).mean())
+    return damped
+
+
+def _placed(array: npt.NDArray[Any], device: Device) -> Array:
+    """Contiguous float32; NumPy on a CPU, where one column's few operations cost less than torch takes to start them."""
+    return np.ascontiguousarray(array, np.float32) if device == "cpu" else place(array, device)
+
+
+def _like(array: Float, other: Array) -> Array:
+    return array if isinstance(other, np.ndarray) else place(array, other.device.type)
