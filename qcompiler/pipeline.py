@@ -59,7 +59,7 @@ def plan_weights(model: ir.Model, recipe: Recipe) -> Plan:
     done = sum(left.reason == "already quantized" for left in census.left_alone)
     if done and not census.weights:
         raise InputError(
-            f"already quantized: {done} products, and no float weight is left; give the float model it was made from"
+            f"nothing to quantize: its products ({done}) are already quantized; give the float model it was made from"
         )
     return make_plan(census, recipe)
 
