@@ -175,7 +175,7 @@ def compile(
         saved = model_file.save(loaded, staged)
         running = job.target.verify(saved, quantizing) if options.stop_after is None else {}
         manifest = make_manifest(job.source, saved, resolved, options.seed, job.target.name, data)
-        unused = calibration is not None and not planned.needs_data and not stopped
+        unused = _is_data(calibration) and not planned.needs_data and not stopped
         report = CompileReport.of(
             job.source, saved, resolved, job.target.name, planned, layer_results(quantizing), records, running, data,
             [f"calibration data is not used: {resolved.name} needs none"] if unused else [],
@@ -221,21 +221,27 @@ def _look_up(
     resolved = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).with_settings(settings)
     goal = find_target(target)
     check_stop(options.stop_after, pass_names(resolved, goal))
-    if calibration is not None and not (isinstance(calibration, str) and calibration == REQUIRED):
+    if calibration is not None and _is_data(calibration):
         check_exists(calibration)
     loaded = model_file.load(source)
     coder = Path(tokenizer) if tokenizer is not None else tokenizer_beside(source)
     data = Path(calibration) if isinstance(calibration, (str, os.PathLike)) else None
     data = data if data is not None and data.exists() else None
-    given = [data, coder, None if isinstance(recipe, Recipe) else Path(recipe)]
+    # A built-in recipe's name may be a folder's too.
+    written = None if isinstance(recipe, Recipe) or not Path(recipe).is_file() else Path(recipe)
     sources = [
         *model_file.files_of(source, loaded).values(),
-        *(path for path in given if path is not None and path.exists()),
+        *(path for path in (data, coder, written) if path is not None),
     ]
     if options.dump_ir is not None:
         sources.append(options.dump_ir)
     place = Path(output) if output is not None else Path(f"{source.stem}-{resolved.name}")
     return _Job(source, loaded, resolved, goal, coder, data, place, sources)
+
+
+def _is_data(calibration: str | os.PathLike[str] | Feeds | None) -> bool:
+    """Whether there is data, rather than nothing or the demand for some."""
+    return calibration is not None and not (isinstance(calibration, str) and calibration == REQUIRED)
 
 
 def _instruments(model: ir.Model, options: Options) -> list[Instrument]:

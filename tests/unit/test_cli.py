@@ -184,6 +184,8 @@ def test_data_that_is_not_used_is_told_and_must_exist(run: Command, tmp_path: Pa
     data = models.feeds_file(tmp_path, x=np.ones((2, 64), np.float32))
     warnings = json.loads(run(source, *RTN, "--calib", data, "-o", "out", "--json").out)["warnings"]
     assert warnings == ["calibration data is not used: w4a16-rtn needs none"]
+    required = run(source, *RTN, "--calib", "required", "-o", "out2", "--json")
+    assert json.loads(required.out)["warnings"] == []
 
 
 def test_stopping_before_the_plan_needs_none(run: Command, tmp_path: Path) -> None:
@@ -199,6 +201,12 @@ def test_one_node_is_no_plural(run: Command, tmp_path: Path) -> None:
     outcome = run(models.mlp(tmp_path), *RTN, *settings, "-o", "out")
     assert "1 node left alone" in outcome.out
     assert "1 weight to quantize" in run(models.mlp(tmp_path), *RTN, *settings, "--dry-run").out
+
+
+def test_a_folder_named_like_the_recipe_may_be_replaced(run: Command, tmp_path: Path) -> None:
+    source = models.mlp(tmp_path)
+    for force in ([], ["--force"]):
+        assert run(source, *RTN, "-o", "w4a16-rtn", *force).status == 0
 
 
 def test_no_file_that_is_read_is_replaced(run: Command, tmp_path: Path) -> None:
