@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.algorithms import Need, call, checked
+from qcompiler.algorithms.arrays import row_blocks
 from qcompiler.algorithms.error import quantization_error
 from qcompiler.calibration.collector import Collector
 from qcompiler.calibration.segments import Segment
+from qcompiler.errors import SchemeError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.edits import Names, drop_unused
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, emit_dequantize, register_constants
@@ -129,6 +132,8 @@ class QuantizeWeights(ir.passes.InPlacePass):
         """Scales first, over the whole segment in float; then its weights, those first that see no other of them."""
         first = next(iter(members.values())).weight.name
         self._progress(f"observing {first}", len(self._done), len(self._plan.quantized))
+        for planned in members.values():
+            _require_finite(planned)  # before its NaN is found in what it computes
         scaled = self._migrate(collector, segment, members)
         for readers in _stages(collector.nodes_of(segment), members):
             at_once = {value for value in readers if value in scaled}
@@ -230,6 +235,12 @@ class QuantizeWeights(ir.passes.InPlacePass):
         )
         self._model.graph.insert_after(dequantize, node)
         return output
+
+
+def _require_finite(planned: PlannedWeight) -> None:
+    values = planned.weight.array()
+    if not all(np.isfinite(values[rows]).all() for rows in row_blocks(values)):
+        raise SchemeError(f"{planned.weight.name}: the weight holds NaN or infinity; it cannot be quantized")
 
 
 Readers = Mapping[ir.Value, Mapping[ir.Node, PlannedWeight]]

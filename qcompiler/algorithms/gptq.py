@@ -56,7 +56,7 @@ class GptqOptions:
 
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 100:
-            raise SchemeError(f"damping: {self.damping}; must be positive, 0.01 is usual")
+            raise SchemeError(f"damping: {self.damping}; must be positive, {DAMPING} is usual")
         if self.refine < 0:
             raise SchemeError(f"refine: {self.refine}; must be 0 or more")
 

@@ -102,7 +102,7 @@ def test_codes_are_those_of_the_textbook() -> None:
         _statistics(200, 800),
         _weight(5, 200),
     )  # more columns than are brought up to date at once
-    options = gptq.GptqOptions(refine=0)
+    options = gptq.GptqOptions(damping=0.01, refine=0)
     tensor = gptq.quantize(weight, statistics, QuantScheme(4, False, Granularity.GROUP, 64), options)
     assert tensor.zero_point is not None
     h = np.asarray(statistics.hessian, np.float64)
