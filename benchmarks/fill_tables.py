@@ -17,7 +17,7 @@ from benchmarks.measure.results import Results
 
 FILES = (
     "README.md",
-    *(f"docs/algorithms/{name}.md" for name in ("awq", "mse", "rtn")),
+    *(f"docs/algorithms/{name}.md" for name in ("awq", "gptq", "mse", "rtn")),
     "docs/calibration.md",
 )
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -36,6 +36,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": _quality(["off-grid", "original"]),
     "memory": lambda: memory.table(Results(memory.JSON)),
     "awq": _quality(["off-grid"], ["awq", "awq-float-ends", "awq-g32-sym", "mse-float-ends"]),
+    "gptq": _quality(
+        ["off-grid", "original"], ["gptq", "best", "best-g32-sym", "best-no-data", "w3-best", "w8-best"]
+    ),
     "mse": _quality(["off-grid", "original"], ["mse-float-ends", "rtn-float-ends"]),
     "rtn": _quality(["off-grid", "original"], ["rtn-float-ends", "rtn", "w8", "w8-float-ends"]),
     "no-data": _quality(["off-grid", "original"], ["awq", "awq-no-data"]),

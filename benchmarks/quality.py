@@ -58,7 +58,7 @@ class Row:
     key: str
     what: str
     recipe: str
-    peer: Peer
+    peer: Peer | None
     settings: tuple[str, ...] = ()
     data: bool = True
 
@@ -71,6 +71,12 @@ ROWS = (
     Row("awq-g32-sym", "w4a16-awq, g32 sym", "w4a16-awq", G32, ("group_size=32", "symmetric=true")),
     Row("mse-float-ends", "mse alone, g64 asym, head and embedding float", "w4a16-awq", G64,
         ("algorithm=mse", *FLOAT_ENDS)),
+    Row("gptq", "w4a16-gptq: int4 g64 asym, head and embedding int8", "w4a16-gptq", G64),
+    Row("best", "w4a16-best: int4 g64 asym, head and embedding int8", "w4a16-best", G64),
+    Row("best-g32-sym", "w4a16-best, g32 sym", "w4a16-best", G32, ("group_size=32", "symmetric=true")),
+    Row("best-no-data", "w4a16-best without data: sampled from the model", "w4a16-best", G64, (), data=False),
+    Row("w3-best", "w3a16-best: int3 g64 asym, head and embedding int8", "w3a16-best", None),  # the peer knows no 3 bits
+    Row("w8-best", "w8a16-best: int8 g32 sym, head and embedding too", "w8a16-best", G32_8),
     Row("rtn-float-ends", "w4a16-rtn, g64 asym, head and embedding float", "w4a16-rtn", G64,
         ("group_size=64", "symmetric=false", *FLOAT_ENDS), data=False),
     Row("rtn", "w4a16-rtn: int4 g32 sym, head and embedding int8", "w4a16-rtn", G32, (), data=False),
@@ -129,7 +135,7 @@ def measure(form: str, rows: Iterable[Row], results: Results, text: Path | None,
 
     for row in rows:
         peer = row.peer
-        if again or not _finished(results, form, peer.key):
+        if peer is not None and (again or not _finished(results, form, peer.key)):
             levels_of(peer.key, partial(_run_peer, given, peer), _peer_name(peer))
         levels_of(row.key, partial(_compile, given, row), row.what)
 
@@ -188,16 +194,18 @@ def table(results: Results, forms: Iterable[str], keys: Iterable[str] | None = N
             continue
         size = f"{base['bytes'] / 1e6:.0f}"
         lines.append([f"**{form}**: float", f"{base['perplexity']:.2f}", "0", "0", "1", size, "", "", ""])
-        entries = [(row.key, row.what, row.peer) for row in wanted]
-        entries += [(peer.key, _peer_name(peer), peer) for peer in dict.fromkeys(row.peer for row in wanted)]
+        peers = dict.fromkeys(row.peer for row in wanted if row.peer is not None)
+        entries: list[tuple[str, str, Peer | None]] = [(row.key, row.what, row.peer) for row in wanted]
+        entries += [(peer.key, _peer_name(peer), peer) for peer in peers]
         for key, what, peer in entries:
-            if _finished(results, form, key) and _finished(results, form, peer.key):
+            if _finished(results, form, key) and (peer is None or _finished(results, form, peer.key)):
                 at0, at4 = (results.rows[_key(form, key, level)] for level in LEVELS)
-                lines.append([what, *_cells(at0, at4, results.rows[_key(form, peer.key, 0)])])
+                beside = None if peer is None else results.rows[_key(form, peer.key, 0)]
+                lines.append([what, *_cells(at0, at4, beside)])
     return markdown(HEADS, lines)
 
 
-def _cells(at0: dict[str, Any], at4: dict[str, Any], peer: dict[str, Any]) -> list[str]:
+def _cells(at0: dict[str, Any], at4: dict[str, Any], peer: dict[str, Any] | None) -> list[str]:
     return [
         f"{at0['perplexity']:.2f}",
         f"{at0['kl']:.4f}",
@@ -206,7 +214,7 @@ def _cells(at0: dict[str, Any], at4: dict[str, Any], peer: dict[str, Any]) -> li
         f"{at0['bytes'] / 1e6:.1f}",
         f"{at0['wall_seconds']:.0f}",
         f"{at0['peak_anonymous_bytes'] / 1e9:.2f}",
-        f"{at0['kl'] / peer['kl']:.3f}",
+        "" if peer is None else f"{at0['kl'] / peer['kl']:.3f}",
     ]
 
 

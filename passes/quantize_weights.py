@@ -150,6 +150,11 @@ class QuantizeWeights(ir.passes.InPlacePass):
                     planned.notes.append(
                         "calibration never reached it: its scales come from the weight alone"
                     )
+                elif seen is not None and _rows_lack(planned, seen):
+                    planned.notes.append(
+                        f"{seen.rows} rows of calibration for {planned.weight.shape[1]} channels: "
+                        "damping alone makes the Hessian definite; give more data"
+                    )
                 self._quantize(planned, seen)
 
     def _migrate(
@@ -235,6 +240,10 @@ class QuantizeWeights(ir.passes.InPlacePass):
         )
         self._model.graph.insert_after(dequantize, node)
         return output
+
+
+def _rows_lack(planned: PlannedWeight, statistics: InputStatistics) -> bool:
+    return planned.settings.quantizer.algorithm.spreads and statistics.rows < planned.weight.shape[1]
 
 
 def _require_finite(planned: PlannedWeight) -> None:

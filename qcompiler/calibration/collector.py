@@ -42,6 +42,11 @@ class Borders:
     def __len__(self) -> int:
         return len(self._samples)
 
+    @property
+    def spilled_bytes(self) -> int:
+        """Size of the file."""
+        return self._end
+
     def sample(self, index: int) -> Mapping[ir.Value, Array]:
         """Everything kept of one sample; what was spilled is read anew."""
         return {

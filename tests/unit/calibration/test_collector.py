@@ -101,7 +101,9 @@ def test_data_that_does_not_fit_is_an_error_of_calibration(tmp_path: Path) -> No
     with pytest.raises(CalibrationError, match=r"^x: the data gives \[2, 5\], the weight takes rows of 16"):
         _collect(tmp_path, 1 << 30, [{"x": np.zeros((2, 5), np.float32)}])
     model = ir.from_proto(_chain())
-    collector = Collector(model, list(model.graph)[:1], [{"x": np.zeros((2, 5), np.float32)}], tmp_path, 0, fewest=1)
+    collector = Collector(
+        model, list(model.graph)[:1], [{"x": np.zeros((2, 5), np.float32)}], tmp_path, 0, fewest=1
+    )
     value = model.graph[1].inputs[0]
     assert value is not None
     with pytest.raises(CalibrationError, match=r"^a: ONNX Runtime cannot run the model on this data"):
@@ -136,3 +138,54 @@ def test_memory_is_free_again_after_a_drop(tmp_path: Path) -> None:
 def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="cannot be written"):
         Borders(1, tmp_path / "missing", 0).put(0, ir.Value(name="v"), np.ones(3, np.float32))
+
+
+def _taps(*values: ir.Value | None) -> dict[ir.Value, tuple[int, frozenset[Need]]]:
+    return {value: (16, ALL) for value in values if value is not None}
+
+
+def test_stages_go_on_from_what_the_last_one_left(tmp_path: Path) -> None:
+    """One segment of three products, each observed after the one before it was changed, each run once."""
+    model = ir.from_proto(_chain())
+    products = [n for n in model.graph if n.op_type == "MatMul"]
+    collector = Collector(model, products, _feeds(), tmp_path, 300)
+    (segment,) = collector.segments
+    x = np.concatenate([feed["x"] for feed in _feeds()])
+    rows = x
+    for index, name in enumerate("uvw"):
+        value = products[index].inputs[0]
+        assert value is not None
+        seen = collector.observe_stage(segment, _taps(value))[value]
+        assert seen is not None
+        # up to three chained float32 products of 16 terms
+        np.testing.assert_allclose(seen.hessian, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
+        changed = weight(16, 16, seed=index) * np.float32(0.5)
+        model.graph.initializers[name].const_value = ir.Tensor(changed, name=name)
+        rows = np.maximum(rows @ changed, 0)
+
+
+def test_what_has_run_is_not_run_again(tmp_path: Path) -> None:
+    model = ir.from_proto(_chain())
+    products = [n for n in model.graph if n.op_type == "MatMul"]
+    collector = Collector(model, products, _feeds(), tmp_path, 1 << 30)
+    (segment,) = collector.segments
+    first = collector.observe_stage(segment, _taps(products[1].inputs[0]))
+    zero = ir.Tensor(np.zeros((16, 16), np.float32), name="u")
+    model.graph.initializers["u"].const_value = zero  # too late: what it feeds has been kept
+    again = collector.observe_stage(segment, _taps(products[2].inputs[0], products[1].inputs[0]))
+    for value, statistics in first.items():
+        kept = again[value]
+        assert statistics is not None and kept is not None and statistics.hessian is not None
+        assert kept.hessian is not None and kept.hessian.any()
+        np.testing.assert_array_equal(statistics.hessian, kept.hessian)
+
+
+def test_borders_use_freed_places_again(tmp_path: Path) -> None:
+    borders = Borders(2, tmp_path, 0)
+    for number in range(50):
+        value = ir.Value(name=f"v{number}")
+        for index in range(2):
+            borders.put(index, value, np.full(100, number, np.float32))
+        np.testing.assert_array_equal(borders.sample(1)[value], np.full(100, number, np.float32))
+        borders.drop(value)
+    assert borders.spilled_bytes == 2 * 400

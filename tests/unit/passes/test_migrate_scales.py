@@ -38,10 +38,14 @@ LITTLE = Algorithm("little", "transform", frozenset(Need), NoOptions, _search(0.
 WORSE = Algorithm("worse", "transform", frozenset(Need), NoOptions, _search(1.0))
 
 
-def _recipe(transform: str, rules: str = "[]") -> Recipe:
-    name = transform if transform == "awq" else f"tests.unit.passes.test_migrate_scales:{transform}"
+def _step(transform: str) -> str:
+    return transform if transform == "awq" else f"tests.unit.passes.test_migrate_scales:{transform}"
+
+
+def _recipe(*transforms: str, rules: str = "[]", quantizer: str = "rtn") -> Recipe:
+    steps = ", ".join(f"'{_step(name)}'" for name in transforms)
     return Recipe.from_text(
-        f"bits: 2\ngroup_size: 16\nalgorithm: ['{name}', rtn]\nhead: float\nembedding: float\nrules: {rules}",
+        f"bits: 2\ngroup_size: 16\nalgorithm: [{steps}, {quantizer}]\nhead: float\nembedding: float\nrules: {rules}",
         "t",
         "t",
     )
@@ -226,7 +230,7 @@ def test_a_weight_used_twice_is_not_scaled(tmp_path: Path) -> None:
 
 
 def test_a_float_reader_keeps_the_input_as_it_was(tmp_path: Path) -> None:
-    recipe = _recipe("HALF", "[{match: v, quantize: false}]")
+    recipe = _recipe("HALF", rules="[{match: v, quantize: false}]")
     model = make_model(
         "g (float[M,32] x) => (float[M,32] y, float[M,32] z) { h = LayerNormalization(x, g) a = MatMul(h, w) y = Softplus(a)"
         " c = MatMul(h, v) z = Softplus(c) }",
@@ -243,19 +247,68 @@ def test_a_float_reader_keeps_the_input_as_it_was(tmp_path: Path) -> None:
     assert_equal_outputs(before, run(after, feed), ROUNDING)
 
 
-BUILDERS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "relu": lambda: make_model(
+def test_the_function_stays(tmp_path: Path) -> None:
+    model = make_model(
         "g (float[M,32] x) => (float[M,32] y) { t = Tanh(x) e = MatMul(t, u) a = MatMul(e, w) i = Add(a, b) r = Relu(i) c = MatMul(r, v) d = Add(e, c)"
         " y = Softplus(d) }",
         {"u": weight(32, 32, seed=4), "w": weight(32, 48), "b": weight(48), "v": weight(48, 32, seed=1)},
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", BUILDERS)
-def test_the_function_stays(kind: str, tmp_path: Path) -> None:
-    model = BUILDERS[kind]()
+    )
     feed = {"x": _outliers(64, 32)}
     before = run(model, feed)
     after, _ = _migrate(model, feed, tmp_path, _recipe("HALF"))
     assert_equal_outputs(before, run(after, feed), ROUNDING)
+
+
+PAIR = (
+    "g (float[M,32] x) => (float[M,32] y, float[M,32] z) { t = Tanh(x) a = MatMul(t, w) y = Softplus(a)"
+    " c = MatMul(t, v) z = Softplus(c) }"
+)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_two_transforms_are_both_taken_out(norm: bool, tmp_path: Path) -> None:
+    """Without a norm that takes them, each scale gets its Mul, the second behind the first."""
+    text = "h = LayerNormalization(x, g)" if norm else "h = Tanh(x)"
+    model = make_model(
+        f"g (float[M,32] x) => (float[M,48] y) {{ {text} a = MatMul(h, w) y = Softplus(a) }}",
+        {"w": weight(32, 48), "g": np.ones(32, np.float32)},
+    )
+    feed = {"x": _outliers(12, 32)}
+    after, plan = _migrate(model, feed, tmp_path, _recipe("HALF", "HALF"))
+    assert sum("scale taken by" in note for note in plan.quantized[0].notes) == 2
+    assert op_types(after).count("Mul") == (0 if norm else 2)
+    assert_equal_outputs(run(model, feed), run(after, feed), ROUNDING)
+
+
+def test_readers_with_other_transforms_are_not_scaled(tmp_path: Path) -> None:
+    model = make_model(PAIR, {"w": weight(32, 32), "v": weight(32, 32, seed=1)})
+    feed = {"x": _outliers(12, 32)}
+    rule = f"[{{match: v, algorithm: ['{_step('LITTLE')}', rtn]}}]"
+    after, plan = _migrate(model, feed, tmp_path, _recipe("HALF", rules=rule))
+    assert not _scaled(plan)
+    assert all("other transforms read the same input" in planned.notes[0] for planned in plan.quantized)
+    assert_equal_outputs(run(model, feed), run(after, feed), ROUNDING)
+
+
+SEEN: list[Any] = []
+
+
+def _record(weights: Any, statistics: Any, schemes: Any, options: Any, tie: Array | None) -> ScaleChoice:
+    SEEN.append(statistics)
+    return ScaleChoice(np.ones(weights[0].shape[1], np.float32), 1.0, 1.0)
+
+
+RECORD = Algorithm("record", "transform", frozenset(Need), NoOptions, _record)
+
+
+@pytest.mark.parametrize(("quantizer", "weighed"), [("rtn", False), ("gptq", True)])
+def test_a_transform_weighs_errors_as_the_quantizer_leaves_them(
+    quantizer: str, weighed: bool, tmp_path: Path
+) -> None:
+    model = make_model(PAIR, {"w": weight(32, 32), "v": weight(32, 32, seed=1)})
+    SEEN.clear()
+    _migrate(model, {"x": _outliers(64, 32)}, tmp_path, _recipe("RECORD", quantizer=quantizer))
+    (statistics,) = SEEN
+    assert (statistics.remaining is not None) is weighed
+    if weighed:
+        assert (statistics.remaining <= 1.2 * statistics.diagonal()).all()  # damping adds a tenth of the mean
