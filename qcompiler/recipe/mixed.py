@@ -1,0 +1,61 @@
+"""The ``mixed:`` section of a recipe: bits chosen weight by weight under a budget."""
+
+import re
+from dataclasses import dataclass
+
+from qcompiler.errors import RecipeError
+from qcompiler.quant.scheme import BITS
+from qcompiler.recipe.yaml_text import check_int
+
+_BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(bpw|KB|MB|GB)")
+_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+@dataclass(frozen=True, slots=True)
+class MixedSettings:
+    """What bits are given out, and how many.
+
+    Attributes:
+        bits: what a weight may get; each with the recipe's group size and symmetry.
+        budget: ``4.5bpw``, stored bits of all quantized weights over their number; or ``90MB`` (KB, GB), the size of
+            the model with its data; empty for none.
+        max_kl: the most KL divergence (nats a token) that is predicted; 0 for no bound. With a budget too, the budget rules.
+        samples: windows of calibration on which each weight's effect is measured.
+    Raises:
+        RecipeError: neither budget nor max_kl, or values that make no sense.
+    """
+
+    bits: tuple[int, ...] = (2, 4, 8)
+    budget: str | None = ""
+    max_kl: float = 0.0
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        given = tuple(self.bits) if isinstance(self.bits, (list, tuple)) else (self.bits,)
+        for bits in given:
+            if bits not in BITS:
+                raise RecipeError(f"bits: {bits!r}; give some of {', '.join(map(str, BITS))}")
+        if len(set(given)) < 2:
+            raise RecipeError(f"bits: {list(given)}; give at least two to choose from, [2, 4, 8]")
+        object.__setattr__(self, "bits", tuple(sorted(set(given))))
+        check_int(self.samples, 1, None, "samples")
+        if isinstance(self.max_kl, bool) or not isinstance(self.max_kl, (int, float)) or not self.max_kl >= 0:
+            raise RecipeError(f"max_kl: {self.max_kl!r}; must be a positive number, 0.05")
+        object.__setattr__(self, "budget", self.budget or "")
+        if self.budget and not (isinstance(self.budget, str) and _BUDGET.fullmatch(self.budget)):
+            raise RecipeError(f"budget: {self.budget!r}; write 4.5bpw, or 90MB for the whole model")
+        if not self.budget and not self.max_kl:
+            raise RecipeError("budget: missing; give a budget (4.5bpw, 90MB) or max_kl (0.05)")
+
+    def budget_bytes(self, weights: int, rest: int) -> int | None:
+        """Bytes that the quantized weights may take, or None without a budget.
+
+        Args:
+            weights: how many numbers they hold.
+            rest: bytes of everything else in the model.
+        """
+        found = _BUDGET.fullmatch(self.budget or "")
+        if found is None:
+            return None
+        amount = float(found[1])
+        return int(amount * weights / 8) if found[2] == "bpw" else int(amount * _UNITS[found[2]] - rest)
