@@ -8,7 +8,6 @@ which a Slice then cuts off.
 Scales that one row or the whole weight shares are repeated for each block: the kernel takes blocks of 16 to 256 only.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,20 +15,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
+from qcompiler.graph.kernel_node import DOMAIN, LoweredNode, swap_kernel
 from qcompiler.graph.packed_weight import PackedWeight, packed_weight
-from qcompiler.graph.quantized import KEYS, SCHEME_KEY
+from qcompiler.graph.quantized import SCHEME_KEY
 
-DOMAIN = "com.microsoft"
 PACKED_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
-
-
-@dataclass(frozen=True)
-class LoweredNode:
-    """A node that must really run in the optimized model; ``packed`` is the name of its input of packed codes."""
-
-    name: str
-    op_type: str
-    packed: str
 
 
 class LowerToMatMulNBits(ir.passes.InPlacePass):
@@ -120,19 +110,9 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
         attributes: dict[str, int],
         dequantize: ir.Node,
     ) -> ir.Node:
-        result = old.outputs[0]
-        output = ir.Value(name=self._names.value(f"{result.name}.quantized"))
-        set_info(output, result.dtype or dequantize.outputs[0].dtype or ir.DataType.FLOAT, result.shape)
-        node = ir.node(op_type, inputs, attributes=attributes, domain=DOMAIN, outputs=[output], name=old.name)
-        node.metadata_props.update(old.metadata_props)
-        node.metadata_props.update({k: v for k, v in dequantize.metadata_props.items() if k.startswith(KEYS)})
-        graph, packed = old.graph, inputs[PACKED_INPUT[op_type]]
-        assert graph is not None and packed is not None
-        graph.insert_before(old, node)
-        replace_value(result, output)
-        graph.remove(old, safe=True)
-        if not output.is_graph_output():
-            result.name, output.name = output.name, result.name  # the value keeps its name
+        node = swap_kernel(old, op_type, inputs, attributes, dequantize, self._names)
+        packed = inputs[PACKED_INPUT[op_type]]
+        assert packed is not None
         self.lowered.append(LoweredNode(node.name or "", op_type, packed.name or ""))
         return node
 

@@ -1,7 +1,8 @@
 """Quantize every planned weight, segment by segment, each seeing what the quantized segments before it compute.
 
 *Given* a model whose products are MatMul and Gather (see ``expand_gemm``), a plan, and calibration feeds where an algorithm wants them.
-*Result* the middle form: each weight is one DequantizeLinear (opset 21, blockwise) of constants in the spill file, read by all its uses.
+*Result* the middle form: each weight is one DequantizeLinear (opset 21, blockwise) of constants in the spill file, read by all its uses; one of a
+codebook is a chain of nodes (see ``codebook_form``).
 Names, inputs and outputs stay.
 """
 
@@ -22,8 +23,9 @@ from qcompiler.calibration.segments import Segment
 from qcompiler.errors import SchemeError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.edits import Names, drop_unused
-from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, emit_dequantize, register_constants
+from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, register_constants
 from qcompiler.graph.reads import node_reads
+from qcompiler.graph.weight_form import emit_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Role
 from qcompiler.passes.migrate_scales import ScaleMigration
@@ -205,17 +207,19 @@ class QuantizeWeights(ir.passes.InPlacePass):
         )  # fmt: skip
 
     def _replace(self, planned: PlannedWeight, quantized: Any) -> None:
-        """Store the weight, make its DequantizeLinear, and have every use read it."""
+        """Store the weight, make its nodes, and have every use read what the last yields."""
         weight = planned.weight
         gathered = any(use.role is Role.EMBEDDING for use in weight.uses)
         name = self._names.value(f"{weight.name}.quantized")
-        node = emit_dequantize(self._store, quantized, "nk" if gathered else "kn", name, weight.dtype)
+        nodes = emit_weight(self._store, quantized, "nk" if gathered else "kn", name, weight.dtype)
+        node = nodes[-1]
         node.metadata_props[ALGORITHM_KEY] = planned.algorithm
         node.metadata_props[REASON_KEY] = planned.settings.decided_by
         graph = self._model.graph
         first = min((use.top_level for use in weight.uses), key=self._positions.__getitem__)
-        graph.insert_before(first, node)
-        register_constants(graph, node)
+        graph.insert_before(first, nodes)
+        for each in nodes:
+            register_constants(graph, each)
         transposed: ir.Value | None = None
         for use in weight.uses:
             old = use.node.inputs[use.input_index]

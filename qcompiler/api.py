@@ -110,6 +110,7 @@ def dry_run(
     run_passes(job.model, preparing_passes(job.recipe), [])
     planned = plan_weights(job.model, job.recipe)
     planned.check(job.target.supports)
+    planned.note(job.target.remark)
     peak = _forecast(job, planned, options.memory_limit)
     refusals = []
     try:
@@ -252,6 +253,7 @@ def _instruments(model: ir.Model, options: Options) -> list[Instrument]:
 def _checked_plan(job: _Job, memory_limit: int) -> Plan:
     planned = plan_weights(job.model, job.recipe)
     planned.check(job.target.supports)
+    planned.note(job.target.remark)
     _check_memory(_forecast(job, planned, memory_limit), memory_limit, planned)
     return planned
 

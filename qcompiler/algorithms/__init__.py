@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qcompiler.algorithms import awq, gptq, mse, rtn
+from qcompiler.algorithms import awq, codebook, gptq, mse, rtn
 from qcompiler.errors import QCompilerError, SchemeError
 from qcompiler.nearest import nearest
+from qcompiler.quant.codebook import CodebookTensor
 from qcompiler.quant.scheme import QuantScheme
-from qcompiler.quant.tensor import AffineTensor
+from qcompiler.quant.tensor import AffineTensor, QuantizedTensor
 from qcompiler.user_code import describe, import_reference
 
 ENTRY_POINTS = "qcompiler.algorithms"
@@ -49,6 +50,7 @@ class Algorithm:
         options: a frozen dataclass, every field with a default.
         spreads: whether it makes up for the error of one column with others, so that transforms before it
             should weigh an error by what remains (InputStatistics.remaining).
+        codebooks: whether it knows codes that are indices of a table (QuantScheme.dtype nf4 and the like).
     """
 
     name: str
@@ -57,13 +59,22 @@ class Algorithm:
     options: type[Any]
     run: Callable[..., Any]
     spreads: bool = False
+    codebooks: bool = False
 
 
 ALGORITHMS = (
-    Algorithm("rtn", "quantizer", frozenset(), rtn.RtnOptions, rtn.quantize),
-    Algorithm("mse", "quantizer", frozenset({Need.HESSIAN}), mse.MseOptions, mse.quantize),
+    Algorithm(
+        "rtn", "quantizer", frozenset(), rtn.RtnOptions,
+        codebook.beside(rtn.quantize, codebook.round_to_nearest), codebooks=True,
+    ),  # fmt: skip
+    Algorithm(
+        "mse", "quantizer", frozenset({Need.HESSIAN}), mse.MseOptions,
+        codebook.beside(mse.quantize, codebook.search), codebooks=True,
+    ),  # fmt: skip
     Algorithm("gptq", "quantizer", frozenset({Need.HESSIAN}), gptq.GptqOptions, gptq.quantize, spreads=True),
-    Algorithm("awq", "transform", frozenset({Need.HESSIAN, Need.CHANNELS}), awq.AwqOptions, awq.search_scale),
+    Algorithm(
+        "awq", "transform", frozenset({Need.HESSIAN, Need.CHANNELS}), awq.AwqOptions, awq.search_scale, codebooks=True,
+    ),  # fmt: skip
 )
 
 
@@ -113,17 +124,19 @@ def call(algorithm: Algorithm, where: str, *arguments: Any) -> Any:
         ) from error
 
 
-def checked(result: object, scheme: QuantScheme, shape: tuple[int, int], where: str) -> AffineTensor:
+def checked(result: object, scheme: QuantScheme, shape: tuple[int, int], where: str) -> QuantizedTensor:
     """What a quantizer returned, if it is the weight that was planned.
 
     Args:
         shape: (N, K).
         where: the layer and the algorithm, for messages.
     Raises:
-        SchemeError: no AffineTensor, one of another scheme or shape, or numbers that cannot be stored.
+        SchemeError: no AffineTensor or CodebookTensor, one of another scheme or shape, or numbers that cannot be stored.
     """
-    if not isinstance(result, AffineTensor):
-        raise SchemeError(f"{where}: returned {type(result).__name__}; return an AffineTensor")
+    kind = CodebookTensor if scheme.is_codebook else AffineTensor
+    if not isinstance(result, (AffineTensor, CodebookTensor)):
+        article = "a" if scheme.is_codebook else "an"
+        raise SchemeError(f"{where}: returned {type(result).__name__}; return {article} {kind.__name__}")
     if result.scheme != scheme:
         raise SchemeError(
             f"{where}: returned {_described(result.scheme)} where {_described(scheme)} was asked for; "
@@ -133,7 +146,8 @@ def checked(result: object, scheme: QuantScheme, shape: tuple[int, int], where: 
         raise SchemeError(
             f"{where}: returned {result.shape} for a weight of {shape}; give every weight its code"
         )
-    largest = max(part.max(initial=0) for part in (result.codes, result.zero_point) if part is not None)
+    parts = (result.codes, getattr(result, "zero_point", None))
+    largest = max(part.max(initial=0) for part in parts if part is not None)
     if largest > scheme.max_code:
         raise SchemeError(
             f"{where}: returned the code {largest}; {scheme.bits} bits hold 0 to {scheme.max_code}"
@@ -158,4 +172,4 @@ def _as_algorithm(name: str, reference: str) -> Algorithm:
         raise SchemeError(
             f"algorithm: {name}: must be a function or an Algorithm, not {type(found).__name__}"
         )
-    return Algorithm(name, "quantizer", frozenset({Need.HESSIAN}), NoOptions, found)
+    return Algorithm(name, "quantizer", frozenset({Need.HESSIAN}), NoOptions, found, codebooks=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from qcompiler.graph.codebook_form import codebook_form
 from qcompiler.graph.weights import (
     FLOAT_TYPES,
     ConstantView,
@@ -117,7 +118,7 @@ def _classify_linear(node: ir.Node) -> _Found | str:
         if constant_view(node.inputs[0]) is not None:
             return "the constant is the left factor"
         producer = node.inputs[1].producer() if node.inputs[1] is not None else None
-        if producer is not None and producer.op_type == "DequantizeLinear":
+        if producer is not None and (producer.op_type == "DequantizeLinear" or codebook_form(producer)):
             return ALREADY_QUANTIZED
         narrow = narrow_type(node.inputs[1])
         if narrow is not None:

@@ -16,9 +16,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from qcompiler.errors import CalibrationError
-from qcompiler.graph.quantized import layout_of, read_quantized
 from qcompiler.graph.reads import node_reads
 from qcompiler.graph.session_errors import SESSION_ERRORS
+from qcompiler.graph.weight_form import read_weight
 from qcompiler.graph.weights import constant_view
 
 Array = npt.NDArray[Any]
@@ -159,7 +159,7 @@ def nodes_needed(
 
 
 def is_constant(value: ir.Value) -> bool:
-    """Whether a value is the same on any data: an initializer, a Constant node's output, or a chain of shape and cast nodes on one.
+    """Whether a value is the same on any data: an initializer, a Constant node's output, or nodes of a few types on these.
 
     A piece computes such values itself, wherever in the graph their nodes stand.
     """
@@ -172,7 +172,10 @@ def is_constant(value: ir.Value) -> bool:
 
 
 _OF_CONSTANTS = frozenset(
-    {"Constant", "DequantizeLinear", "Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
+    {
+        "Constant", "DequantizeLinear", "Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze",
+        "Gather", "Mul", "Slice",
+    }  # fmt: skip
 )
 
 
@@ -183,14 +186,11 @@ def _position(node: ir.Node) -> int:
 
 def _large_constant(value: ir.Value) -> Array | None:
     """The numbers of a large constant operand, laid out as the reader wants them; None for anything else."""
-    node = value.producer()
-    if (
-        node is not None
-        and node.op_type == "DequantizeLinear"
-        and node.inputs[0] is not None
-        and node.inputs[0].is_initializer()
-    ):
-        return _dequantized(node)
+    found = read_weight(value.producer())
+    if found is not None:
+        quantized, layout = found
+        weight = quantized.dequantize()  # [N, K]
+        return _as_type(np.ascontiguousarray(weight.T) if layout == "kn" else weight, value.dtype)
     view = constant_view(value)
     if view is None or int(np.prod(view.shape)) * 4 <= INLINE_BYTES:
         return None
@@ -201,11 +201,8 @@ def _large_constant(value: ir.Value) -> Array | None:
     return np.ascontiguousarray(array if array.dtype == wanted else array.astype(wanted))
 
 
-def _dequantized(node: ir.Node) -> Array:
-    weight = read_quantized(node).dequantize()  # [N, K]
-    laid_out = np.ascontiguousarray(weight.T) if layout_of(node) == "kn" else weight
-    dtype = node.outputs[0].dtype
-    return laid_out if dtype is None else laid_out.astype(dtype.numpy(), copy=False)
+def _as_type(array: Array, dtype: ir.DataType | None) -> Array:
+    return array if dtype is None else array.astype(dtype.numpy(), copy=False)
 
 
 def _ort_value(array: Array) -> Any:

@@ -56,7 +56,7 @@ def emit_dequantize(
         ResourceError: the disk is full.
         SchemeError: out_dtype cannot hold the scales.
     """
-    _check_scales(quantized.scheme, name, out_dtype)
+    check_scales(quantized.scheme, name, out_dtype)
     return dequantize_node(store_quantized(store, quantized, name), layout, name, out_dtype)
 
 
@@ -70,7 +70,7 @@ def dequantize_node(stored: StoredQuantized, layout: Layout, name: str, out_dtyp
     Raises:
         SchemeError: out_dtype cannot hold the scales.
     """
-    _check_scales(stored.scheme, name, out_dtype)
+    check_scales(stored.scheme, name, out_dtype)
     codes = StoredCodes(stored, layout, f"{name}.codes")
     scales = _scales(stored, layout, name, out_dtype)
     inputs = [constant(codes, f"{name}.codes"), constant(scales, f"{name}.scale")]
@@ -182,7 +182,8 @@ def _scheme(
     return QuantScheme(bits, symmetric, Granularity.TENSOR if one else Granularity.CHANNEL, None, scale_dtype)
 
 
-def _check_scales(scheme: QuantScheme, name: str, out_dtype: ir.DataType) -> None:
+def check_scales(scheme: QuantScheme, name: str, out_dtype: ir.DataType) -> None:
+    """Raises SchemeError where a weight of ``out_dtype`` cannot have the scheme's scales."""
     if out_dtype not in (ir.DataType.FLOAT, SCALE_TYPES[scheme.scale_dtype]):
         wanted = SCALE_NAMES.get(out_dtype, "float32")
         raise SchemeError(

@@ -1,6 +1,6 @@
-"""Codes <-> bytes: the layout of com.microsoft::MatMulNBits, and ONNX's int2, uint2, int4 and uint4.
+"""Codes <-> bytes: the layouts of com.microsoft::MatMulNBits and MatMulBnb4, and ONNX's int2, uint2, int4 and uint4.
 
-All of it is little end first: the code with the lower index sits in the lower bits. Three-bit codes have no
+All of it but MatMulBnb4's bytes is little end first: the code with the lower index sits in the lower bits. Three-bit codes have no
 layout of their own; ``lift`` makes four-bit ones of them. Letters: N outputs, K reduction, G groups of g
 along K.
 """
@@ -136,6 +136,22 @@ def unpack_transposed(packed: Bytes, k: int, n: int, bits: int) -> Bytes:
         last = -(-columns.stop * n * bits // 8)
         codes[:, columns] = unpack_flat(flat[first:last], (columns.stop - columns.start, n), bits).T
     return codes
+
+
+def pack_high_first(codes: Bytes) -> Bytes:
+    """The B input of MatMulBnb4: uint8 [ceil(size / 2)], the code with the lower index in the upper four bits."""
+    return swap_nibbles(pack_flat(codes, 4))
+
+
+def unpack_high_first(packed: Bytes, shape: tuple[int, ...]) -> Bytes:
+    """The codes uint8 of ``shape`` that pack_high_first packed."""
+    return unpack_flat(swap_nibbles(packed), shape, 4)
+
+
+def swap_nibbles(packed: Bytes) -> Bytes:
+    """Each byte with its upper and lower four bits exchanged: between ONNX's order and that of MatMulBnb4."""
+    swapped: Bytes = (packed << np.uint8(4)) | (packed >> np.uint8(4))
+    return swapped
 
 
 def shift_sign(codes: Bytes, bits: int) -> Bytes:

@@ -10,8 +10,12 @@ from typing import Literal, get_args
 from qcompiler.errors import SchemeError
 
 ScaleDtype = Literal["float32", "float16", "bfloat16"]
+Dtype = Literal["int", "nf4", "fp4", "e2m1"]
+"""What a code means: an integer, or an entry of one of the tables in ``codebook``."""
 
 BITS = (2, 3, 4, 8)
+SCALE_BLOCK = 256
+"""Scales that share a step where scales are themselves quantized (QLoRA, section 3)."""
 SMALLEST_GROUP = 16
 """The least that ADJUST goes down to: a float32 scale for 16 weights already costs 2 bits a weight."""
 
@@ -41,6 +45,9 @@ class QuantScheme:
     Codes are unsigned, 0..2^bits - 1. A symmetric scheme stores no zero points: they are the midpoint,
     2^(bits - 1).
 
+    With a ``dtype`` other than "int" a code is the index of a table, w = table[code] * scale, and groups are blocks of the row-major weight
+    (see ``codebook``); ``double_quant`` stores their scales in 8 bits.
+
     Raises:
         SchemeError: bits, group size or scale type that we cannot store.
     """
@@ -50,6 +57,8 @@ class QuantScheme:
     granularity: Granularity = Granularity.GROUP
     group_size: int | None = None
     scale_dtype: ScaleDtype = "float32"
+    dtype: Dtype = "int"
+    double_quant: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -68,6 +77,29 @@ class QuantScheme:
                 f"scale_dtype: {self.scale_dtype} is not supported; "
                 f"use one of {', '.join(get_args(ScaleDtype))}"
             )
+        self._check_dtype()
+
+    def _check_dtype(self) -> None:
+        if self.dtype not in get_args(Dtype):
+            raise SchemeError(f"dtype: {self.dtype} is not supported; use one of {', '.join(get_args(Dtype))}")
+        if not self.is_codebook:
+            if self.double_quant:
+                raise SchemeError("double_quant: integers keep float scales; use it with dtype nf4 or fp4")
+            return
+        if self.bits != 4:
+            raise SchemeError(f"dtype: {self.dtype} has 4 bits, not {self.bits}; set bits: 4 or dtype: int")
+        if not self.symmetric:
+            raise SchemeError(f"dtype: {self.dtype} has no zero points; set symmetric: true or dtype: int")
+        if self.granularity is not Granularity.GROUP:
+            raise SchemeError(
+                f"dtype: {self.dtype} has a scale for each block of weights, not for each {self.granularity.value}; "
+                "set group_size to a number"
+            )
+
+    @property
+    def is_codebook(self) -> bool:
+        """Whether codes are indices of a table."""
+        return self.dtype != "int"
 
     @property
     def max_code(self) -> int:
@@ -80,7 +112,9 @@ class QuantScheme:
 
     @property
     def label(self) -> str:
-        """Short text for logs and reports, such as "int4 g64 asym"."""
+        """Short text for logs and reports, such as "int4 g64 asym" or "nf4 g64"."""
+        if self.is_codebook:
+            return f"{self.dtype} g{self.group_size}{' dq' if self.double_quant else ''}"
         width = f"g{self.group_size}" if self.granularity is Granularity.GROUP else self.granularity.value
         return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}"
 
@@ -92,8 +126,12 @@ class QuantScheme:
         """Groups in one row of K weights (1 for channel and tensor)."""
         return 1 if self.group_size is None else -(-k // self.group_size)
 
+    def blocks(self, n: int, k: int) -> int:
+        """Blocks in an [N, K] codebook weight."""
+        return -(-n * k // self.group_width(k))
+
     def scale_shape(self, n: int, k: int) -> tuple[int, int]:
-        """Shape of the scales (and zero points) of an [N, K] weight."""
+        """Shape of the scales (and zero points) of an [N, K] integer weight."""
         return (1, 1) if self.granularity is Granularity.TENSOR else (n, self.groups(k))
 
     def stored_bytes(self, n: int, k: int) -> int:
@@ -101,6 +139,10 @@ class QuantScheme:
 
         Three bits count as three; a target that can only store four says so itself.
         """
+        if self.is_codebook:
+            blocks = self.blocks(n, k)
+            scales = blocks * _SCALE_BYTES[self.scale_dtype]
+            return -(-n * k // 2) + (blocks + 4 * -(-blocks // SCALE_BLOCK) if self.double_quant else scales)
         rows, groups = self.scale_shape(n, k)
         width = k if self.group_size is None else groups * self.group_size
         codes = n * -(-width * self.bits // 8)
@@ -117,14 +159,14 @@ def fit_group(
 ) -> tuple[QuantScheme, str | None]:
     """The scheme to use for rows of K weights, and the reason when K made it differ or padded.
 
-    ADJUST halves the group size until it divides K; where that would take it below SMALLEST_GROUP, the last
+    Blocks of a codebook run on from row to row, so any K takes them. ADJUST halves the group size until it divides K; where that would take it below SMALLEST_GROUP, the last
     group stays short, as with PAD.
 
     Raises:
         SchemeError: the group size does not divide K and the fallback is ERROR.
     """
     group = scheme.group_size
-    if group is None or k % group == 0:
+    if group is None or k % group == 0 or scheme.is_codebook:
         return scheme, None
     if fallback is GroupFallback.ERROR:
         raise SchemeError(

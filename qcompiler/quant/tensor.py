@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import dequantize_codes
+from qcompiler.quant.codebook import CodebookTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
 
 
@@ -29,6 +30,8 @@ class AffineTensor:
     zero_point: npt.NDArray[np.uint8] | None
 
     def __post_init__(self) -> None:
+        if self.scheme.is_codebook:
+            raise SchemeError(f"{self.scheme.label}: its codes are indices of a table; make a CodebookTensor")
         if self.codes.dtype != np.uint8 or self.codes.ndim != 2:
             raise SchemeError(f"codes: {self.codes.dtype}{self.codes.shape}; must be uint8 [N, K]")
         expected = self.scheme.scale_shape(*self.codes.shape)
@@ -62,5 +65,5 @@ class AffineTensor:
         return result
 
 
-QuantizedTensor: TypeAlias = AffineTensor
+QuantizedTensor: TypeAlias = AffineTensor | CodebookTensor
 """The closed union of stored weights."""

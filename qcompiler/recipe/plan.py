@@ -95,6 +95,13 @@ class Plan:
             if refusal is not None:
                 raise SchemeError(f"{planned.weight.name}: {refusal}")
 
+    def note(self, remark: Callable[[QuantScheme, bool], str | None]) -> None:
+        """Adds what a target has to say of each weight's scheme, and whether rows of it are gathered."""
+        for planned in self.quantized:
+            said = remark(planned.scheme, any(use.role is Role.EMBEDDING for use in planned.weight.uses))
+            if said is not None:
+                planned.notes.append(said)
+
     def forecast_peak_bytes(self) -> int:
         """Anonymous memory that the compile will need: the largest weight at work, its Hessian, and the fixed cost.
 

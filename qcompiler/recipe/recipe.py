@@ -16,10 +16,11 @@ from typing import Literal, cast, get_args
 
 from qcompiler.errors import RecipeError
 from qcompiler.nearest import nearest
-from qcompiler.quant.scheme import GroupFallback, QuantScheme, ScaleDtype
+from qcompiler.quant.scheme import Dtype, GroupFallback, QuantScheme, ScaleDtype
 from qcompiler.recipe.rules import SETTINGS, GroupSize, Match, RoleSettings, Rule, check_scheme, make_scheme
 from qcompiler.recipe.steps import Step, make_steps, plain_steps
 from qcompiler.recipe.yaml_text import (
+    check_bool,
     check_choice,
     check_int,
     check_keys,
@@ -46,10 +47,12 @@ class WeightSettings:
     """What one weight gets, and the line of the recipe that decided it."""
 
     bits: int
+    dtype: Dtype
     group_size: GroupSize
     symmetric: bool
     algorithm: tuple[Step, ...]
     scale_dtype: ScaleDtype | Literal["auto"]
+    double_quant: bool
     group_fallback: GroupFallback
     decided_by: str
 
@@ -65,8 +68,10 @@ class WeightSettings:
 
     def scheme(self, model_float: ScaleDtype) -> QuantScheme:
         """What is asked for, before it is fitted to K; ``scale_dtype: auto`` is `model_float`."""
-        scale_dtype = model_float if self.scale_dtype == "auto" else self.scale_dtype
-        return make_scheme(self.bits, self.group_size, self.symmetric, scale_dtype)
+        double = self.double_quant and self.dtype != "int"
+        # What 8 bits stand for has the type that the weight is computed in.
+        scale_dtype = model_float if self.scale_dtype == "auto" or double else self.scale_dtype
+        return make_scheme(self.bits, self.dtype, self.group_size, self.symmetric, scale_dtype, double)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +92,13 @@ class Recipe:
     name: str
     description: str = ""
     bits: int = 4
+    dtype: Dtype = "int"
     group_size: GroupSize = 32
     symmetric: bool = True
     algorithm: tuple[Step, ...] = field(default_factory=lambda: make_steps("rtn"))
     group_fallback: GroupFallback = GroupFallback.ADJUST
     scale_dtype: ScaleDtype | Literal["auto"] = "auto"
+    double_quant: bool = False
     head: RoleSettings | None = field(default_factory=RoleSettings)
     embedding: RoleSettings | None = field(default_factory=RoleSettings)
     accuracy_level: int = 4
@@ -111,7 +118,8 @@ class Recipe:
         object.__setattr__(self, "group_fallback", GroupFallback(self.group_fallback))
         check_choice(self.scale_dtype, ("auto", *get_args(ScaleDtype)), "scale_dtype")
         check_int(self.accuracy_level, 0, 4, "accuracy_level")
-        check_scheme(self.bits, self.group_size, self.symmetric)
+        check_bool(self.double_quant, "double_quant")
+        check_scheme(self.bits, self.dtype, self.group_size, self.symmetric, self.algorithm)
         if self.embedding is not None:
             _check_embedding(self.embedding.algorithm, "embedding.algorithm")
         for number, rule in enumerate(self.rules, 1):
@@ -238,7 +246,7 @@ class Recipe:
             aliases: its other names (weight, scope): a rule's pattern may match any of them.
 
         Raises:
-            RecipeError: a rule gives an embedding an algorithm with transforms.
+            RecipeError: a rule gives an embedding an algorithm with transforms, or what does not go with the settings that it leaves as they are.
         """
         index = self.rule_for(name, role, op, aliases)
         if index is None:
@@ -253,8 +261,16 @@ class Recipe:
         chosen = {key: getattr(base if getattr(rule, key) is None else rule, key) for key in SETTINGS}
         if role == "embedding":
             _check_embedding(chosen["algorithm"], f"{name}: {line}: algorithm")
+        try:
+            check_scheme(**chosen)
+        except RecipeError as error:  # the rule and what it leaves to others do not go together
+            raise RecipeError(f"{name}: {line}: {error}") from error
         return WeightSettings(
-            **chosen, scale_dtype=self.scale_dtype, group_fallback=self.group_fallback, decided_by=line
+            **chosen,
+            scale_dtype=self.scale_dtype,
+            double_quant=self.double_quant,
+            group_fallback=self.group_fallback,
+            decided_by=line,
         )
 
     def _role_settings(self, role: str) -> WeightSettings | Skip:
@@ -266,6 +282,7 @@ class Recipe:
         return WeightSettings(
             **{key: getattr(base, key) for key in SETTINGS},
             scale_dtype=self.scale_dtype,
+            double_quant=self.double_quant,
             group_fallback=self.group_fallback,
             decided_by=f"{role} of recipe {self.name}" if base is not self else f"recipe {self.name}",
         )

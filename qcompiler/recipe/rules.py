@@ -4,16 +4,17 @@ import fnmatch
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import get_args
 
 from qcompiler.errors import RecipeError, SchemeError
-from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
+from qcompiler.quant.scheme import Dtype, Granularity, QuantScheme, ScaleDtype
 from qcompiler.recipe.steps import Step, make_steps
 from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int, check_text
 
 ROLES = ("linear", "head", "embedding", "conv")
 OPS = ("MatMul", "Gemm", "Gather", "Conv")
 GroupSize = int | str  # a positive number, "channel" or "tensor"
-SETTINGS = ("bits", "group_size", "symmetric", "algorithm")
+SETTINGS = ("bits", "dtype", "group_size", "symmetric", "algorithm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +22,14 @@ class RoleSettings:
     """How the head or the embedding is stored where no rule says otherwise."""
 
     bits: int = 8
+    dtype: Dtype = "int"
     group_size: GroupSize = 32
     symmetric: bool = True
     algorithm: tuple[Step, ...] = field(default_factory=lambda: make_steps("mse"))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "algorithm", make_steps(self.algorithm))
-        check_scheme(self.bits, self.group_size, self.symmetric)
+        check_scheme(self.bits, self.dtype, self.group_size, self.symmetric, self.algorithm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Rule:
 
     match: Match
     bits: int | None = None
+    dtype: Dtype | None = None
     group_size: GroupSize | None = None
     symmetric: bool | None = None
     algorithm: tuple[Step, ...] | None = None
@@ -99,10 +102,13 @@ class Rule:
             raise RecipeError(f"a rule must say something: one of {', '.join(SETTINGS)} or quantize: false")
         if self.reason is not None:
             check_text(self.reason, "reason")
+        dtype = "int" if self.dtype is None else self.dtype
         check_scheme(
-            8 if self.bits is None else self.bits,
+            (8 if dtype == "int" else 4) if self.bits is None else self.bits,
+            dtype,
             32 if self.group_size is None else self.group_size,
             True if self.symmetric is None else self.symmetric,
+            self.algorithm or (),
         )
 
     @property
@@ -112,21 +118,38 @@ class Rule:
         return ", ".join(f"{key}={value}" for key, value in given if value is not None)
 
 
-def make_scheme(bits: int, group_size: GroupSize, symmetric: bool, scale_dtype: ScaleDtype) -> QuantScheme:
+def make_scheme(
+    bits: int,
+    dtype: Dtype,
+    group_size: GroupSize,
+    symmetric: bool,
+    scale_dtype: ScaleDtype,
+    double_quant: bool = False,
+) -> QuantScheme:
     """The scheme that these settings ask for. Raises SchemeError where none can be stored so."""
     granularity = Granularity.GROUP if isinstance(group_size, int) else Granularity(group_size)
     width = group_size if isinstance(group_size, int) else None
-    return QuantScheme(bits, symmetric, granularity, width, scale_dtype)
+    return QuantScheme(
+        bits, symmetric, granularity, width, scale_dtype, dtype, double_quant and dtype != "int"
+    )
 
 
-def check_scheme(bits: int, group_size: GroupSize, symmetric: bool) -> None:
-    """Raises RecipeError unless the three say a scheme that can be stored."""
+def check_scheme(
+    bits: int, dtype: Dtype, group_size: GroupSize, symmetric: bool, algorithm: tuple[Step, ...]
+) -> None:
+    """Raises RecipeError unless these say a scheme that can be stored, and the steps can find its codes."""
+    check_choice(dtype, get_args(Dtype), "dtype")
     check_int(bits, 2, 8, "bits")
     check_bool(symmetric, "symmetric")
     whole = isinstance(group_size, int) and not isinstance(group_size, bool)
     if not whole and group_size not in ("channel", "tensor"):
         raise RecipeError(f"group_size: expected a number, channel or tensor, got {group_size!r}")
     try:
-        make_scheme(bits, group_size, symmetric, "float32")
+        scheme = make_scheme(bits, dtype, group_size, symmetric, "float32")
     except SchemeError as error:
         raise RecipeError(str(error)) from error
+    unfit = [step.name for step in algorithm if scheme.is_codebook and not step.algorithm.codebooks]
+    if unfit:
+        raise RecipeError(
+            f"algorithm: {unfit[0]} finds integers, not codes of a table; use rtn or mse with dtype: {dtype}"
+        )

@@ -17,6 +17,7 @@ from qcompiler.graph.census import Census, take_census
 from qcompiler.graph.edits import all_nodes
 from qcompiler.graph.weights import constant_view
 from qcompiler.passes.normalize import Normalize
+from qcompiler.quant.codebook import TABLES
 from qcompiler.report.quantized_products import StoredWeight, read_products
 
 REPORT = "report.json"
@@ -37,6 +38,7 @@ class InspectedProduct:
         share: of all the model's tensors.
         reason: what decided it, as far as the model or its report.json says.
         algorithm: that found the codes, likewise.
+        double_quant: whether scales are in 8 bits themselves.
     """
 
     name: str
@@ -52,12 +54,15 @@ class InspectedProduct:
     share: float
     reason: str
     algorithm: str = ""
+    double_quant: bool = False
 
     @property
     def label(self) -> str:
-        """How the weight is stored: ``int4 g64 asym``, ``float32``."""
+        """How the weight is stored: ``int4 g64 asym``, ``nf4 g64``, ``float32``."""
         if self.granularity is None:
             return self.dtype
+        if self.dtype in TABLES:
+            return f"{self.dtype} g{self.group_size}{' dq' if self.double_quant else ''}"
         width = f"g{self.group_size}" if self.group_size is not None else self.granularity
         return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}"
 
@@ -150,6 +155,7 @@ def _of_quantized(weight: StoredWeight) -> tuple[ir.Node, InspectedProduct]:
         0.0,
         weight.reason,
         weight.algorithm,
+        weight.double_quant,
     )
 
 

@@ -1,7 +1,7 @@
 """Quantized weights of any ONNX model, as its nodes say them: shapes, bits, groups, bytes; no code is read.
 
 Known are com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized, DequantizeLinear of a constant
-(the middle form, and QDQ of other tools), and the QLinear and Integer operators.
+(the middle form, and QDQ of other tools), the middle form of codebooks, and the QLinear and Integer operators.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.graph.census import product_names, reaches_output
+from qcompiler.graph.codebook_form import CodebookForm, codebook_form, double_scales
 from qcompiler.graph.edits import all_nodes
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY
 from qcompiler.graph.weights import Role, constant_view
@@ -26,6 +27,7 @@ class StoredWeight:
         dtype: of the codes, such as "uint4".
         granularity: "group", "channel" or "tensor"; group_size where it is the first.
         bytes: of codes, scales and zero points.
+        double_quant: whether scales are in 8 bits themselves.
         reason, algorithm: from the node's metadata; empty in models of other tools.
     """
 
@@ -41,6 +43,7 @@ class StoredWeight:
     bytes: int
     reason: str = ""
     algorithm: str = ""
+    double_quant: bool = False
 
     @property
     def size(self) -> int:
@@ -96,6 +99,12 @@ _BLOCKWISE = {"MatMulNBits": 0, "MatMulBnb4": 0, "GatherBlockQuantized": 128, "D
 
 def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool]]:
     """(node that computes, node that holds the weight, the weight is transposed in between)."""
+    if node.op_type in ("Reshape", "Cast", "Transpose"):
+        if codebook_form(node) is not None:
+            for user, index in node.outputs[0].uses():
+                if _WEIGHT_INPUT.get(user.op_type) == index:
+                    yield user, node, False
+        return
     if node.op_type != "DequantizeLinear":
         if node.op_type in _PLACES:
             yield node, node, False
@@ -110,6 +119,9 @@ def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool]]:
 
 
 def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, StoredWeight] | None:
+    form = codebook_form(holder)
+    if form is not None:
+        return form.source, _of_form(node, holder, form)
     places = _PLACES[holder.op_type]
     codes = _constant(holder, places.codes)
     if codes is None or codes.const_value is None:
@@ -121,11 +133,12 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, Store
     if len(shape) < 2:
         return None
     granularity, group = _granularity(holder, shape, scales)
-    name = product_names(node, codes)[0]
-    for suffix in (".weight", ".codes", ".quantized"):
-        name = name.removesuffix(suffix)
+    double = None
+    if holder.op_type == "MatMulBnb4" and scales is None and holder.inputs[2] is not None:
+        double = double_scales(holder.inputs[2])
+    sides = [value.const_value for value in (codes, scales, zero_points) if value is not None]
     stored = StoredWeight(
-        name,
+        _name(node, codes),
         [],
         [node],
         shape,
@@ -134,15 +147,27 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, Store
         granularity,
         group,
         _symmetric(holder, tensor.dtype, bits, places, zero_points),
-        sum(
-            int(value.const_value.nbytes)
-            for value in (codes, scales, zero_points)
-            if value is not None and value.const_value is not None
-        ),
+        sum(int(side.nbytes) for side in (*sides, *(double or ())) if side is not None),
         holder.metadata_props.get(REASON_KEY, ""),
         holder.metadata_props.get(ALGORITHM_KEY, ""),
+        double is not None,
     )
     return codes, stored
+
+
+def _of_form(node: ir.Node, holder: ir.Node, form: CodebookForm) -> StoredWeight:
+    notes = holder.metadata_props
+    return StoredWeight(
+        _name(node, form.source), [], [node], form.shape, form.dtype, 4, "group", form.block, True, form.nbytes,
+        notes.get(REASON_KEY, ""), notes.get(ALGORITHM_KEY, ""), form.double is not None,
+    )  # fmt: skip
+
+
+def _name(node: ir.Node, codes: ir.Value) -> str:
+    name = product_names(node, codes)[0]
+    for suffix in (".weight", ".codes", ".quantized"):
+        name = name.removesuffix(suffix)
+    return name
 
 
 _PACKED = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"})

@@ -18,6 +18,7 @@ class Target:
 
     Attributes:
         supports: None, or why a scheme cannot be stored for it.
+        remark: None, or what a user should know of how a scheme is stored; the second argument: whether rows of the weight are gathered.
         lowering: passes from the middle form to the target's operators.
         verify: reload the saved model and raise PromiseError unless every quantized node runs as it should.
     """
@@ -25,6 +26,7 @@ class Target:
     name: str
     description: str
     supports: Callable[[QuantScheme], str | None]
+    remark: Callable[[QuantScheme, bool], str | None]
     lowering: Callable[[Recipe], list[NamedPass]]
     verify: Callable[[Path, list[NamedPass]], dict[str, int]]
 
@@ -32,8 +34,9 @@ class Target:
 TARGETS = (
     Target(
         "ort",
-        "ONNX Runtime with its own operators (com.microsoft::MatMulNBits)",
+        "ONNX Runtime with its own operators (com.microsoft::MatMulNBits, MatMulBnb4)",
         ort.supports,
+        ort.remark,
         ort.lowering,
         ort.verify,
     ),

@@ -1,6 +1,6 @@
 """Target `ort`: stock ONNX Runtime operators, checked in the model that ONNX Runtime really runs.
 
-Weights become com.microsoft::MatMulNBits and GatherBlockQuantized. After saving, the model is loaded once, the graph that ONNX Runtime's
+Weights become com.microsoft::MatMulNBits and GatherBlockQuantized, those of a codebook MatMulBnb4. After saving, the model is loaded once, the graph that ONNX Runtime's
 optimizer left is read back, and each quantized node must be in it.
 """
 
@@ -19,6 +19,7 @@ from qcompiler.graph.model_file import files_of
 from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.fuse_bias import FuseBias
+from qcompiler.passes.lower_to_matmul_bnb4 import LowerToMatMulBnb4, stays_plain
 from qcompiler.passes.lower_to_matmul_nbits import LowerToMatMulNBits
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.recipe import Recipe
@@ -27,11 +28,18 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 def supports(scheme: QuantScheme) -> str | None:
-    """None, or what MatMulNBits does not take."""
+    """None, or what MatMulNBits (MatMulBnb4 for a codebook) does not take."""
     if scheme.group_size is not None and scheme.group_size not in BLOCK_SIZES:
         sizes = ", ".join(map(str, BLOCK_SIZES))
+        if scheme.is_codebook:
+            return f"group_size {scheme.group_size}: MatMulBnb4 has no such blocks; use one of {sizes}"
         return f"group_size {scheme.group_size}: MatMulNBits has no such blocks; use one of {sizes}, channel, tensor"
     return None
+
+
+def remark(scheme: QuantScheme, gathered: bool) -> str | None:
+    """None, or why a weight (of which rows are ``gathered``) is stored, but read by no kernel of its own."""
+    return stays_plain(scheme.dtype, gathered) if scheme.is_codebook else None
 
 
 def lowering(recipe: Recipe) -> list[NamedPass]:
@@ -43,20 +51,28 @@ def lowering(recipe: Recipe) -> list[NamedPass]:
             "ORT's own fusion of DequantizeLinear fixes accuracy_level 4, so the nodes are written by us",
         ),
         NamedPass(
+            "lower_to_matmul_bnb4",
+            LowerToMatMulBnb4(),
+            "beside it: each takes the middle forms that its kernel reads",
+        ),
+        NamedPass(
             "fuse_bias", FuseBias(), "after lowering: the kernel adds a bias while its output is in registers"
         ),
     ]
 
 
 def verify(model: Path, passes: list[NamedPass]) -> dict[str, int]:
-    """Count what runs as MatMulNBits and GatherBlockQuantized after ONNX Runtime's optimizer.
+    """Count what runs as MatMulNBits, MatMulBnb4 and GatherBlockQuantized after ONNX Runtime's optimizer.
 
     Raises:
         PromiseError: ONNX Runtime cannot load the model, or a quantized node is not there.
         ResourceError: the disk has no room for a second copy of the model, which goes at once.
     """
     expected = [
-        node for entry in passes if isinstance(entry.run, LowerToMatMulNBits) for node in entry.run.lowered
+        node
+        for entry in passes
+        if isinstance(entry.run, (LowerToMatMulNBits, LowerToMatMulBnb4))
+        for node in entry.run.lowered
     ]
     running = _optimized_nodes(model)
     names = {node.name: node.op_type for node in running}

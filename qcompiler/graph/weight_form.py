@@ -1,0 +1,63 @@
+"""The middle form of any quantized weight: the one place that knows which numbers become which nodes."""
+
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompiler.graph.codebook_form import codebook_form, codebook_nodes, emit_codebook, read_codebook, stored_codebook
+from qcompiler.graph.quantized import dequantize_node, emit_dequantize, layout_of, read_quantized, stored
+from qcompiler.graph.stored_codebook import restore_codebook
+from qcompiler.graph.stored_quantized import Layout, restore
+from qcompiler.graph.weight_store import WeightStore
+from qcompiler.quant.codebook import CodebookTensor
+from qcompiler.quant.tensor import QuantizedTensor
+
+
+def emit_weight(
+    store: WeightStore, quantized: QuantizedTensor, layout: Layout, name: str, out_dtype: ir.DataType
+) -> list[ir.Node]:
+    """Stores a weight and makes the nodes that yield it, in order; the last carries the notes.
+
+    Raises:
+        ResourceError: the disk is full.
+        SchemeError: out_dtype cannot hold the scales.
+    """
+    if isinstance(quantized, CodebookTensor):
+        return emit_codebook(store, quantized, layout, name, out_dtype)
+    return [emit_dequantize(store, quantized, layout, name, out_dtype)]
+
+
+def restore_weight(
+    store: WeightStore, record: dict[str, Any], layout: Layout, name: str, out_dtype: ir.DataType
+) -> list[ir.Node]:
+    """The same from what ``record_of`` gave, with the spill file of the same bytes.
+
+    Raises:
+        ValueError: the file ends before it.
+    """
+    if "step" in record:
+        return codebook_nodes(restore_codebook(store, record, name), layout, name, out_dtype)
+    return [dequantize_node(restore(store, record, name), layout, name, out_dtype)]
+
+
+def record_of(node: ir.Node) -> dict[str, Any]:
+    """What ``restore_weight`` needs, of the last node of a weight that this run stored; plain JSON."""
+    form = codebook_form(node)
+    kept = stored(node) if form is None else stored_codebook(form)
+    assert kept is not None, node.name
+    return kept.record()
+
+
+def read_weight(node: ir.Node | None) -> tuple[QuantizedTensor, Layout] | None:
+    """The weight whose last node this is, in memory, and which way it lies; None where that is no weight.
+
+    Raises:
+        SchemeError: a DequantizeLinear of constants whose numbers no ``QuantScheme`` describes.
+    """
+    if node is None:
+        return None
+    if node.op_type == "DequantizeLinear":
+        codes = node.inputs[0]
+        return (read_quantized(node), layout_of(node)) if codes is not None and codes.is_initializer() else None
+    form = codebook_form(node)
+    return None if form is None else (read_codebook(form), form.layout)
