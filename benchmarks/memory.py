@@ -55,7 +55,7 @@ def weights(results: Results, gb: float, peer_gb: float, again: bool) -> None:
             if peer:
                 scheme = {"bits": 4, "group": 32, "symmetric": True}
                 arguments = {"model": str(model), "output": str(work / "theirs")}
-                results.put(theirs, child.run("ort-rtn", arguments | scheme))
+                results.put(theirs, child.run("ort", arguments | scheme | {"tool": "rtn"}))
 
 
 def nodes(results: Results, again: bool) -> None:

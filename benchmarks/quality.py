@@ -4,6 +4,7 @@ python -m benchmarks.quality                    all rows, both forms of the mode
 python -m benchmarks.quality --rows awq rtn     some of them
 python -m benchmarks.quality --again            measured anew
 python -m benchmarks.quality --markdown         and the table for the README
+python -m benchmarks.quality --rows --peers      peers alone: ONNX Runtime's other quantizers, NNCF
 python -m benchmarks.quality --forms tiny       on the embedded model: a minute, to try this script
 
 Data: models.smollm2 (16 x 512 tokens of the Debian Handbook to calibrate, 8 x 512 others to evaluate; --text
@@ -16,9 +17,11 @@ float, and is evaluated at the same level; the ratio is our KL over the peer's.
 import argparse
 import hashlib
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+import venv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,18 +40,24 @@ LEVELS = (0, 4)
 FLOAT_ENDS = ("head=float", "embedding=float")
 
 
+TOOLS = {"rtn": "ORT RTN", "hqq": "ORT HQQ", "k-quant": "ORT k-quant", "nncf": "NNCF AWQ + scale estimation"}
+NNCF = ("nncf==3.4.0", "onnx==1.21.0", "onnxruntime==1.25.1")  # of its own environment
+
+
 @dataclass(frozen=True)
 class Peer:
-    """ONNX Runtime's round to nearest in one scheme."""
+    """Another quantizer in one scheme."""
 
     bits: int
     group: int
     symmetric: bool
+    tool: str = "rtn"
 
     @property
     def key(self) -> str:
         """Name of its rows."""
-        return f"ort-rtn-{self.bits}bit-g{self.group}-{'sym' if self.symmetric else 'asym'}"
+        maker = self.tool if self.tool == "nncf" else f"ort-{self.tool}"
+        return f"{maker}-{self.bits}bit-g{self.group}-{'sym' if self.symmetric else 'asym'}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Row:
 
 
 G64, G32, G32_8 = Peer(4, 64, False), Peer(4, 32, True), Peer(8, 32, True)
+PEERS = (Peer(4, 64, False, "hqq"), Peer(4, 32, False, "k-quant"), Peer(4, 64, False, "nncf"))  # beside RTN
 ROWS = (
     Row("awq", "w4a16-awq: int4 g64 asym, head and embedding int8", "w4a16-awq", G64),
     Row("awq-float-ends", "w4a16-awq, head and embedding float", "w4a16-awq", G64, FLOAT_ENDS),
@@ -77,6 +87,9 @@ ROWS = (
     Row("best-no-data", "w4a16-best without data: sampled from the model", "w4a16-best", G64, (), data=False),
     Row("w3-best", "w3a16-best: int3 g64 asym, head and embedding int8", "w3a16-best", None),  # the peer knows no 3 bits
     Row("w8-best", "w8a16-best: int8 g32 sym, head and embedding too", "w8a16-best", G32_8),
+    Row("mixed", "mixed-auto at 5 bits a weight", "mixed-auto", None),
+    Row("hqq-float-ends", "hqq, g64 asym, head and embedding float", "w4a16-hqq", G64, FLOAT_ENDS, data=False),
+    Row("nf4", "w4a16-nf4: nf4 g64, head and embedding int8", "w4a16-nf4", None, (), data=False),
     Row("rtn-float-ends", "w4a16-rtn, g64 asym, head and embedding float", "w4a16-rtn", G64,
         ("group_size=64", "symmetric=false", *FLOAT_ENDS), data=False),
     Row("rtn", "w4a16-rtn: int4 g32 sym, head and embedding int8", "w4a16-rtn", G32, (), data=False),
@@ -105,12 +118,19 @@ def subject(form: str, text: Path | None) -> Subject:
     return Subject(built, smollm2.calibration_data(text), smollm2.evaluation_windows(built.tokenizer, text))
 
 
-def measure(form: str, rows: Iterable[Row], results: Results, text: Path | None, again: bool) -> None:
-    """Every row of a form that is not finished, with its peer."""
+def measure(
+    form: str,
+    rows: Iterable[Row],
+    results: Results,
+    text: Path | None,
+    again: bool,
+    peers: Sequence[Peer] = (),
+) -> None:
+    """Every row of a form that is not finished, with its peer, and other peers."""
     rows = [
         row for row in rows if again or any(_key(form, row.key, level) not in results for level in LEVELS)
     ]
-    if not rows:
+    if not rows and all(_finished(results, form, peer.key) for peer in peers):
         return
     given = subject(form, text)
     digest = hashlib.sha256(given.built.path.parent.name.encode() + given.ids.tobytes()).hexdigest()[:16]
@@ -133,6 +153,9 @@ def measure(form: str, rows: Iterable[Row], results: Results, text: Path | None,
             )
         shutil.rmtree(work)
 
+    for peer in peers:
+        if again or not _finished(results, form, peer.key):
+            levels_of(peer.key, partial(_run_peer, given, peer), _peer_name(peer))
     for row in rows:
         peer = row.peer
         if peer is not None and (again or not _finished(results, form, peer.key)):
@@ -150,7 +173,7 @@ def _finished(results: Results, form: str, key: str) -> bool:
 
 def _peer_name(peer: Peer) -> str:
     symmetry = "sym" if peer.symmetric else "asym"
-    return f"peer: ORT RTN, int{peer.bits} g{peer.group} {symmetry}, head and embedding float"
+    return f"peer: {TOOLS[peer.tool]}, int{peer.bits} g{peer.group} {symmetry}, head and embedding float"
 
 
 def _compile(given: Subject, row: Row, work: Path) -> dict[str, Any]:
@@ -162,7 +185,22 @@ def _compile(given: Subject, row: Row, work: Path) -> dict[str, Any]:
 
 
 def _run_peer(given: Subject, peer: Peer, work: Path) -> dict[str, Any]:
-    return child.run("ort-rtn", asdict(peer) | {"model": str(given.built.path), "output": str(work)})
+    arguments = asdict(peer) | {"model": str(given.built.path), "output": str(work)}
+    if peer.tool != "nncf":
+        return child.run("ort", arguments)
+    arguments |= {"calibration": str(given.calibration), "tokenizer": str(given.built.tokenizer)}
+    return child.run("nncf", arguments | {"python": str(_environment("nncf", NNCF))})
+
+
+def _environment(name: str, requirements: Sequence[str]) -> Path:
+    """The Python of a virtual environment that holds the requirements, made where there is none."""
+    folder = OUT / "environments" / name
+    python = folder / "bin" / "python"
+    if not (folder / "finished").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+        (folder / "finished").touch()
+    return python
 
 
 def _at_level(model: Path, level: int) -> Path:
@@ -197,6 +235,11 @@ def table(results: Results, forms: Iterable[str], keys: Iterable[str] | None = N
         peers = dict.fromkeys(row.peer for row in wanted if row.peer is not None)
         entries: list[tuple[str, str, Peer | None]] = [(row.key, row.what, row.peer) for row in wanted]
         entries += [(peer.key, _peer_name(peer), peer) for peer in peers]
+        entries += (
+            []
+            if keys is not None
+            else [(peer.key, _peer_name(peer), replace(peer, tool="rtn")) for peer in PEERS]
+        )
         for key, what, peer in entries:
             if _finished(results, form, key) and (peer is None or _finished(results, form, peer.key)):
                 at0, at4 = (results.rows[_key(form, key, level)] for level in LEVELS)
@@ -224,7 +267,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", nargs="+", choices=every, default=every)
+    parser.add_argument("--rows", nargs="*", choices=every, default=every)
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="ORT's other quantizers and NNCF too, NNCF in an environment of its own",
+    )
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS[:2])
     parser.add_argument("--text", type=Path, help="in place of the Debian Handbook")
     parser.add_argument("--json", type=Path, default=JSON, help="where finished rows are kept")
@@ -233,7 +281,14 @@ def main() -> None:
     given = parser.parse_args()
     results = Results(given.json)
     for form in given.forms:
-        measure(form, [row for row in ROWS if row.key in given.rows], results, given.text, given.again)
+        measure(
+            form,
+            [row for row in ROWS if row.key in given.rows],
+            results,
+            given.text,
+            given.again,
+            PEERS if given.peers else (),
+        )
     if given.markdown:
         print(table(results, given.forms, given.rows))
         return

@@ -1,12 +1,13 @@
 """Work in a process of its own, so that its time and peak memory are its own.
 
 python -m benchmarks.measure.child compile '{"model": ..., "recipe": ..., "output": ...}'
-python -m benchmarks.measure.child ort-rtn '{"model": ..., "output": ..., "bits": 4, "group": 64, ...}'
+python -m benchmarks.measure.child ort '{"tool": "rtn", "model": ..., "output": ..., "bits": 4, "group": 64, ...}'
 
 The last line of the output is JSON: seconds from the start of the work, and peak anonymous bytes.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -47,8 +48,8 @@ def compile_model(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def ort_rtn(arguments: dict[str, Any]) -> dict[str, Any]:
-    """ONNX Runtime's own round to nearest; head and embedding stay float."""
+def ort(arguments: dict[str, Any]) -> dict[str, Any]:
+    """ONNX Runtime's own quantizers: ``tool`` is rtn, hqq or k-quant; head and embedding stay float."""
     import onnx
     from onnxruntime.quantization import matmul_nbits_quantizer as peer
 
@@ -57,18 +58,59 @@ def ort_rtn(arguments: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     folder = Path(arguments["output"])
     folder.mkdir(parents=True)
+    products = {"op_types_to_quantize": ("MatMul",)}
     with PeakMemory() as memory:
         model = onnx.load(arguments["model"])
-        config = peer.DefaultWeightOnlyQuantConfig(
-            block_size=arguments["group"],
-            is_symmetric=arguments["symmetric"],
-            bits=arguments["bits"],
-            op_types_to_quantize=("MatMul",),
+        if arguments["tool"] == "hqq":
+            config = peer.HQQWeightOnlyQuantConfig(arguments["group"], arguments["bits"], **products)
+        elif arguments["tool"] == "k-quant":
+            config = peer.KQuantWeightOnlyQuantConfig(**products)
+        else:
+            config = peer.DefaultWeightOnlyQuantConfig(
+                block_size=arguments["group"],
+                is_symmetric=arguments["symmetric"],
+                bits=arguments["bits"],
+                **products,
+            )
+        quantizer = peer.MatMulNBitsQuantizer(
+            model, arguments["bits"], arguments["group"], algo_config=config, nodes_to_exclude=_heads(model)
         )
-        quantizer = peer.MatMulNBitsQuantizer(model, algo_config=config, nodes_to_exclude=_heads(model))
         quantizer.process()
         quantizer.model.save_model_to_file(str(folder / "model.onnx"), use_external_data_format=True)
     return {"seconds": time.perf_counter() - start, "peak_anonymous_bytes": memory.peak_bytes}
+
+
+def nncf(arguments: dict[str, Any]) -> dict[str, Any]:
+    """NNCF, in the environment whose Python is ``python``, on the feeds that qcompiler would calibrate on."""
+    import numpy as np
+
+    from qcompiler.calibration.feeds import make_feeds
+    from qcompiler.graph import model_file
+
+    source = Path(arguments["model"])
+    feeds = Path(arguments["output"]).with_name("nncf-feeds")
+    feeds.mkdir(parents=True, exist_ok=True)
+    made = make_feeds(
+        model_file.load(source),
+        arguments["calibration"],
+        Path(arguments["tokenizer"]),
+        16,
+        512,
+        0,
+        lambda *_: None,
+    )
+    for index, feed in enumerate(made.feeds):
+        np.savez(feeds / f"{index:03}.npz", **feed)
+    script = Path(__file__).with_name("nncf_peer.py")
+    given = json.dumps(arguments | {"feeds": str(feeds)})
+    done = subprocess.run(
+        [arguments["python"], str(script), given], capture_output=True, text=True, check=False
+    )
+    shutil.rmtree(feeds)
+    if done.returncode != 0:
+        raise ChildError(f"nncf: {done.stderr.strip()[-600:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 def _heads(model: Any) -> list[str]:
@@ -77,7 +119,7 @@ def _heads(model: Any) -> list[str]:
     return [node.name for node in model.graph.node if node.op_type == "MatMul" and outputs & set(node.output)]
 
 
-JOBS = {"compile": compile_model, "ort-rtn": ort_rtn}
+JOBS = {"compile": compile_model, "ort": ort, "nncf": nncf}
 
 if __name__ == "__main__":
     print(json.dumps(JOBS[sys.argv[1]](json.loads(sys.argv[2]))))
