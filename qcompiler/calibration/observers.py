@@ -59,12 +59,14 @@ class InputObserver:
             self._sum_square += np.square(rows, out=magnitude).sum(axis=0, dtype=np.float64)
 
     def statistics(self) -> InputStatistics | None:
-        """What was seen so far; None when nothing was."""
+        """What was seen; None when nothing was. The sums are given away: nothing can be added afterwards."""
         if self._rows == 0:
             return None
+        if self._products is not None:
+            self._products /= np.float32(self._rows)
         return InputStatistics(
             rows=self._rows,
-            hessian=None if self._products is None else self._products / np.float32(self._rows),
+            hessian=self._products,
             mean_abs=(self._sum_abs / self._rows).astype(np.float32) if self._channels else None,
             max_abs=self._max_abs if self._channels else None,
             mean_square=(self._sum_square / self._rows).astype(np.float32) if self._channels else None,

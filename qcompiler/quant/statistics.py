@@ -40,8 +40,14 @@ class InputStatistics:
         s = np.asarray(scale, dtype=np.float32)
         return InputStatistics(
             rows=self.rows,
-            hessian=None if self.hessian is None else self.hessian / s[:, None] / s[None, :],
+            hessian=None if self.hessian is None else _divided(self.hessian, s),
             mean_abs=None if self.mean_abs is None else self.mean_abs / s,
             max_abs=None if self.max_abs is None else self.max_abs / s,
             mean_square=None if self.mean_square is None else self.mean_square / (s * s),
         )
+
+
+def _divided(hessian: FloatArray, s: FloatArray) -> FloatArray:
+    divided = hessian / s[:, None]
+    divided /= s[None, :]
+    return divided
