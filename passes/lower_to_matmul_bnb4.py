@@ -1,8 +1,9 @@
 """Lower codebook weights to ONNX Runtime's com.microsoft::MatMulBnb4.
 
 *Given* the middle form (see ``codebook_form``) -> MatMul, or -> Transpose -> MatMul.
-*Result* one MatMulBnb4 for each product. B is uint8 [ceil(N K / 2)], two codes a byte, of the row-major weight [N, K]; absmax is [B], a scale for each
-block of it. Scales in 8 bits keep the nodes that compute them: ONNX Runtime folds these when it loads the model.
+*Result* one MatMulBnb4 for each product. Its codes are uint8 [ceil(N K / 2)], two a byte, of the row-major weight [N, K]; its
+absmax holds a scale for each block of that. Scales in 8 bits keep the nodes that compute them: ONNX Runtime folds these when it
+loads the model.
 
 What the kernel cannot do stays in the middle form: ``stays_plain`` says why.
 """
@@ -99,4 +100,3 @@ def _packed(form: CodebookForm) -> ir.TensorProtocol:
     n, k = form.shape
     codes = form.codes.numpy().astype("uint8").reshape(-1)[: n * k]
     return ir.Tensor(packing.pack_high_first(codes))
-

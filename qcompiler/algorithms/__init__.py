@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qcompiler.algorithms import awq, codebook, gptq, mse, rtn
+from qcompiler.algorithms import awq, codebook, gptq, hqq, mse, rtn
 from qcompiler.errors import QCompilerError, SchemeError
 from qcompiler.nearest import nearest
 from qcompiler.quant.codebook import CodebookTensor
@@ -64,17 +64,31 @@ class Algorithm:
 
 ALGORITHMS = (
     Algorithm(
-        "rtn", "quantizer", frozenset(), rtn.RtnOptions,
-        codebook.beside(rtn.quantize, codebook.round_to_nearest), codebooks=True,
-    ),  # fmt: skip
+        "rtn",
+        "quantizer",
+        frozenset(),
+        rtn.RtnOptions,
+        codebook.beside(rtn.quantize, codebook.round_to_nearest),
+        codebooks=True,
+    ),
     Algorithm(
-        "mse", "quantizer", frozenset({Need.HESSIAN}), mse.MseOptions,
-        codebook.beside(mse.quantize, codebook.search), codebooks=True,
-    ),  # fmt: skip
+        "mse",
+        "quantizer",
+        frozenset({Need.HESSIAN}),
+        mse.MseOptions,
+        codebook.beside(mse.quantize, codebook.search),
+        codebooks=True,
+    ),
+    Algorithm("hqq", "quantizer", frozenset(), hqq.HqqOptions, hqq.quantize),
     Algorithm("gptq", "quantizer", frozenset({Need.HESSIAN}), gptq.GptqOptions, gptq.quantize, spreads=True),
     Algorithm(
-        "awq", "transform", frozenset({Need.HESSIAN, Need.CHANNELS}), awq.AwqOptions, awq.search_scale, codebooks=True,
-    ),  # fmt: skip
+        "awq",
+        "transform",
+        frozenset({Need.HESSIAN, Need.CHANNELS}),
+        awq.AwqOptions,
+        awq.search_scale,
+        codebooks=True,
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""rtn and mse for weights of a codebook: the nearest entry of the table, with scales that cover each block or have the least weighted error.
+"""rtn and mse for weights of a codebook: the nearest entry of the table, scales that cover each block or have the least error.
 
     scale = max |w|,  code = argmin |table[code] - w / scale|          (QLoRA, Dettmers et al. 2023, equation 2)
     argmin over scale of   sum_k h_k (w_k - table[code_k] scale)^2     (searched: shrunk ranges, then s = <h w t> / <h t t>)
@@ -81,7 +81,11 @@ def search(
     """
     options = options or MseOptions()
     known = None if statistics is None or not options.weighted else statistics.diagonal()
-    h = np.ones(weight.shape[1], np.float32) if known is None or not (known > 0).any() else np.maximum(known, 0)
+    h = (
+        np.ones(weight.shape[1], np.float32)
+        if known is None or not (known > 0).any()
+        else np.maximum(known, 0)
+    )
     # A channel that calibration never drove still counts a little: other data may drive it.
     importance = place((h / float(h.mean()) + 1e-6)[None], options.device)
     return _quantize(weight, scheme, lambda rows: _search(rows, importance, scheme, options), options.device)

@@ -3,10 +3,11 @@
     table [16], codes uint4 [B, g] -> Cast to int32 -> Gather -> [B, g]
     scale [B] -> Reshape [B, 1] -> Mul with it -> Reshape [N, K] (-> Transpose, layout "kn")
 
-``emit_codebook`` makes one from numbers; ``codebook_form`` finds one, and ``read_codebook`` numbers in it. Where the last block is short, its
-filling is cut off (Reshape, Slice) before the last Reshape. Scales in 8 bits are codes uint8 [b, 256] -> Cast -> Mul with a step [b, 1] -> Reshape
-[B] (-> Slice): ONNX Runtime folds that when it loads the model (a DequantizeLinear it would compute in every run). The arithmetic is in
-float32; Casts stand around it in a model of another type. Letters: N outputs, K reduction, B blocks of g.
+``emit_codebook`` makes one from numbers; ``codebook_form`` finds one, and ``read_codebook`` numbers in it. Where the last
+block is short, its filling is cut off (Reshape, Slice) before the last Reshape. Scales in 8 bits are codes uint8 [b, 256] ->
+Cast -> Mul with a step [b, 1] -> Reshape [B] (-> Slice): ONNX Runtime folds that when it loads the model (a DequantizeLinear it
+would compute in every run). The arithmetic is in float32; Casts stand around it in a model of another type. Letters: N
+outputs, K reduction, B blocks of g.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from qcompiler.graph.stored_codebook import BlockCodes, StoredCodebook, store_co
 from qcompiler.graph.stored_quantized import SCALE_NAMES, Layout
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant.codebook import TABLES, CodebookTensor, DoubleQuantized, table_name
-from qcompiler.quant.scheme import SCALE_BLOCK, Granularity, QuantScheme
+from qcompiler.quant.scheme import SCALE_BLOCK, Dtype, Granularity, QuantScheme
 
 FLOAT = ir.DataType.FLOAT
 
@@ -43,7 +44,7 @@ class CodebookForm:
         double: codes uint8 [b, 256] and step float32 [b, 1] that ``scale`` comes from, or None: it is a constant.
     """
 
-    dtype: str
+    dtype: Dtype
     shape: tuple[int, int]
     layout: Layout
     block: int
@@ -146,7 +147,10 @@ def codebook_form(node: ir.Node | None) -> CodebookForm | None:
         if double is None:
             return None
     n, k = (int(d) for d in shape)
-    return CodebookForm(dtype, (n, k), layout, int(codes.shape[1]), source, codes, scale, double)
+    block = int(codes.shape.numpy()[1])
+    if codes.shape.numpy() != (-(-n * k // block), block):
+        return None
+    return CodebookForm(dtype, (n, k), layout, block, source, codes, scale, double)
 
 
 def stored_codebook(form: CodebookForm) -> StoredCodebook | None:
@@ -167,7 +171,7 @@ def read_codebook(form: CodebookForm) -> CodebookTensor:
     codes = form.codes.numpy().astype(np.uint8).reshape(-1)[: n * k].reshape(n, k)
     name = SCALE_NAMES.get(form.scale.dtype or FLOAT, "float32")
     scheme = QuantScheme(
-        4, True, Granularity.GROUP, form.block, name, form.dtype, double_quant=form.double is not None  # type: ignore[arg-type]  # a name of TABLES
+        4, True, Granularity.GROUP, form.block, name, form.dtype, double_quant=form.double is not None
     )
     if form.double is None:
         tensor = ir.convenience.get_const_tensor(form.scale)
@@ -216,7 +220,7 @@ class _Chain:
 
 def _scale(stored: StoredCodebook, chain: _Chain, name: str, dtype: ir.DataType) -> ir.Value:
     """The scales [B] in the weight's type."""
-    blocks = stored.scale.shape.numpy()[0]
+    blocks = int(stored.scale.shape.numpy()[0])
     if stored.step is None:
 
         def make() -> ir.Tensor[npt.NDArray[Any]]:
@@ -251,11 +255,6 @@ def _scale(stored: StoredCodebook, chain: _Chain, name: str, dtype: ir.DataType)
 def double_scales(scale: ir.Value) -> tuple[ir.TensorProtocol, ir.TensorProtocol] | None:
     """8-bit codes [b, 256] and steps [b, 1] that scales are computed from."""
     node = scale.producer()
-    layout: Layout = "nk"
-    if node is not None and node.op_type == "Transpose":
-        if node.attributes.get_ints("perm", (1, 0)) != (1, 0):
-            return None
-        node, layout = _producer(node, 0, "Cast") or _producer(node, 0, "Reshape"), "kn"
     if node is not None and node.op_type == "Cast":
         node = _producer(node, 0, "Slice") or _producer(node, 0, "Reshape")
     if node is None or node.op_type not in ("Slice", "Reshape"):

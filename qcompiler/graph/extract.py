@@ -173,9 +173,18 @@ def is_constant(value: ir.Value) -> bool:
 
 _OF_CONSTANTS = frozenset(
     {
-        "Constant", "DequantizeLinear", "Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze",
-        "Gather", "Mul", "Slice",
-    }  # fmt: skip
+        "Constant",
+        "DequantizeLinear",
+        "Identity",
+        "Cast",
+        "Transpose",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Gather",
+        "Mul",
+        "Slice",
+    }
 )
 
 

@@ -4,7 +4,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompiler.graph.codebook_form import codebook_form, codebook_nodes, emit_codebook, read_codebook, stored_codebook
+from qcompiler.graph.codebook_form import (
+    codebook_form,
+    codebook_nodes,
+    emit_codebook,
+    read_codebook,
+    stored_codebook,
+)
 from qcompiler.graph.quantized import dequantize_node, emit_dequantize, layout_of, read_quantized, stored
 from qcompiler.graph.stored_codebook import restore_codebook
 from qcompiler.graph.stored_quantized import Layout, restore
@@ -58,6 +64,8 @@ def read_weight(node: ir.Node | None) -> tuple[QuantizedTensor, Layout] | None:
         return None
     if node.op_type == "DequantizeLinear":
         codes = node.inputs[0]
-        return (read_quantized(node), layout_of(node)) if codes is not None and codes.is_initializer() else None
+        return (
+            (read_quantized(node), layout_of(node)) if codes is not None and codes.is_initializer() else None
+        )
     form = codebook_form(node)
     return None if form is None else (read_codebook(form), form.layout)

@@ -81,7 +81,9 @@ class QuantScheme:
 
     def _check_dtype(self) -> None:
         if self.dtype not in get_args(Dtype):
-            raise SchemeError(f"dtype: {self.dtype} is not supported; use one of {', '.join(get_args(Dtype))}")
+            raise SchemeError(
+                f"dtype: {self.dtype} is not supported; use one of {', '.join(get_args(Dtype))}"
+            )
         if not self.is_codebook:
             if self.double_quant:
                 raise SchemeError("double_quant: integers keep float scales; use it with dtype nf4 or fp4")
@@ -159,8 +161,8 @@ def fit_group(
 ) -> tuple[QuantScheme, str | None]:
     """The scheme to use for rows of K weights, and the reason when K made it differ or padded.
 
-    Blocks of a codebook run on from row to row, so any K takes them. ADJUST halves the group size until it divides K; where that would take it below SMALLEST_GROUP, the last
-    group stays short, as with PAD.
+    Blocks of a codebook run on from row to row, so any K takes them. ADJUST halves the group size until it
+    divides K; where that would take it below SMALLEST_GROUP, the last group stays short, as with PAD.
 
     Raises:
         SchemeError: the group size does not divide K and the fallback is ERROR.

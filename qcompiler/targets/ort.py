@@ -1,7 +1,7 @@
 """Target `ort`: stock ONNX Runtime operators, checked in the model that ONNX Runtime really runs.
 
-Weights become com.microsoft::MatMulNBits and GatherBlockQuantized, those of a codebook MatMulBnb4. After saving, the model is loaded once, the graph that ONNX Runtime's
-optimizer left is read back, and each quantized node must be in it.
+Weights become com.microsoft::MatMulNBits and GatherBlockQuantized, those of a codebook MatMulBnb4. After saving, the model is loaded
+once, the graph that ONNX Runtime's optimizer left is read back, and each quantized node must be in it.
 """
 
 import shutil
