@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qcompiler.algorithms import awq, codebook, gptq, mse, rtn
+from qcompiler.algorithms import awq, codebook, gptq, hqq, mse, rtn
 from qcompiler.errors import QCompilerError, SchemeError
 from qcompiler.nearest import nearest
 from qcompiler.quant.codebook import CodebookTensor
@@ -79,6 +79,7 @@ ALGORITHMS = (
         codebook.beside(mse.quantize, codebook.search),
         codebooks=True,
     ),
+    Algorithm("hqq", "quantizer", frozenset(), hqq.HqqOptions, hqq.quantize),
     Algorithm("gptq", "quantizer", frozenset({Need.HESSIAN}), gptq.GptqOptions, gptq.quantize, spreads=True),
     Algorithm(
         "awq",
