@@ -41,6 +41,7 @@ def test_builtins_are_listed_with_a_description() -> None:
         ("w4a16-rtn", 4, 32, True, ["rtn"]),
         ("w4a16-awq", 4, 64, False, ["awq", "mse"]),
         ("w8a16-rtn", 8, 32, True, ["rtn"]),
+        ("w4a16-nf4", 4, 64, True, ["mse"]),
     ],
 )
 def test_builtin_settings(name: str, bits: int, group: int, symmetric: bool, steps: list[str]) -> None:
@@ -200,6 +201,29 @@ def test_scheme_of_the_settings(setting: str, granularity: Granularity, group: i
     assert scheme.scale_dtype == "float16"
 
 
+@pytest.mark.parametrize("double", [False, True])
+def test_a_codebook_is_the_dtype_of_a_weight(double: bool) -> None:
+    chosen = recipe(f"{{bits: 4, dtype: nf4, group_size: 64, double_quant: {double}, scale_dtype: bfloat16}}")
+    settings = chosen.settings_for("a", "linear", "MatMul")
+    assert isinstance(settings, WeightSettings)
+    scheme = settings.scheme("float32")
+    assert (scheme.label, scheme.double_quant) == (f"nf4 g64{' dq' * double}", double)
+    assert scheme.scale_dtype == ("float32" if double else "bfloat16")
+    head = chosen.settings_for("b", "head", "MatMul")
+    assert isinstance(head, WeightSettings)
+    assert head.scheme("float32").label == "int8 g32 sym"
+
+
+def test_a_rule_that_does_not_go_with_the_recipe_names_both() -> None:
+    chosen = recipe(
+        "{bits: 4, dtype: nf4, rules: [{match: '*down*', bits: 8}, {match: '*up*', bits: 8, dtype: int}]}"
+    )
+    with pytest.raises(RecipeError, match=r"down: rule 1 \(name=\*down\*\): dtype: nf4 has 4 bits, not 8"):
+        chosen.settings_for("down", "linear", "MatMul")
+    up = chosen.settings_for("up", "linear", "MatMul")
+    assert isinstance(up, WeightSettings) and up.scheme("float32").label == "int8 g32 sym"
+
+
 def test_scale_dtype_given_wins_over_the_model() -> None:
     settings = AWQ.with_settings(["scale_dtype=bfloat16"]).settings_for("a", "linear", "MatMul")
     assert isinstance(settings, WeightSettings) and settings.scheme("float32").scale_dtype == "bfloat16"
@@ -311,6 +335,20 @@ def test_a_function_of_the_user_is_an_algorithm(monkeypatch: pytest.MonkeyPatch)
             "rules: [{match: {role: embedding}, algorithm: [awq, mse]}]",
             "rule 1: algorithm: awq works on a linear's",
         ),
+        ("dtype: nf5", "dtype: 'nf5' is unknown; did you mean 'nf4'?"),
+        ("{dtype: nf4, bits: 8}", "dtype: nf4 has 4 bits, not 8; set bits: 4 or dtype: int"),
+        (
+            "{dtype: fp4, symmetric: false}",
+            "dtype: fp4 has no zero points; set symmetric: true or dtype: int",
+        ),
+        ("{dtype: nf4, group_size: channel}", "not for each channel; set group_size to a number"),
+        (
+            "{dtype: nf4, algorithm: gptq}",
+            "algorithm: gptq finds integers, not codes of a table; use rtn or mse",
+        ),
+        ("head: {dtype: nf4}", "head: dtype: nf4 has 4 bits, not 8"),
+        ("rules: [{match: a, dtype: nf4, bits: 3}]", "rule 1: dtype: nf4 has 4 bits, not 3"),
+        ("double_quant: 1", "double_quant: expected true or false, got 1"),
     ],
 )
 def test_refused(text: str, message: str) -> None:

@@ -5,9 +5,11 @@ import numpy as np
 import onnx
 import onnxruntime.quantization as ort_quantization
 import pytest
+from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 
 import qcompiler
 from qcompiler.api import Options
+from qcompiler.errors import InputError
 from qcompiler.report.inspect_model import inspect
 from qcompiler.report.json_text import to_json
 from tests import command_models as models
@@ -45,6 +47,45 @@ def test_what_we_compiled_reads_the_same_in_both_forms(tmp_path: Path, stop_afte
     assert fc1.bytes == 128 * 64 // 2 + 128 * 2 * 4 + 128
     assert fc1.reason == "recipe w4a16-rtn"
     assert (fc2.label, fc2.reason) == ("float32", "rule 1 (name=fc2): too dear")
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("stop_after", [None, "quantize_weights"])
+def test_codebooks_read_the_same_in_both_forms(tmp_path: Path, stop_after: str | None, double: bool) -> None:
+    settings = ["dtype=nf4", "group_size=64", f"double_quant={double}", "rules=[{match: fc2, dtype: e2m1}]"]
+    made = qcompiler.compile(
+        models.decoder(tmp_path),
+        "w4a16-rtn",
+        output=tmp_path / "out",
+        settings=settings,
+        options=Options(stop_after=stop_after),
+    )
+    table, fc1, fc2 = inspect(made.path).products
+    assert table.label == "int8 g32 sym"
+    assert [(p.label, p.shape, p.algorithm, p.bits) for p in (fc1, fc2)] == [
+        (f"nf4 g64{' dq' * double}", (128, 64), "rtn", 4),
+        (f"e2m1 g64{' dq' * double}", (64, 128), "rtn", 4),
+    ]
+    blocks = 128 * 64 // 64
+    # 8-bit codes of scales come in blocks of 256, here one that is half full
+    assert fc1.bytes == 128 * 64 // 2 + (256 + 4 if double else blocks * 4)
+    assert fc1.op == ("MatMul" if stop_after else "MatMulBnb4") and fc2.op == "MatMul"
+    assert fc1.reason == "recipe w4a16-rtn"
+    with pytest.raises(InputError, match="already quantized"):
+        qcompiler.compile(made.path, "w4a16-rtn", output=tmp_path / "again")
+
+
+def test_bnb4_of_another_tool(tmp_path: Path) -> None:
+    source = onnx.load(models.mlp(tmp_path))
+    quantizer = MatMulBnb4Quantizer(source, quant_type=MatMulBnb4Quantizer.NF4, block_size=64)
+    quantizer.process()
+    out = tmp_path / "bnb4.onnx"
+    quantizer.model.save_model_to_file(str(out))
+    products = inspect(out).products
+    assert [(p.shape, p.label, p.bytes) for p in products] == [
+        ((128, 64), "nf4 g64", 128 * 64 // 2 + 128 * 4),
+        ((64, 128), "nf4 g64", 128 * 64 // 2 + 128 * 4),
+    ]
 
 
 @pytest.mark.parametrize("per_channel", [False, True])

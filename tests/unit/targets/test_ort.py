@@ -31,6 +31,19 @@ def test_other_groups_are_refused_with_all_that_are_taken(size: int) -> None:
     assert refusal.endswith("use one of 16, 32, 64, 128, 256, channel, tensor")
 
 
+def test_blocks_of_codebooks_are_those_of_their_kernel() -> None:
+    assert ort.supports(QuantScheme(4, True, Granularity.GROUP, 64, "float32", "nf4")) is None
+    refusal = ort.supports(QuantScheme(4, True, Granularity.GROUP, 48, "float32", "nf4"))
+    assert refusal == "group_size 48: MatMulBnb4 has no such blocks; use one of 16, 32, 64, 128, 256"
+
+
+def test_a_codebook_that_no_kernel_reads_is_remarked_on() -> None:
+    nf4, e2m1 = (QuantScheme(4, True, Granularity.GROUP, 64, "float32", dtype) for dtype in ("nf4", "e2m1"))  # type: ignore[arg-type]
+    assert ort.remark(nf4, False) is None
+    assert "rows" in (ort.remark(nf4, True) or "") and "e2m1" in (ort.remark(e2m1, False) or "")
+    assert ort.remark(QuantScheme(4, True, Granularity.GROUP, 64), True) is None
+
+
 def full_disk(*, prefix: str, dir: Path) -> str:
     """A folder whose file of weights takes nothing: a full disk to ONNX Runtime."""
     folder = Path(dir) / f"{prefix}full"
