@@ -6,7 +6,7 @@ take it and the gain is worth a node, in an explicit Mul. Pending factors are he
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ import onnx_ir as ir
 
 from qcompiler.algorithms import call
 from qcompiler.algorithms.hessian import DAMPING, factor
-from qcompiler.graph.absorb import Absorber, find_absorber
+from qcompiler.graph.absorb import Absorber, find_absorber, scale_vectors
 from qcompiler.graph.edits import Names, add_initializer, set_info
+from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Weight
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.recipe.plan import PlannedWeight
@@ -24,8 +25,51 @@ from qcompiler.recipe.plan import PlannedWeight
 WORTH_A_MUL = 0.9  # an explicit Mul must bring the output error under this share
 
 
+@dataclass(frozen=True)
+class AppliedScale:
+    """What taking a factor out of an activation changed beside weights, in words that another run of the same compile understands.
+
+    Attributes:
+        factors: float32 [C], what was multiplied by.
+        vectors: nodes, by their first output, with the inputs of theirs whose vectors [C] were multiplied; empty for a Mul.
+        readers: nodes that read a Mul of their own since; its dtype is ``dtype``.
+    """
+
+    factors: npt.NDArray[np.float32]
+    vectors: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    readers: tuple[str, ...] = ()
+    dtype: str = ""
+
+    def record(self, store: WeightStore) -> dict[str, Any]:
+        """Plain values for JSON, with the factors in ``store``."""
+        factors = store.add(self.factors, ir.DataType.FLOAT, self.factors.shape, "factors")
+        return {
+            "factors": [factors.offset, len(self.factors)],
+            "vectors": self.vectors,
+            "readers": self.readers,
+            "dtype": self.dtype,
+        }
+
+    @classmethod
+    def restore(cls, record: dict[str, Any], store: WeightStore) -> "AppliedScale":
+        """What ``record`` described; the factors are read from the spill file."""
+        offset, length = record["factors"]
+        factors = store.at(offset, ir.DataType.FLOAT, (length,), "factors").numpy()
+        vectors = tuple((output, tuple(indices)) for output, indices in record["vectors"])
+        return cls(factors, vectors, tuple(record["readers"]), record["dtype"])
+
+    def apply_again(self, model: ir.Model, by_output: dict[str, ir.Node], names: Names) -> None:
+        """The same edits as the first time; ``by_output`` gets the nodes that they add."""
+        for output, indices in self.vectors:
+            scale_vectors(by_output[output], indices, self.factors, names)
+        if self.readers:
+            readers = [by_output[output] for output in self.readers]
+            node = _insert_mul(model, readers, self.factors, ir.DataType[self.dtype], names)
+            by_output[_output(node)] = node
+
+
 class ScaleMigration:
-    """Finds and applies scales, one input at a time, inside one segment.
+    """Finds and applies scales, one input at a time, inside one segment; ``applied`` lists what it did to the graph.
 
     Args:
         nodes, inputs, sample: the segment, and one sample of its inputs.
@@ -47,6 +91,7 @@ class ScaleMigration:
         self._sample = sample
         self._members = members
         self._names = names
+        self.applied: list[AppliedScale] = []
 
     def apply(
         self, value: ir.Value, readers: Mapping[ir.Node, PlannedWeight], statistics: InputStatistics | None
@@ -120,27 +165,44 @@ class ScaleMigration:
             factors = np.ones(absorber.channels, np.float32)
             factors[absorber.follows] = inverse
             absorber.apply(factors)
+            vectors = tuple((_output(node), indices) for node, indices in absorber.scale.vectors)
+            if vectors:  # scales of weights alone go with the weights
+                self.applied.append(AppliedScale(factors, vectors))
             return value, absorber.what
-        return self._insert_mul(value, readers, inverse), "a Mul of its own"
-
-    def _insert_mul(
-        self, value: ir.Value, readers: Mapping[ir.Node, PlannedWeight], inverse: npt.NDArray[np.float32]
-    ) -> ir.Value:
         dtype = value.dtype or next(iter(readers.values())).weight.dtype
-        first = next(iter(readers))
-        assert first.graph is not None
-        name = self._names.value(f"{value.name}.inverse_scale")
-        factor = add_initializer(
-            self._model.graph, ir.Tensor(inverse.astype(dtype.numpy()), dtype=dtype, name=name), name
-        )
-        output = ir.Value(name=self._names.value(f"{value.name}.scaled"))
-        node = ir.node("Mul", [value, factor], outputs=[output], name=self._names.node(f"{value.name}.scale"))
-        set_info(output, dtype, value.shape)
-        first.graph.insert_before(first, node)
-        self._nodes.insert(self._nodes.index(first), node)  # later probes run through it
-        for reader in readers:
-            reader.replace_input_with(0, output)
-        return output
+        node = _insert_mul(self._model, list(readers), inverse, dtype, self._names)
+        self._nodes.insert(self._nodes.index(next(iter(readers))), node)  # later probes run through it
+        self.applied.append(AppliedScale(inverse, (), tuple(map(_output, readers)), dtype.name))
+        return node.outputs[0], "a Mul of its own"
+
+
+def _insert_mul(
+    model: ir.Model,
+    readers: Sequence[ir.Node],
+    factors: npt.NDArray[np.float32],
+    dtype: ir.DataType,
+    names: Names,
+) -> ir.Node:
+    """Multiplies the first input of the readers, which is one value, by ``factors``."""
+    first = readers[0]
+    value = first.inputs[0]
+    assert first.graph is not None and value is not None
+    name = names.value(f"{value.name}.inverse_scale")
+    scaled = ir.Tensor(factors.astype(dtype.numpy()), dtype=dtype, name=name)
+    operand = add_initializer(model.graph, scaled, name)
+    output = ir.Value(name=names.value(f"{value.name}.scaled"))
+    node = ir.node("Mul", [value, operand], outputs=[output], name=names.node(f"{value.name}.scale"))
+    set_info(output, dtype, value.shape)
+    first.graph.insert_before(first, node)
+    for reader in readers:
+        reader.replace_input_with(0, output)
+    return node
+
+
+def _output(node: ir.Node) -> str:
+    name = node.outputs[0].name
+    assert name
+    return name
 
 
 def _weighed(statistics: InputStatistics, targets: Iterable[PlannedWeight]) -> InputStatistics:

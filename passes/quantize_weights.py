@@ -1,13 +1,13 @@
 """Quantize every planned weight, segment by segment, each seeing what the quantized segments before it compute.
 
 *Given* a model whose products are MatMul and Gather (see ``expand_gemm``), a plan, and calibration feeds where an algorithm wants them.
-*Result* the middle form: each weight is one DequantizeLinear (opset 21, blockwise) of constants in the spill file, read by all its uses; one of a
-codebook is a chain of nodes (see ``codebook_form``).
-Names, inputs and outputs stay.
+*Result* the middle form: each weight is one DequantizeLinear (opset 21, blockwise) of constants in the spill file, read by all its
+uses; one of a codebook is a chain of nodes (see ``codebook_form``). Names, inputs and outputs stay.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,19 @@ from qcompiler.algorithms import Need, call, checked
 from qcompiler.algorithms.arrays import row_blocks
 from qcompiler.algorithms.error import quantization_error
 from qcompiler.calibration.collector import Collector
+from qcompiler.calibration.saved_borders import SavedBorders
 from qcompiler.calibration.segments import Segment
 from qcompiler.errors import SchemeError
 from qcompiler.graph.census import take_census
+from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.edits import Names, drop_unused
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, register_constants
 from qcompiler.graph.reads import node_reads
-from qcompiler.graph.weight_form import emit_weight
+from qcompiler.graph.stored_quantized import Layout
+from qcompiler.graph.weight_form import emit_weight, record_of, restore_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Role
-from qcompiler.passes.migrate_scales import ScaleMigration
+from qcompiler.passes.migrate_scales import AppliedScale, ScaleMigration
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.recipe.plan import Plan, PlannedWeight
 
@@ -74,16 +77,29 @@ class CalibrationRun:
 
 
 class QuantizeWeights(ir.passes.InPlacePass):
-    """The pass; its ``results`` are filled as it goes."""
+    """The pass; its ``results`` are filled as it goes.
+
+    Args:
+        checkpoints: over the same store. What an earlier run had finished is taken from there, and every finished segment
+            (and weight outside segments) added. None: none are kept.
+    """
 
     def __init__(
-        self, plan: Plan, store: WeightStore, calibration: CalibrationRun | None, progress: Progress
+        self,
+        plan: Plan,
+        store: WeightStore,
+        calibration: CalibrationRun | None,
+        progress: Progress,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         super().__init__()
         self._plan = plan
         self._store = store
         self._calibration = calibration
         self._progress = progress
+        self._checkpoints = checkpoints
+        self._unsaved: list[dict[str, Any]] = []  # weights done since the last checkpoint
+        self._applied: list[AppliedScale] = []  # likewise
         self._done: set[PlannedWeight] = set()
         self.results: list[LayerResult] = []
 
@@ -93,14 +109,15 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self._model = model
         self._names = Names(model)
         self._positions = {node: index for index, node in enumerate(model.graph)}
+        self._by_output = {node.outputs[0].name or "": node for node in model.graph if node.outputs}
         if self._calibration is not None and self._plan.needs_data:
             for planned in self._plan.quantized:
                 if all(use.role is Role.EMBEDDING for use in planned.weight.uses):
-                    self._quantize(planned, None)  # what they hand on is what every segment sees
+                    self._quantize_alone(planned)  # what they hand on is what every segment sees
             self._quantize_by_segment(self._calibration)
         for planned in self._plan.quantized:
             if planned not in self._done:
-                self._quantize(planned, None)
+                self._quantize_alone(planned)
         order = {planned.weight.name: index for index, planned in enumerate(self._plan.quantized)}
         self.results.sort(key=lambda result: order[result.name])
         return ir.passes.PassResult(model, modified=True)
@@ -118,7 +135,14 @@ class QuantizeWeights(ir.passes.InPlacePass):
             u.top_level for w in take_census(self._model).weights for u in w.uses if u.role is Role.EMBEDDING
         ]
         collector = Collector(self._model, anchors, run.feeds, run.folder, run.border_limit)
+        borders = SavedBorders(run.folder)
         for segment in collector.segments:
+            part = f"segment {segment.index}"
+            saved = self._taken(part)
+            if saved is not None:
+                if not self._more_taken():  # the borders of earlier ones are gone
+                    collector.go_on_after(segment, borders.load(saved["borders"]))
+                continue
             members = {
                 node: by_node[node]
                 for node in segment.nodes
@@ -127,6 +151,16 @@ class QuantizeWeights(ir.passes.InPlacePass):
             if members:
                 self._quantize_segment(collector, segment, members)
             collector.advance(segment)
+            if self._checkpoints is not None:
+                self._save(part, borders.save(segment.index, collector.handed_on(segment)))
+                borders.drop_old()
+
+    def _quantize_alone(self, planned: PlannedWeight) -> None:
+        """A weight outside segments, from the weight alone."""
+        part = f"weight {self._plan.quantized.index(planned)}"
+        if self._taken(part) is None:
+            self._quantize(planned, None)
+            self._save(part, None)
 
     def _quantize_segment(
         self, collector: Collector, segment: Segment, members: Mapping[ir.Node, PlannedWeight]
@@ -180,8 +214,9 @@ class QuantizeWeights(ir.passes.InPlacePass):
             self._names,
         )
         after = {
-            value: migration.apply(value, nodes, observed.get(value)) for value, nodes in by_input.items()
+            value: migration.apply(value, nodes, observed.pop(value, None)) for value, nodes in by_input.items()
         }
+        self._applied += migration.applied
         # An input that got a Mul of its own is another value now, one that nothing has observed yet.
         first = next(iter(_stages(collector.nodes_of(segment), members)), {})
         return {value: after[value] for value in first if value in after}
@@ -196,22 +231,66 @@ class QuantizeWeights(ir.passes.InPlacePass):
             planned.scheme, weight.shape, f"{weight.name}: {planned.algorithm}",
         )  # fmt: skip
         loss = quantization_error(values, quantized, statistics)
-        self._replace(planned, quantized)
-        self._done.add(planned)
-        self.results.append(
-            LayerResult(
-                weight.name, weight.role.value, "/".join(dict.fromkeys(use.node.op_type for use in weight.uses)), weight.shape,
-                planned.scheme.label, planned.algorithm, planned.settings.decided_by, weight.float_bytes, planned.stored_bytes,
-                loss.output, loss.weight, loss.sqnr_db, loss.cosine, tuple(planned.notes),
-            )
+        result = LayerResult(
+            weight.name, weight.role.value, "/".join(dict.fromkeys(use.node.op_type for use in weight.uses)), weight.shape,
+            planned.scheme.label, planned.algorithm, planned.settings.decided_by, weight.float_bytes, planned.stored_bytes,
+            loss.output, loss.weight, loss.sqnr_db, loss.cosine, tuple(planned.notes),
         )  # fmt: skip
+        node = self._replace(
+            planned,
+            lambda layout, name: emit_weight(self._store, quantized, layout, name, weight.dtype),
+        )
+        self._finish(planned, result, node)
 
-    def _replace(self, planned: PlannedWeight, quantized: Any) -> None:
-        """Store the weight, make its nodes, and have every use read what the last yields."""
+    def _finish(self, planned: PlannedWeight, result: LayerResult, node: ir.Node) -> None:
+        self._done.add(planned)
+        self.results.append(result)
+        self._unsaved.append(
+            {
+                "index": self._plan.quantized.index(planned),
+                "stored": record_of(node),
+                "result": asdict(result),
+            }
+        )
+
+    def _save(self, part: str, borders: Any) -> None:
+        """Makes what was done since the last checkpoint one of its own."""
+        if self._checkpoints is not None:
+            scales = [applied.record(self._store) for applied in self._applied]
+            content = {"scales": scales, "weights": self._unsaved, "borders": borders}
+            self._checkpoints.add(part, content)
+        self._unsaved, self._applied = [], []
+
+    def _taken(self, part: str) -> Any:
+        """What was saved of a part that an earlier run had finished, its edits made again; None where it is still to be done."""
+        saved = None if self._checkpoints is None else self._checkpoints.take(part)
+        if saved is None:
+            return None
+        for record in saved["scales"]:
+            AppliedScale.restore(record, self._store).apply_again(self._model, self._by_output, self._names)
+        for entry in saved["weights"]:
+            planned, result = self._plan.quantized[entry["index"]], entry["result"]
+            planned.notes[:] = result["notes"]
+            node = self._replace(planned, partial(self._restored, planned, entry["stored"]))
+            shape, notes = tuple(result["shape"]), tuple(result["notes"])
+            self._finish(planned, LayerResult(**{**result, "shape": shape, "notes": notes}), node)
+        self._unsaved = []
+        self._progress(f"{part} was finished", len(self._done), len(self._plan.quantized))
+        return saved
+
+    def _restored(
+        self, planned: PlannedWeight, record: dict[str, Any], layout: Layout, name: str
+    ) -> list[ir.Node]:
+        return restore_weight(self._store, record, layout, name, planned.weight.dtype)
+
+    def _more_taken(self) -> bool:
+        return self._checkpoints is not None and bool(self._checkpoints.found)
+
+    def _replace(self, planned: PlannedWeight, make: Callable[[Layout, str], list[ir.Node]]) -> ir.Node:
+        """Make the weight's nodes, given its layout and a name, and have every use read what the last yields."""
         weight = planned.weight
         gathered = any(use.role is Role.EMBEDDING for use in weight.uses)
-        name = self._names.value(f"{weight.name}.quantized")
-        nodes = emit_weight(self._store, quantized, "nk" if gathered else "kn", name, weight.dtype)
+        nodes = make("nk" if gathered else "kn", self._names.value(f"{weight.name}.quantized"))
         node = nodes[-1]
         node.metadata_props[ALGORITHM_KEY] = planned.algorithm
         node.metadata_props[REASON_KEY] = planned.settings.decided_by
@@ -230,6 +309,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
             use.node.replace_input_with(use.input_index, operand)
             if old is not None:
                 drop_unused(old)
+        return node
 
     def _transpose(self, dequantize: ir.Node) -> ir.Value:
         source = dequantize.outputs[0]

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import onnx_ir as ir
 
 from qcompiler.calibration.data import check_exists, open_calibration, tokenizer_beside
 from qcompiler.calibration.feeds import REQUIRED, make_feeds
-from qcompiler.errors import ResourceError
+from qcompiler.errors import ResourceError, ResumeError
 from qcompiler.graph import model_file
+from qcompiler.graph.checkpoints import Checkpoints, has_checkpoints
 from qcompiler.graph.disk import writing
 from qcompiler.graph.weight_store import WeightStore
-from qcompiler.output_folder import MANIFEST, check_place, output_folder, write_json
+from qcompiler.output_folder import MANIFEST, check_place, output_folder, work_folder, write_json
 from qcompiler.pass_manager import Dump, Instrument, Verify, check_model, check_stop, run_passes
 from qcompiler.passes.quantize_weights import CalibrationRun
 from qcompiler.pipeline import (
@@ -30,7 +32,7 @@ from qcompiler.pipeline import (
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan
 from qcompiler.report.compile_report import CompileReport
-from qcompiler.report.manifest import make_manifest
+from qcompiler.report.manifest import make_fingerprint, make_manifest
 from qcompiler.report.memory import PeakMemory
 from qcompiler.report.memory_forecast import forecast_peak_bytes
 from qcompiler.targets import Target, find_target
@@ -49,6 +51,7 @@ class Options:
         dump_ir: folder for the model after each pass.
         verify_each: check the model after each pass.
         stop_after: name of the last pass to run; the model as it then is is written.
+        resume: go on from what an earlier run of the same compile had finished.
     """
 
     seed: int = 0
@@ -57,6 +60,7 @@ class Options:
     dump_ir: Path | None = None
     verify_each: bool = False
     stop_after: str | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ def compile(
     settings: Sequence[str] = (),
     options: Options | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> CompiledModel:
     """Quantize a model.
 
@@ -145,19 +150,28 @@ def compile(
         tokenizer: tokenizer.json, for text; default: the one in the model's folder.
         output: folder; default ``./<stem>-<recipe>``.
         progress: called with (what is at hand, done, of how many).
+        tell: called with a line on what becomes of an unfinished compile to the same place.
     Raises:
-        QCompilerError: its kind and one-line message say what is wrong; nothing is left half written.
+        QCompilerError: its kind and one-line message say what is wrong; nothing is left half written, and where
+            a note of the error says so, what is finished is kept for ``resume``.
     """
     start = time.perf_counter()
     options = options or Options()
     progress = progress or (lambda what, done, total: None)
+    tell = tell or (lambda line: None)
     job = _look_up(model, recipe, settings, target, output, calibration, tokenizer, options)
     loaded, resolved = job.model, job.recipe
+    unfinished = has_checkpoints(work_folder(job.place))
     with (
         PeakMemory() as memory,
-        output_folder(job.place, options.force, job.sources) as (staged, work),
-        WeightStore(work) as store,
+        output_folder(job.place, options.force, job.sources, options.resume) as (staged, work),
+        _resumable(work),
+        WeightStore(work, fresh=not has_checkpoints(work)) as store,
     ):
+        if unfinished and not options.resume:
+            tell(f"{work}: of an unfinished compile, replaced; --resume could have gone on from there")
+        if options.resume and not unfinished:
+            tell(f"{work}: nothing to resume; starting from the beginning")
         instruments = _instruments(loaded, options)
         preparing = preparing_passes(resolved)
         records = run_passes(loaded, preparing, instruments, options.stop_after)
@@ -168,25 +182,44 @@ def compile(
             samples, length = resolved.calibration.samples, resolved.calibration.length
             data = make_feeds(loaded, calibration, job.tokenizer, samples, length, options.seed, progress)
         run = None if data is None else CalibrationRun(data.feeds, work, options.memory_limit // 4)
-        quantizing = quantizing_passes(Materials(planned, store, run, progress), resolved, job.target)
+        fingerprint = make_fingerprint(job.source, resolved, options.seed, job.target.name, data)
+        checkpoints = Checkpoints(work, store, fingerprint)
+        resumed = sum(len(part.get("weights", ())) for part in checkpoints.found)
+        if resumed:
+            tell(f"{work}: going on; {resumed} of {len(planned.quantized)} weights are finished")
+        materials = Materials(planned, store, run, progress, checkpoints)
+        quantizing = quantizing_passes(materials, resolved, job.target)
         if not stopped:
             records += run_passes(loaded, quantizing, instruments, options.stop_after)
         check_model(loaded, records[-1].name)
         progress("saving", len(planned.quantized), len(planned.quantized))
         saved = model_file.save(loaded, staged)
         running = job.target.verify(saved, quantizing) if options.stop_after is None else {}
-        manifest = make_manifest(job.source, saved, resolved, options.seed, job.target.name, data)
+        manifest = make_manifest(fingerprint, saved)
         unused = _is_data(calibration) and not planned.needs_data and not stopped
         report = CompileReport.of(
             job.source, saved, resolved, job.target.name, planned, layer_results(quantizing), records, running, data,
             [f"calibration data is not used: {resolved.name} needs none"] if unused else [],
-            time.perf_counter() - start, memory.peak_bytes,
+            time.perf_counter() - start, memory.peak_bytes, resumed,
         )  # fmt: skip
         with writing(staged):
             (staged / "recipe.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
             write_json(staged / MANIFEST, manifest)
             report.write(staged / "report.json")
     return CompiledModel(job.place, report)
+
+
+@contextmanager
+def _resumable(work: Path) -> Iterator[None]:
+    """Has whatever ends a compile say that it can go on, where it can."""
+    try:
+        yield
+    except ResumeError:
+        raise  # says what to do itself
+    except BaseException as error:
+        if has_checkpoints(work):
+            error.add_note(f"what is finished is in {work}: --resume goes on from there")
+        raise
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,9 @@ def cli() -> None:
     show_default=True,
     help="Peak anonymous memory to aim at; a forecast above it is refused.",
 )
+@click.option(
+    "--resume", is_flag=True, help="Go on from what a stopped run of the same compile had finished."
+)
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Show what would become of each node; write nothing.")
 @click.option("--dump-ir", metavar="DIR", help="Save the model after each pass.")
@@ -120,14 +123,14 @@ def cli() -> None:
 def compile_verb(
     model: str, recipe: str, output: str | None, calib: str | None, tokenizer: str | None, target: str,
     settings: tuple[str, ...], seed: int, memory_limit: int, force: bool, dry_run: bool,
-    dump_ir: str | None, verify_each: bool, stop_after: str | None,
+    dump_ir: str | None, verify_each: bool, stop_after: str | None, resume: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize MODEL into a folder."""
     from qcompiler import api
 
     options = api.Options(
-        seed, memory_limit, force, None if dump_ir is None else Path(dump_ir), verify_each, stop_after
+        seed, memory_limit, force, None if dump_ir is None else Path(dump_ir), verify_each, stop_after, resume
     )
     if dry_run:
         from qcompiler.report.plan_table import plan_json, plan_table
@@ -142,7 +145,7 @@ def compile_verb(
     with _progress(quiet=as_json) as progress:
         result = api.compile(
             model, recipe, calibration=calib, tokenizer=tokenizer, output=output, target=target,
-            settings=settings, options=options, progress=progress,
+            settings=settings, options=options, progress=progress, tell=lambda line: click.echo(line, err=True),
         )  # fmt: skip
     if as_json:
         _show({**asdict(result.report), "output": str(result.path)})
@@ -286,7 +289,16 @@ def _say_error(line: str, status: int) -> int:
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:
-    """Exit status, and the line to print."""
+    """Exit status, and the line to print: with what the compile noted on going on from what is finished."""
+    status, line = _kind_of_end(error)
+    noted = error.__cause__ if isinstance(error, click.Abort) else error  # click's word for KeyboardInterrupt
+    notes = "; ".join(getattr(noted, "__notes__", []))
+    if not notes:
+        return status, line
+    return status, f"{line.removesuffix('; nothing was written') or 'terminated'}; {notes}"
+
+
+def _kind_of_end(error: BaseException) -> tuple[int, str]:
     match error:
         case QCompilerError():
             return error.exit_status, " ".join(str(error).split())

@@ -16,6 +16,10 @@ class InputError(QCompilerError):
     exit_status = 2
 
 
+class ResumeError(InputError):
+    """What an earlier run left, which cannot be gone on from: damaged, or of another compile."""
+
+
 class RecipeError(QCompilerError):
     """A recipe, rule or ``--set`` that does not say something we can do."""
 

@@ -3,11 +3,12 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ResourceError
+from qcompiler.graph.checkpoints import has_checkpoints
 
 MANIFEST = "manifest.json"
 MARKER = "qcompiler-work-folder"  # a file that says: this work folder is ours to remove
@@ -15,24 +16,29 @@ _MANIFEST_KEYS = {"input", "output", "recipe", "versions"}
 
 
 @contextmanager
-def output_folder(place: Path, force: bool, sources: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+def output_folder(
+    place: Path, force: bool, sources: Iterable[Path], resume: bool = False
+) -> Iterator[tuple[Path, Path]]:
     """Yields (folder to fill, work folder); on success the first becomes ``place`` and the second is removed.
+
+    After a failure the work folder stays where it holds a checkpoint.
 
     Args:
         place: the final folder.
         force: replace an earlier output that is there.
         sources: files and folders that must not lie inside ``place``, since it may be replaced.
+        resume: leave what an earlier run has finished in the work folder.
     Raises:
         ResourceError: as ``check_place``, or the folder cannot be made or renamed.
     """
     place = place.absolute()
-    work = _work_folder(place)
+    work = work_folder(place)
     staged = work / "out"
     _put_back(place, work)  # after a run that was killed while it replaced an output
     check_place(place, force, sources)
     try:
         if work.exists():
-            shutil.rmtree(work)  # of a run that was killed
+            _clear(work, keep=resume)  # of a run that was killed or failed
         staged.mkdir(parents=True)
         (work / MARKER).touch()
     except OSError as error:
@@ -42,9 +48,19 @@ def output_folder(place: Path, force: bool, sources: Iterable[Path]) -> Iterator
     try:
         yield staged, work
         _replace(place, staged, work)
-    finally:
+    except BaseException:
         _put_back(place, work)
-        shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):
+            _clear(work, keep=True)
+        raise
+    with suppress(OSError):
+        _clear(work, keep=False)
+
+
+def work_folder(place: Path) -> Path:
+    """Where the work on ``place`` is done."""
+    place = place.absolute()
+    return place.with_name(place.name + ".work")
 
 
 def check_place(place: Path, force: bool, sources: Iterable[Path]) -> None:
@@ -55,7 +71,7 @@ def check_place(place: Path, force: bool, sources: Iterable[Path]) -> None:
             someone else's, it is named like a file, or it holds one of ``sources``.
     """
     place = place.absolute()
-    work = _work_folder(place)
+    work = work_folder(place)
     if place.suffix == ".onnx":
         raise ResourceError(
             f"{place}: the output is a folder, with model.onnx in it; give -o a name without .onnx"
@@ -80,8 +96,23 @@ def check_place(place: Path, force: bool, sources: Iterable[Path]) -> None:
         )
 
 
-def _work_folder(place: Path) -> Path:
-    return place.with_name(place.name + ".work")
+def _clear(work: Path, keep: bool) -> None:
+    """Removes the work folder; with ``keep`` only the unfinished output in it, where anything else is finished."""
+    if keep and has_checkpoints(work):
+        for name in ("out", "old"):  # where old is still here, place has its successor
+            if (work / name).exists():
+                shutil.rmtree(work / name)
+        return
+    # Checkpoints go first and the marker last: whatever is left of it is ours to remove, and nothing to go on from.
+    paths = sorted(
+        work.iterdir(), key=lambda path: (path.name == MARKER, not path.name.startswith("checkpoint"))
+    )
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    work.rmdir()
 
 
 def _replace(place: Path, staged: Path, work: Path) -> None:

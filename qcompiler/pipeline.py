@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from qcompiler.errors import InputError
 from qcompiler.graph.census import take_census
+from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.expand_gemm import ExpandGemm
@@ -72,6 +73,7 @@ class Materials:
     store: WeightStore
     calibration: CalibrationRun | None
     progress: Progress
+    checkpoints: Checkpoints | None = None
 
 
 def quantizing_passes(materials: Materials, recipe: Recipe, target: Target) -> list[NamedPass]:
@@ -93,7 +95,9 @@ def _expand_gemm(materials: Materials) -> ExpandGemm:
 
 
 def _quantize_weights(materials: Materials) -> QuantizeWeights:
-    return QuantizeWeights(materials.plan, materials.store, materials.calibration, materials.progress)
+    return QuantizeWeights(
+        materials.plan, materials.store, materials.calibration, materials.progress, materials.checkpoints
+    )
 
 
 _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str], ...] = (

@@ -58,6 +58,53 @@ def decoder(folder: Path) -> Path:
     return save_model(make_model(text, weights), folder)
 
 
+def deep_decoder(folder: Path, *, layers: int = 3, name: str = "float.onnx") -> Path:
+    """input_ids [B, S] -> embedding, layers of two norms and five linears, a head -> logits [B, S, 96].
+
+    A gate computed from the tokens is carried to every layer. Norms and earlier linears can take a scale, and where Tanh feeds a linear
+    only a Mul of its own.
+    """
+    lines = [
+        "x0 = Gather <axis = 0> (table, input_ids)", "ids = Cast <to = 1> (input_ids)", "wave = Sin (ids)",
+        "gate = Unsqueeze (wave, axes)",
+    ]  # fmt: skip
+    weights = {
+        "table": weight(VOCABULARY, WIDTH, seed=3, scale=0.5),
+        "head": weight(WIDTH, VOCABULARY, seed=9),
+    }
+    loud = np.random.default_rng(0).permutation(np.geomspace(0.1, 30, WIDTH)).astype(np.float32)
+    axes = "axes = Constant <value_ints = [-1]> ()"
+
+    def norm(source: str, result: str, gain: str) -> list[str]:
+        weights[gain] = np.roll(loud, len(weights))
+        return [
+            f"{result}_square = Mul ({source}, {source})",
+            f"{result}_mean = ReduceMean <keepdims = 1> ({result}_square, axes)",
+            f"{result}_root = Sqrt ({result}_mean)",
+            f"{result}_unit = Div ({source}, {result}_root)",
+            f"{result} = Mul ({result}_unit, {gain})",
+        ]
+
+    for i in range(layers):
+        lines += norm(f"x{i}", f"n{i}", f"gain{i}")
+        lines += [
+            f"v{i} = MatMul (n{i}, wv{i})", f"o{i} = MatMul (v{i}, wo{i})", f"g{i} = Mul (o{i}, gate)",
+            f"a{i} = Add (x{i}, g{i})",
+        ]  # fmt: skip
+        lines += norm(f"a{i}", f"m{i}", f"gain_m{i}")
+        lines += [
+            f"u{i} = MatMul (m{i}, wu{i})", f"t{i} = Tanh (u{i})", f"l{i} = Mul (t{i}, loud)",
+            f"s{i} = Softplus (l{i})", f"d{i} = MatMul (s{i}, wd{i})",
+            f"x{i + 1} = Add (a{i}, d{i})",
+        ]  # fmt: skip
+        for place, key in enumerate(("wv", "wo", "wu", "wd")):
+            weights[f"{key}{i}"] = weight(WIDTH, WIDTH, seed=20 + 4 * i + place, scale=0.05)
+    weights["loud"] = np.where(np.arange(WIDTH) % 7 == 0, 60, 1).astype(np.float32)
+    lines.append(f"logits = MatMul (x{layers}, head)")
+    text = "deep (int64[B,S] input_ids) => (float[B,S,96] logits) {\n" + "\n".join([axes, *lines]) + "\n}"
+    return save_model(make_model(text, weights), folder, name)
+
+
 def old_gemm(folder: Path) -> Path:
     """Opset 11, IR 6: Gemm with transB and bias, its weights inputs too, as old exporters wrote them."""
     text = """old (float[M,64] x, float[32,64] w, float[32] b) => (float[M,32] y) {

@@ -7,7 +7,7 @@ observed once before. Border activations stay in memory up to a limit and go to 
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -53,6 +53,11 @@ class Borders:
             value: self._read(kept) if isinstance(kept, _Spilled) else kept
             for value, kept in self._samples[index].items()
         }
+
+    def array(self, index: int, value: ir.Value) -> Array:
+        """One value of one sample."""
+        kept = self._samples[index][value]
+        return self._read(kept) if isinstance(kept, _Spilled) else kept
 
     def put(self, index: int, value: ir.Value, array: Array) -> None:
         """Keep an array; past the limit it goes to the file.
@@ -226,6 +231,29 @@ class Collector:
         for value, reader in self._last_reader.items():
             if reader == segment.index:
                 self._borders.drop(value)
+
+    def handed_on(self, segment: Segment) -> dict[str, Iterator[Array]]:
+        """What segments up to this one, which was just advanced, made for later ones: by name, for each sample in turn."""
+        made = [
+            value for value in self._made_until(segment) if self._last_reader.get(value, -1) > segment.index
+        ]
+        return {value.name or "": self._arrays(value) for value in made}
+
+    def _arrays(self, value: ir.Value) -> Iterator[Array]:
+        for index in range(len(self._borders)):
+            yield self._borders.array(index, value)
+
+    def go_on_after(self, segment: Segment, handed_on: Mapping[str, Sequence[Array]]) -> None:
+        """As if every segment up to this one had run and ``handed_on`` were what they made; their graph is as it was then."""
+        for value, reader in self._last_reader.items():
+            if reader <= segment.index:
+                self._borders.drop(value)
+        for value in self._made_until(segment):
+            for index, array in enumerate(handed_on.get(value.name or "", ())):
+                self._borders.put(index, value, array)
+
+    def _made_until(self, segment: Segment) -> list[ir.Value]:
+        return [value for earlier in self.segments[: segment.index + 1] for value in earlier.outputs]
 
     def sample(self, index: int) -> Mapping[ir.Value, Array]:
         """Border activations of one sample, for probing."""

@@ -8,8 +8,7 @@ that it follows none. That the rest of the model does not see P changed is check
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,18 +40,49 @@ MOST_CANDIDATES = 6
 
 @dataclass
 class Absorber:
-    """A value whose channels can be multiplied, and how the input's channels follow it.
+    """A value whose C channels can be multiplied, and how the input's channels follow it.
 
     Attributes:
         follows: int [K], the channel of the absorber that each input channel follows. Channels that follow one must share a factor.
-        apply: multiply the absorber's C channels by factors [C].
-        what: for the report.
+        scale: what is multiplied.
     """
 
     follows: npt.NDArray[np.int64]
+    scale: "ChannelScale"
+    names: Names
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.scale.channels
+
+    @property
+    def what(self) -> str:
+        """For the report."""
+        return self.scale.what
+
+    def apply(self, factors: Factors) -> None:
+        """Multiply the absorber's channels by factors [C]."""
+        for node, indices in self.scale.vectors:
+            scale_vectors(node, indices, factors, self.names)
+        if self.scale.weight is not None:
+            self.scale.weight.scale_rows(factors)
+
+
+@dataclass(frozen=True)
+class ChannelScale:
+    """How the C channels of a value are multiplied by changing constants alone.
+
+    Attributes:
+        what: for the report.
+        vectors: nodes with the inputs of theirs that are vectors [C] to multiply.
+        weight: whose rows are to be multiplied, or None.
+    """
+
     channels: int
-    apply: Callable[[Factors], None]
     what: str
+    vectors: tuple[tuple[ir.Node, tuple[int, ...]], ...] = ()
+    weight: Weight | None = None
 
 
 def find_absorber(
@@ -83,7 +113,7 @@ def find_absorber(
     ):
         return None
     tried = 0
-    for candidate, scale in _candidates(value, segment, weight_of, names):
+    for candidate, scale in _candidates(value, segment, weight_of):
         if tried >= MOST_CANDIDATES:
             return None
         path = _path(candidate, value, segment)
@@ -91,29 +121,21 @@ def find_absorber(
             continue
         tried += 1
         if candidate is value:
-            k = int(scale.channels)
-            return Absorber(np.arange(k), k, scale.apply, scale.what)
+            return Absorber(np.arange(int(scale.channels)), scale, names)
         follows = _probe(model, nodes, path, candidate, value, inputs, sample)
         if follows is not None:
-            return Absorber(follows, scale.channels, scale.apply, scale.what)
+            return Absorber(follows, scale, names)
     return None
 
 
-@dataclass
-class _Scale:
-    channels: int
-    apply: Callable[[Factors], None]
-    what: str
-
-
 def _candidates(
-    value: ir.Value, segment: set[ir.Node], weight_of: Callable[[ir.Node], Weight | None], names: Names
-) -> Iterator[tuple[ir.Value, _Scale]]:
+    value: ir.Value, segment: set[ir.Node], weight_of: Callable[[ir.Node], Weight | None]
+) -> Iterator[tuple[ir.Value, ChannelScale]]:
     """Values upstream whose channels can be scaled, nearest first."""
     queue, seen = [value], {value}
     while queue:
         current = queue.pop(0)
-        scale = _scalable(current, segment, weight_of, names)
+        scale = _scalable(current, segment, weight_of)
         if scale is not None:
             yield current, scale
             continue
@@ -132,23 +154,23 @@ def _candidates(
 
 
 def _scalable(
-    value: ir.Value, segment: set[ir.Node], weight_of: Callable[[ir.Node], Weight | None], names: Names
-) -> _Scale | None:
+    value: ir.Value, segment: set[ir.Node], weight_of: Callable[[ir.Node], Weight | None]
+) -> ChannelScale | None:
     """How the channels (last axis) of ``value`` can be multiplied by changing constants alone."""
     node = value.producer()
     if node is None or node not in segment or node.outputs[0] is not value:
         return None
     if node.op_type in NORMS:
-        vectors = [i for i in NORMS[node.op_type] if i < len(node.inputs) and node.inputs[i] is not None]
+        vectors = tuple(i for i in NORMS[node.op_type] if i < len(node.inputs) and node.inputs[i] is not None)
         channels = [_vector_length(node.inputs[i]) for i in vectors]
         if not channels or channels[0] is None or any(c != channels[0] for c in channels):
             return None
-        return _Scale(channels[0], lambda f: _scale_vectors(node, vectors, f, names), f"norm {node.name}")
+        return ChannelScale(channels[0], f"norm {node.name}", ((node, vectors),))
     if node.op_type == "MatMul":
         weight = weight_of(node)
         if weight is None:
             return None
-        return _Scale(weight.shape[0], weight.scale_rows, f"output channels of {weight.name}")
+        return ChannelScale(weight.shape[0], f"output channels of {weight.name}", weight=weight)
     if node.op_type not in ("Mul", "Add"):
         return None
     for index in (0, 1):
@@ -156,11 +178,9 @@ def _scalable(
         if length is None:
             continue
         if node.op_type == "Mul":
-            return _Scale(
-                length, partial(_scale_vectors, node, [index], names=names), f"weight {_name(node, index)}"
-            )
+            return ChannelScale(length, f"weight {_name(node, index)}", ((node, (index,)),))
         other = node.inputs[1 - index]
-        inner = _scalable(other, segment, weight_of, names) if other is not None else None
+        inner = _scalable(other, segment, weight_of) if other is not None else None
         if (
             other is None
             or inner is None
@@ -169,12 +189,7 @@ def _scalable(
             or other.is_graph_output()
         ):
             return None
-
-        def apply(f: Factors, i: int = index, below: _Scale = inner) -> None:
-            _scale_vectors(node, [i], f, names)
-            below.apply(f)
-
-        return _Scale(length, apply, inner.what)
+        return replace(inner, vectors=((node, (index,)), *inner.vectors))
     return None
 
 
@@ -194,7 +209,7 @@ def _vector_length(value: ir.Value | None) -> int | None:
     return size if size > 1 and view.shape[-1] == size else None
 
 
-def _scale_vectors(node: ir.Node, indices: Sequence[int], factors: Factors, names: Names) -> None:
+def scale_vectors(node: ir.Node, indices: Sequence[int], factors: Factors, names: Names) -> None:
     """Give the node scaled copies: the originals may be shared with other nodes."""
     graph = node.graph
     assert graph is not None

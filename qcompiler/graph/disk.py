@@ -1,6 +1,7 @@
 """What the disk refuses, in one line: full, not writable, too large."""
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,3 +40,23 @@ def require_free(folder: Path, needed: int) -> None:
             f"{folder}: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free; "
             "free space or choose another place"
         )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file that is there whole or not at all, whatever happens to the machine; then it stays there.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

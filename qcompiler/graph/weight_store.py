@@ -3,6 +3,8 @@
 A pass that rewrites every weight of a model so holds one weight in memory, whatever the model's size.
 """
 
+import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +18,7 @@ from qcompiler.graph.disk import writing
 from qcompiler.graph.mapped_tensor import MappedFile, MappedTensor
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector load
+_CHUNK = 1 << 26  # bytes that a checksum reads at a time
 
 Data = npt.NDArray[Any] | bytes | bytearray | memoryview
 
@@ -98,6 +101,31 @@ class WeightStore:
         if offset + tensor.nbytes > self._end:
             raise ValueError(f"{name}: {self.path} ends at {self._end}, before {offset + tensor.nbytes}")
         return tensor
+
+    def crc32(self, start: int, end: int) -> int:
+        """Of the bytes from ``start`` to ``end``.
+
+        Raises:
+            ValueError: the file ends before.
+        """
+        if end > self._end:
+            raise ValueError(f"{self.path}: ends at {self._end}, before {end}")
+        found = 0
+        for offset in range(start, end, _CHUNK):
+            found = zlib.crc32(self._file.view(offset, min(_CHUNK, end - offset)).data, found)
+        return found
+
+    def cut(self, end: int) -> None:
+        """Forgets what was added after the first ``end`` bytes."""
+        with writing(self.path):
+            self._writer.truncate(end)
+            self._writer.seek(end)
+        self._end = end
+
+    def sync(self) -> None:
+        """Returns when everything that was added is on the disk."""
+        with writing(self.path):
+            os.fsync(self._writer.fileno())
 
     def close(self) -> None:
         """Ends writing; the file and its tensors stay."""

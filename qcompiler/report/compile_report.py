@@ -26,7 +26,8 @@ class CompileReport:
         calibration: where the data came from, how many samples; empty without any.
         warnings: what a user should know.
         float_bytes, bytes: of the model with its data, before and after.
-        seconds, peak_anonymous_bytes: of the whole compile.
+        seconds, peak_anonymous_bytes: of the whole compile, or of the run that finished it.
+        resumed: weights that an earlier run had finished.
     """
 
     model: str
@@ -42,6 +43,7 @@ class CompileReport:
     seconds: float
     peak_anonymous_bytes: int
     warnings: list[str] = field(default_factory=list)
+    resumed: int = 0
 
     @classmethod
     def of(
@@ -58,6 +60,7 @@ class CompileReport:
         warnings: Sequence[str],
         seconds: float,
         peak_anonymous_bytes: int,
+        resumed: int = 0,
     ) -> "CompileReport":
         """Of a compile of ``source`` to ``saved``; ``warnings`` come before those of the plan and the data."""
         return cls(
@@ -73,6 +76,7 @@ class CompileReport:
             bytes=_size(saved),
             seconds=seconds,
             peak_anonymous_bytes=peak_anonymous_bytes,
+            resumed=resumed,
             warnings=[*warnings, *plan.warnings, *([] if data is None else data.warnings)],
         )
 

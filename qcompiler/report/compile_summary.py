@@ -64,7 +64,8 @@ def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
         ("runs as", running or "not checked: stopped before the target's operators"),
         ("calibration", _calibration(report.calibration)),
         ("took", f"{format_seconds(report.seconds)}, "
-                 f"peak anonymous memory {format_memory(report.peak_anonymous_bytes)}"),
+                 f"peak anonymous memory {format_memory(report.peak_anonymous_bytes)}"
+                 + (f"; {report.resumed} weights were finished before" if report.resumed else "")),
     ]  # fmt: skip
     return [*facts, *(("warning", warning) for warning in report.warnings)]
 

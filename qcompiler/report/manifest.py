@@ -13,13 +13,17 @@ from qcompiler.recipe import Recipe
 PACKAGES = ("qcompiler", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch", "tokenizers")
 
 
-def make_manifest(
-    source: Path, saved: Path, recipe: Recipe, seed: int, target: str, data: CalibrationFeeds | None
+def make_manifest(fingerprint: dict[str, Any], saved: Path) -> dict[str, Any]:
+    """What the model was made from, and the hashes of the result; plain values for JSON."""
+    return {**fingerprint, "output": sha256_of(saved)}
+
+
+def make_fingerprint(
+    source: Path, recipe: Recipe, seed: int, target: str, data: CalibrationFeeds | None
 ) -> dict[str, Any]:
-    """Plain values for JSON."""
+    """Everything that the bytes of the result follow from, but for the kind of CPU and the number of threads."""
     return {
         "input": sha256_of(source),
-        "output": sha256_of(saved),
         "recipe": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
         "calibration": None if data is None else data.sha256,
         "seed": seed,

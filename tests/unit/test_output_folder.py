@@ -82,6 +82,49 @@ def test_the_work_folder_of_a_killed_run_is_removed(tmp_path: Path) -> None:
     assert tree(tmp_path) == ["out", f"out/{MANIFEST}", "out/model.onnx"]
 
 
+def fail(place: Path, resume: bool = False) -> None:
+    with pytest.raises(ValueError, match="ours"), output_folder(place, False, [], resume) as (staged, work):
+        (staged / "model.onnx").touch()
+        (work / "checkpoint-000000.json").touch()
+        raise ValueError("ours")
+
+
+def test_a_failure_keeps_what_is_finished(tmp_path: Path) -> None:
+    fail(tmp_path / "out")
+    assert tree(tmp_path) == ["out.work", "out.work/checkpoint-000000.json", f"out.work/{MARKER}"]
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_what_is_finished_is_there_for_those_who_resume(tmp_path: Path, resume: bool) -> None:
+    fail(tmp_path / "out")
+    with output_folder(tmp_path / "out", False, [], resume) as (staged, work):
+        assert (work / "checkpoint-000000.json").exists() is resume
+        assert not any(staged.iterdir())
+    assert tree(tmp_path) == ["out"]
+
+
+def test_what_is_half_removed_is_ours_and_nothing_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill in the middle of the removal: checkpoints have gone, the marker has not."""
+    fail(tmp_path / "out")
+    (tmp_path / "out.work" / "weights.bin").touch()
+    unlink = Path.unlink
+
+    def killed_at_the_weights(self: Path) -> None:
+        if self.name == "weights.bin":
+            raise KeyboardInterrupt
+        unlink(self)
+
+    monkeypatch.setattr(Path, "unlink", killed_at_the_weights)
+    with pytest.raises(KeyboardInterrupt):
+        compile_to(tmp_path / "out")
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert tree(tmp_path) == ["out.work", f"out.work/{MARKER}", "out.work/weights.bin"]
+    compile_to(tmp_path / "out")
+    assert tree(tmp_path) == ["out", f"out/{MANIFEST}", "out/model.onnx"]
+
+
 def test_the_earlier_output_comes_back_when_the_new_one_cannot_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
