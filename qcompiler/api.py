@@ -24,6 +24,7 @@ from qcompiler.passes.quantize_weights import CalibrationRun
 from qcompiler.pipeline import (
     Materials,
     layer_results,
+    mixed_result,
     pass_names,
     plan_weights,
     preparing_passes,
@@ -187,7 +188,7 @@ def compile(
         resumed = sum(len(part.get("weights", ())) for part in checkpoints.found)
         if resumed:
             tell(f"{work}: going on; {resumed} of {len(planned.quantized)} weights are finished")
-        materials = Materials(planned, store, run, progress, checkpoints)
+        materials = Materials(planned, store, run, progress, resolved.mixed, job.target.supports, checkpoints)
         quantizing = quantizing_passes(materials, resolved, job.target)
         if not stopped:
             records += run_passes(loaded, quantizing, instruments, options.stop_after)
@@ -200,7 +201,7 @@ def compile(
         report = CompileReport.of(
             job.source, saved, resolved, job.target.name, planned, layer_results(quantizing), records, running, data,
             [f"calibration data is not used: {resolved.name} needs none"] if unused else [],
-            time.perf_counter() - start, memory.peak_bytes, resumed,
+            time.perf_counter() - start, memory.peak_bytes, mixed_result(quantizing), resumed,
         )  # fmt: skip
         with writing(staged):
             (staged / "recipe.yaml").write_text(resolved.to_yaml(), encoding="utf-8")

@@ -102,6 +102,10 @@ def cli() -> None:
     multiple=True,
     help="Change the recipe: --set group_size=64. Repeat for more.",
 )
+@click.option("--budget", metavar="4.5bpw|90MB", help="Give out bits weight by weight, so that all fit.")
+@click.option(
+    "--max-kl", type=float, metavar="X", help="Give out bits so that the predicted KL stays under X."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
 @click.option(
     "--memory-limit",
@@ -122,13 +126,16 @@ def cli() -> None:
 @_traceback
 def compile_verb(
     model: str, recipe: str, output: str | None, calib: str | None, tokenizer: str | None, target: str,
-    settings: tuple[str, ...], seed: int, memory_limit: int, force: bool, dry_run: bool,
+    settings: tuple[str, ...], budget: str | None, max_kl: float | None, seed: int, memory_limit: int, force: bool, dry_run: bool,
     dump_ir: str | None, verify_each: bool, stop_after: str | None, resume: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize MODEL into a folder."""
     from qcompiler import api
 
+    settings += () if budget is None else (f"mixed.budget={budget}",)
+    if max_kl is not None:
+        settings += (f"mixed.max_kl={max_kl}", *(() if budget is not None else ("mixed.budget=",)))
     options = api.Options(
         seed, memory_limit, force, None if dump_ir is None else Path(dump_ir), verify_each, stop_after, resume
     )

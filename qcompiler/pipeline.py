@@ -10,11 +10,14 @@ from qcompiler.graph.census import take_census
 from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import NamedPass
+from qcompiler.passes.assign_bits import AssignBits, MixedResult
 from qcompiler.passes.expand_gemm import ExpandGemm
 from qcompiler.passes.normalize import Normalize
 from qcompiler.passes.quantize_weights import CalibrationRun, LayerResult, Progress, QuantizeWeights
 from qcompiler.passes.raise_opset import RaiseOpset
 from qcompiler.passes.widen_bfloat16 import WidenBfloat16
+from qcompiler.quant.scheme import QuantScheme
+from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.plan import Plan, make_plan
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.targets import Target
@@ -36,6 +39,7 @@ def preparing_passes(recipe: Recipe) -> list[NamedPass]:
     """Passes that bring any export into the form a plan is made on; they read no weight."""
     bits = {recipe.bits, *(rule.bits for rule in recipe.rules if rule.bits is not None)}
     bits |= {settings.bits for settings in (recipe.head, recipe.embedding) if settings is not None}
+    bits |= set() if recipe.mixed is None else set(recipe.mixed.bits)
     opset = MIDDLE_OPSET_2_BIT if 2 in bits else MIDDLE_OPSET
     return [
         NamedPass(
@@ -73,6 +77,8 @@ class Materials:
     store: WeightStore
     calibration: CalibrationRun | None
     progress: Progress
+    mixed: MixedSettings | None = None
+    supports: Callable[[QuantScheme], str | None] = lambda scheme: None
     checkpoints: Checkpoints | None = None
 
 
@@ -80,6 +86,11 @@ def quantizing_passes(materials: Materials, recipe: Recipe, target: Target) -> l
     """Passes from the plan to the target's operators."""
     ours = [NamedPass(name, make(materials), reason) for name, make, reason in _QUANTIZING]
     return [*ours, *target.lowering(recipe)]
+
+
+def mixed_result(passes: list[NamedPass]) -> MixedResult | None:
+    """How bits were given out, after the passes have run; None where the recipe fixes them."""
+    return next((entry.run.result for entry in passes if isinstance(entry.run, AssignBits)), None)
 
 
 def layer_results(passes: list[NamedPass]) -> list[LayerResult]:
@@ -100,8 +111,15 @@ def _quantize_weights(materials: Materials) -> QuantizeWeights:
     )
 
 
+def _assign_bits(materials: Materials) -> AssignBits:
+    return AssignBits(
+        materials.plan, materials.mixed, materials.supports, materials.calibration, materials.progress
+    )
+
+
 _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str], ...] = (
     ("expand_gemm", _expand_gemm, "after planning: a Gemm that stays float stays a Gemm"),
+    ("assign_bits", _assign_bits, "before the first weight is rounded: it measures the float model"),
     (
         "quantize_weights",
         _quantize_weights,

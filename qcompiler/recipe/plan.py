@@ -67,11 +67,13 @@ class Plan:
 
     Attributes:
         warnings: what of the recipe has no effect on this model, one line each.
+        mixed: whether bits are still to be given out, by what the model does on data.
     """
 
     quantized: list[PlannedWeight]
     skipped: list[SkippedProduct]
     warnings: list[str] = field(default_factory=list)
+    mixed: bool = False
 
     @property
     def float_bytes(self) -> int:
@@ -85,8 +87,8 @@ class Plan:
 
     @property
     def needs_data(self) -> bool:
-        """Whether any algorithm wants statistics."""
-        return any(planned.needs for planned in self.quantized)
+        """Whether anything wants to see the model run."""
+        return self.mixed or any(planned.needs for planned in self.quantized)
 
     def check(self, supports: Callable[[QuantScheme], str | None]) -> None:
         """Raises SchemeError for the first scheme that a target does not take."""
@@ -123,7 +125,7 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
         InputError: nothing is left to quantize.
         SchemeError: a group that does not divide K where the recipe forbids to adjust it.
     """
-    plan = Plan([], [], _unused_rules(census, recipe))
+    plan = Plan([], [], _unused_rules(census, recipe), recipe.mixed is not None)
     for weight in census.weights:
         use = _deciding_use(weight)
         settings = recipe.settings_for(weight.name, weight.role.value, use.node.op_type, weight.aliases)

@@ -17,6 +17,7 @@ from typing import Literal, cast, get_args
 from qcompiler.errors import RecipeError
 from qcompiler.nearest import nearest
 from qcompiler.quant.scheme import Dtype, GroupFallback, QuantScheme, ScaleDtype
+from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.rules import SETTINGS, GroupSize, Match, RoleSettings, Rule, check_scheme, make_scheme
 from qcompiler.recipe.steps import Step, make_steps, plain_steps
 from qcompiler.recipe.yaml_text import (
@@ -83,7 +84,7 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole recipe; every field is a key of the YAML. A head or embedding of None is ``float`` there.
+    """A whole recipe; every field is a key of the YAML. A head or embedding of None is ``float`` there, a mixed of None ``none``.
 
     Raises:
         RecipeError: a field holds what nothing can do; names it.
@@ -103,6 +104,7 @@ class Recipe:
     embedding: RoleSettings | None = field(default_factory=RoleSettings)
     accuracy_level: int = 4
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    mixed: MixedSettings | None = None
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -120,6 +122,10 @@ class Recipe:
         check_int(self.accuracy_level, 0, 4, "accuracy_level")
         check_bool(self.double_quant, "double_quant")
         check_scheme(self.bits, self.dtype, self.group_size, self.symmetric, self.algorithm)
+        if self.mixed is not None and self.dtype != "int":
+            raise RecipeError(
+                f"mixed: chooses among widths of integers; leave it out, or dtype: {self.dtype}"
+            )
         if self.embedding is not None:
             _check_embedding(self.embedding.algorithm, "embedding.algorithm")
         for number, rule in enumerate(self.rules, 1):
@@ -172,6 +178,10 @@ class Recipe:
                     fields[key] = None if fields[key] == "float" else _nested(RoleSettings, fields[key], key)
             if "calibration" in fields:
                 fields["calibration"] = _nested(CalibrationSettings, fields["calibration"], "calibration")
+            if "mixed" in fields:
+                fields["mixed"] = (
+                    None if fields["mixed"] == "none" else _nested(MixedSettings, fields["mixed"], "mixed")
+                )
             if "rules" in fields:
                 fields["rules"] = _make_rules(fields["rules"])
             return cls(**fields)  # type: ignore[arg-type]  # each is checked by __post_init__
@@ -217,6 +227,10 @@ class Recipe:
             if dot:
                 if outer in ("head", "embedding") and mapping[outer] == "float":
                     mapping[outer] = _plain(RoleSettings(), outer)
+                if outer == "mixed" and mapping[outer] == "none":
+                    mapping[outer] = {
+                        entry.name: entry.default for entry in dataclasses.fields(MixedSettings)
+                    }
                 section = mapping[outer]
                 if not isinstance(section, dict):
                     raise RecipeError(f"{where}: {outer} has no keys inside; set it whole, {outer}=VALUE")
@@ -246,7 +260,7 @@ class Recipe:
             aliases: its other names (weight, scope): a rule's pattern may match any of them.
 
         Raises:
-            RecipeError: a rule gives an embedding an algorithm with transforms, or what does not go with the settings that it leaves as they are.
+            RecipeError: a rule gives an embedding an algorithm with transforms, or does not go with what it leaves as it is.
         """
         index = self.rule_for(name, role, op, aliases)
         if index is None:
@@ -306,7 +320,9 @@ def _keys(kind: type) -> list[str]:
     return [entry.name for entry in dataclasses.fields(kind)]
 
 
-def _nested(kind: type[RoleSettings] | type[CalibrationSettings], value: object, where: str) -> object:
+def _nested(
+    kind: type[RoleSettings] | type[CalibrationSettings] | type[MixedSettings], value: object, where: str
+) -> object:
     if kind is RoleSettings and not isinstance(value, dict):
         raise RecipeError(f"{where}: expected float or a mapping of {', '.join(_keys(kind))}, got {value!r}")
     try:
@@ -338,13 +354,15 @@ def _plain(value: object, key: str) -> object:
     """`value` as YAML says it: sections as mappings, None keys of a rule left out."""
     if value is None and key in ("head", "embedding"):
         return "float"
+    if value is None and key == "mixed":
+        return "none"
     if isinstance(value, GroupFallback):
         return value.value
     if key == "algorithm":
         return plain_steps(cast(tuple[Step, ...], value))
     if isinstance(value, tuple):
         return [_plain(item, "") for item in value]
-    if isinstance(value, (RoleSettings, CalibrationSettings, Match, Rule)):
+    if isinstance(value, (RoleSettings, CalibrationSettings, MixedSettings, Match, Rule)):
         entries = ((entry, getattr(value, entry)) for entry in _keys(type(value)))
         return {entry: _plain(content, entry) for entry, content in entries if content is not None}
     return value

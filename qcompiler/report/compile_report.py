@@ -8,6 +8,7 @@ from typing import Any
 from qcompiler.calibration.feeds import CalibrationFeeds
 from qcompiler.graph.model_file import files_of
 from qcompiler.pass_manager import PassRecord
+from qcompiler.passes.assign_bits import MixedResult
 from qcompiler.passes.quantize_weights import LayerResult
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan
@@ -28,6 +29,7 @@ class CompileReport:
         float_bytes, bytes: of the model with its data, before and after.
         seconds, peak_anonymous_bytes: of the whole compile, or of the run that finished it.
         resumed: weights that an earlier run had finished.
+        mixed: how bits were given out (`MixedResult`); empty where the recipe fixes them.
     """
 
     model: str
@@ -43,6 +45,7 @@ class CompileReport:
     seconds: float
     peak_anonymous_bytes: int
     warnings: list[str] = field(default_factory=list)
+    mixed: dict[str, Any] = field(default_factory=dict)
     resumed: int = 0
 
     @classmethod
@@ -60,6 +63,7 @@ class CompileReport:
         warnings: Sequence[str],
         seconds: float,
         peak_anonymous_bytes: int,
+        mixed: MixedResult | None = None,
         resumed: int = 0,
     ) -> "CompileReport":
         """Of a compile of ``source`` to ``saved``; ``warnings`` come before those of the plan and the data."""
@@ -76,6 +80,7 @@ class CompileReport:
             bytes=_size(saved),
             seconds=seconds,
             peak_anonymous_bytes=peak_anonymous_bytes,
+            mixed={} if mixed is None else asdict(mixed),
             resumed=resumed,
             warnings=[*warnings, *plan.warnings, *([] if data is None else data.warnings)],
         )

@@ -61,6 +61,7 @@ def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
         ("size", f"{format_bytes(report.float_bytes)} -> {format_bytes(report.bytes)}{ratio}"),
         ("weights", f"{len(report.layers)} quantized, {8 * stored / max(weights, 1):.2f} bits per weight; "
                     f"{counted(len(report.skipped), 'node')} left alone (qcompile inspect says why)"),
+        *_mixed(report.mixed),
         ("runs as", running or "not checked: stopped before the target's operators"),
         ("calibration", _calibration(report.calibration)),
         ("took", f"{format_seconds(report.seconds)}, "
@@ -68,6 +69,23 @@ def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
                  + (f"; {report.resumed} weights were finished before" if report.resumed else "")),
     ]  # fmt: skip
     return [*facts, *(("warning", warning) for warning in report.warnings)]
+
+
+def _mixed(mixed: dict[str, Any]) -> list[tuple[str, str]]:
+    """How many layers got how many bits, the predicted loss, and what other budgets would give."""
+    if not mixed:
+        return []
+    counts = ", ".join(f"{mixed['chosen'].count(bits)} at {bits} bits" for bits in mixed["bits"])
+    trade = mixed["trade"]
+    shown = [trade[round(i * (len(trade) - 1) / 4)] for i in range(5)] if len(trade) > 5 else trade
+    others = ", ".join(f"{format_bytes(size)}: {loss:.3g}" for size, loss in shown)
+    return [
+        (
+            "mixed",
+            f"{counts}; predicted {mixed['measure']} {mixed['loss']:.3g} with round to nearest's error",
+        ),
+        ("trade", f"weights' size and predicted {mixed['measure']}: {others}"),
+    ]
 
 
 def _calibration(description: dict[str, Any]) -> str:
