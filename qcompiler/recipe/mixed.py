@@ -31,20 +31,23 @@ class MixedSettings:
     samples: int = 1
 
     def __post_init__(self) -> None:
-        given = tuple(self.bits) if isinstance(self.bits, (list, tuple)) else (self.bits,)
-        for bits in given:
-            if bits not in BITS:
-                raise RecipeError(f"bits: {bits!r}; give some of {', '.join(map(str, BITS))}")
+        bits: object = self.bits  # YAML may hold anything
+        given = list(bits) if isinstance(bits, (list, tuple)) else [bits]
+        for width in given:
+            if width not in BITS:
+                raise RecipeError(f"bits: {width!r}; give some of {', '.join(map(str, BITS))}")
         if len(set(given)) < 2:
-            raise RecipeError(f"bits: {list(given)}; give at least two to choose from, [2, 4, 8]")
+            raise RecipeError(f"bits: {given}; give at least two to choose from, [2, 4, 8]")
         object.__setattr__(self, "bits", tuple(sorted(set(given))))
         check_int(self.samples, 1, None, "samples")
-        if isinstance(self.max_kl, bool) or not isinstance(self.max_kl, (int, float)) or not self.max_kl >= 0:
-            raise RecipeError(f"max_kl: {self.max_kl!r}; must be a positive number, 0.05")
-        object.__setattr__(self, "budget", self.budget or "")
-        if self.budget and not (isinstance(self.budget, str) and _BUDGET.fullmatch(self.budget)):
-            raise RecipeError(f"budget: {self.budget!r}; write 4.5bpw, or 90MB for the whole model")
-        if not self.budget and not self.max_kl:
+        bound: object = self.max_kl
+        if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not bound >= 0:
+            raise RecipeError(f"max_kl: {bound!r}; must be a positive number, 0.05")
+        budget: object = "" if self.budget is None else self.budget
+        if budget != "" and not (isinstance(budget, str) and _BUDGET.fullmatch(budget)):
+            raise RecipeError(f"budget: {budget!r}; write 4.5bpw, or 90MB for the whole model")
+        object.__setattr__(self, "budget", budget)
+        if not budget and not bound:
             raise RecipeError("budget: missing; give a budget (4.5bpw, 90MB) or max_kl (0.05)")
 
     def budget_bytes(self, weights: int, rest: int) -> int | None:

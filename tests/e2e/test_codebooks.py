@@ -9,8 +9,9 @@ import pytest
 
 from qcompiler.api import Options, compile, dry_run
 from qcompiler.errors import SchemeError
-from qcompiler.graph import model_file
+from qcompiler.graph import checkpoints, model_file
 from qcompiler.graph.weight_form import read_weight
+from tests import command_models as models
 from tests.small_models import (
     Array,
     assert_equal_outputs,
@@ -128,6 +129,36 @@ def test_segments_after_a_codebook_see_what_it_computes(tmp_path: Path) -> None:
     assert relative_error(wanted, run(made.path, feed)["y"]) < relative_error(
         wanted, run(plain.path, feed)["y"]
     )
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_stopped_compile_goes_on_with_the_same_bytes(
+    at: int, double: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, count = checkpoints.Checkpoints.add, 0
+
+    def stopping(self: checkpoints.Checkpoints, part: str, content: Any) -> None:
+        nonlocal count
+        add(self, part, content)
+        count += 1
+        if count == at:
+            raise KeyboardInterrupt
+
+    path = models.deep_decoder(tmp_path)
+    data = tmp_path / "data"
+    data.mkdir()
+    np.savez(data / "0.npz", input_ids=np.arange(24, dtype=np.int64)[None])
+    given: dict[str, Any] = {"settings": [f"double_quant={double}", "group_size=16"], "calibration": data}
+    whole = compile(path, "w4a16-nf4", output=tmp_path / "whole", **given).folder
+    monkeypatch.setattr(checkpoints.Checkpoints, "add", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        compile(path, "w4a16-nf4", output=tmp_path / "out", **given)
+    monkeypatch.setattr(checkpoints.Checkpoints, "add", add)
+    again = compile(path, "w4a16-nf4", output=tmp_path / "out", options=Options(resume=True), **given).folder
+    for name in ("model.onnx", "model.onnx.data"):
+        if (whole / name).exists():
+            assert (again / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_other_blocks_are_refused_before_anything_is_written(tmp_path: Path) -> None:
