@@ -214,7 +214,8 @@ class QuantizeWeights(ir.passes.InPlacePass):
             self._names,
         )
         after = {
-            value: migration.apply(value, nodes, observed.pop(value, None)) for value, nodes in by_input.items()
+            value: migration.apply(value, nodes, observed.pop(value, None))
+            for value, nodes in by_input.items()
         }
         self._applied += migration.applied
         # An input that got a Mul of its own is another value now, one that nothing has observed yet.
