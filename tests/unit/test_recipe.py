@@ -41,7 +41,7 @@ def test_builtins_are_listed_with_a_description() -> None:
         ("w4a16-rtn", 4, 32, True, ["rtn"]),
         ("w4a16-awq", 4, 64, False, ["awq", "mse"]),
         ("w8a16-rtn", 8, 32, True, ["rtn"]),
-        ("w4a16-nf4", 4, 64, True, ["mse"]),
+        ("w4a16-nf4", 4, 64, True, ["awq", "mse"]),
     ],
 )
 def test_builtin_settings(name: str, bits: int, group: int, symmetric: bool, steps: list[str]) -> None:
