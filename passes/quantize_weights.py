@@ -35,6 +35,8 @@ from qcompiler.passes.migrate_scales import AppliedScale, ScaleMigration
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.recipe.plan import Plan, PlannedWeight
 
+FEW_ROWS = "damping alone makes the Hessian definite; give more data"
+
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[str, int, int], None]
 """(what is at hand, weights done, weights in all)."""
@@ -120,6 +122,12 @@ class QuantizeWeights(ir.passes.InPlacePass):
                 self._quantize_alone(planned)
         order = {planned.weight.name: index for index, planned in enumerate(self._plan.quantized)}
         self.results.sort(key=lambda result: order[result.name])
+        few = [result.name for result in self.results if any(FEW_ROWS in note for note in result.notes)]
+        if few:
+            self._plan.warnings.append(
+                f"{len(few)} of the weights have more channels than calibration has rows ({few[0]}): "
+                f"{FEW_ROWS}, or set calib.samples and calib.length"
+            )
         return ir.passes.PassResult(model, modified=True)
 
     def _quantize_by_segment(self, run: CalibrationRun) -> None:
@@ -188,8 +196,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
                     )
                 elif seen is not None and _rows_lack(planned, seen):
                     planned.notes.append(
-                        f"{seen.rows} rows of calibration for {planned.weight.shape[1]} channels: "
-                        "damping alone makes the Hessian definite; give more data"
+                        f"{seen.rows} rows of calibration for {planned.weight.shape[1]} channels: {FEW_ROWS}"
                     )
                 self._quantize(planned, seen)
 

@@ -184,3 +184,17 @@ def test_what_is_not_finite_is_named(store: WeightStore, tmp_path: Path) -> None
     model = make_model("g (float[M,32] x) => (float[M,32] y) { y = MatMul(x, w) }", {"w": broken})
     with pytest.raises(SchemeError, match=r"^w: "):
         _quantize(model, _recipe("bits: 4"), store, tmp_path)
+
+
+@pytest.mark.parametrize(("rows", "told"), [(20, True), (40, False)])
+def test_too_few_rows_for_a_hessian_are_told(
+    rows: int, told: bool, store: WeightStore, tmp_path: Path
+) -> None:
+    model = make_model(
+        "g (float[M,32] x) => (float[M,32] y) { h = MatMul(x, w) y = Relu(h) }", {"w": weight(32, 32)}
+    )
+    _, transform, plan = _quantize(
+        model, _recipe("bits: 4\nalgorithm: gptq"), store, tmp_path, [{"x": _x(rows, 32)}]
+    )
+    assert any("give more data" in note for note in transform.results[0].notes) is told
+    assert any("1 of the weights have more channels" in warning for warning in plan.warnings) is told
