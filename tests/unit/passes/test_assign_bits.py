@@ -96,7 +96,7 @@ def test_a_larger_budget_is_used_and_never_worse(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_cannot_be_met_is_told_with_the_nearest(tmp_path: Path) -> None:
-    _, plan, result = _assign(_two(), [FEED], tmp_path, "{budget: 1bpw}")
+    _, plan, _ = _assign(_two(), [FEED], tmp_path, "{budget: 1bpw}")
     assert set(_bits(plan).values()) == {2}
     assert any("cannot be met; the least there is takes" in warning for warning in plan.warnings)
     _, plan, _ = _assign(_two(), [FEED], tmp_path, "{max_kl: 1.0e-12}")
