@@ -178,15 +178,18 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self._progress(f"observing {first}", len(self._done), len(self._plan.quantized))
         for planned in members.values():
             _require_finite(planned)  # before its NaN is found in what it computes
-        scaled = self._migrate(collector, segment, members)
+        known = self._migrate(collector, segment, members)
         for readers in _stages(collector.nodes_of(segment), members):
-            at_once = {value for value in readers if value in scaled}
-            taps = _taps({value: nodes for value, nodes in readers.items() if value not in at_once})
-            observed = {value: scaled[value] for value in at_once} | collector.observe_stage(segment, taps)
+            unknown = {
+                value: nodes for value, nodes in readers.items() if not known.keys() >= set(nodes.values())
+            }
+            observed = collector.observe_stage(segment, _taps(unknown))
             statistics: dict[PlannedWeight, InputStatistics | None] = {}
             for value, nodes in readers.items():
                 for planned in nodes.values():
-                    statistics.setdefault(planned, observed.get(value))
+                    statistics.setdefault(
+                        planned, known[planned] if planned in known else observed.get(value)
+                    )
             for planned, seen in statistics.items():
                 if planned in self._done:
                     continue
@@ -202,11 +205,12 @@ class QuantizeWeights(ir.passes.InPlacePass):
 
     def _migrate(
         self, collector: Collector, segment: Segment, members: Mapping[ir.Node, PlannedWeight]
-    ) -> dict[ir.Value, InputStatistics | None]:
+    ) -> dict[PlannedWeight, InputStatistics | None]:
         """Move scales between the segment's weights.
 
         Returns:
-            statistics of the inputs that no weight of the segment feeds: these will not change any more.
+            statistics of the weights that want no others: those that no weight of the segment feeds, and those whose quantizer
+            makes up for no error, so that the errors before it are nothing to it.
         """
         if not any(planned.settings.transforms for planned in members.values()):
             return {}
@@ -225,9 +229,15 @@ class QuantizeWeights(ir.passes.InPlacePass):
             for value, nodes in by_input.items()
         }
         self._applied += migration.applied
-        # An input that got a Mul of its own is another value now, one that nothing has observed yet.
-        first = next(iter(_stages(collector.nodes_of(segment), members)), {})
-        return {value: after[value] for value in first if value in after}
+        unfed = {
+            p for nodes in _stages(collector.nodes_of(segment), members)[0].values() for p in nodes.values()
+        }
+        return {
+            planned: after[value]
+            for value, nodes in by_input.items()
+            for planned in nodes.values()
+            if planned in unfed or not planned.settings.quantizer.algorithm.spreads
+        }
 
     def _quantize(self, planned: PlannedWeight, statistics: InputStatistics | None) -> None:
         weight = planned.weight
