@@ -89,7 +89,7 @@ ROWS = (
     Row("w8-best", "w8a16-best: int8 g32 sym, head and embedding too", "w8a16-best", G32_8),
     Row("mixed", "mixed-auto at 5 bits a weight", "mixed-auto", None),
     Row("hqq-float-ends", "hqq, g64 asym, head and embedding float", "w4a16-hqq", G64, FLOAT_ENDS, data=False),
-    Row("nf4", "w4a16-nf4: nf4 g64, head and embedding int8", "w4a16-nf4", None, (), data=False),
+    Row("nf4", "w4a16-nf4: nf4 g64, head and embedding int8", "w4a16-nf4", None),
     Row("rtn-float-ends", "w4a16-rtn, g64 asym, head and embedding float", "w4a16-rtn", G64,
         ("group_size=64", "symmetric=false", *FLOAT_ENDS), data=False),
     Row("rtn", "w4a16-rtn: int4 g32 sym, head and embedding int8", "w4a16-rtn", G32, (), data=False),

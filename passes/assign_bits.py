@@ -21,7 +21,7 @@ from qcompiler.algorithms import Need, allocate, mse, rtn
 from qcompiler.algorithms.error import quantization_error
 from qcompiler.calibration.collector import Collector
 from qcompiler.calibration.segments import Segment
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.extract import Piece
 from qcompiler.graph.stored_quantized import SCALE_NAMES
@@ -35,7 +35,7 @@ from qcompiler.recipe.plan import Plan, PlannedWeight
 
 Array = npt.NDArray[Any]
 ROWS = 256  # of a weight that the ratios of its errors are measured on
-LEAST = 1e-12  # a loss is never taken to be nothing: more bits are not worse
+LEAST = 1e-12  # over the bits: where nothing is felt, more of them are still taken to be better
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,11 @@ class AssignBits(ir.passes.InPlacePass):
             raise CalibrationError(
                 "mixed: no weight's effect can be measured: rules decide all, or they are inside control flow"
             )
+        for planned in free:
+            for bits in self._settings.bits:
+                refusal = self._supports(scheme_at(planned, bits))
+                if refusal is not None:
+                    raise SchemeError(f"mixed: {planned.weight.name}: {refusal}")
         measured = _Measured(model, self._plan, free, self._settings, self._calibration, self._progress)
         stored = sum(
             value.const_value.nbytes
@@ -129,8 +134,8 @@ class AssignBits(ir.passes.InPlacePass):
             chosen = allocate.within(budget - fixed, sizes, losses)
             if chosen.bytes + fixed > budget:
                 self._plan.warnings.append(
-                    f"mixed: a budget of {budget / 1e6:.1f} MB for the weights cannot be met; "
-                    f"the least there is takes {(chosen.bytes + fixed) / 1e6:.1f} MB"
+                    f"mixed: a budget of {settings.budget} cannot be met; the least there is takes "
+                    f"{(chosen.bytes + fixed) / 1e6:.1f} MB for the weights, {rest / 1e6:.1f} MB for the rest"
                 )
         assert chosen is not None  # settings give one of the two
         if settings.max_kl and chosen.loss > settings.max_kl:
@@ -141,13 +146,12 @@ class AssignBits(ir.passes.InPlacePass):
             bits = settings.bits[index]
             told = f"mixed: {bits} bits; {layer.measured:.2g} {measured.measure} alone at {measured.reference} bits"
             planned.settings = replace(planned.settings, bits=bits, decided_by=told)
-            planned.scheme = measured.scheme(planned, bits)
+            planned.scheme = scheme_at(planned, bits)
         points = tuple((point.bytes + fixed, point.loss) for point in allocate.trade(sizes, losses))
         self.result = MixedResult(
             measured.measure, measured.reference, settings.bits, tuple(layers),
             tuple(settings.bits[index] for index in chosen.choice), chosen.bytes + fixed, chosen.loss, points,
         )  # fmt: skip
-        self._plan.check(self._supports)
 
 
 def _is_free(planned: PlannedWeight) -> bool:
@@ -180,7 +184,6 @@ class _Measured:
         self.reference = min(settings.bits, key=lambda bits: abs(bits - 4))
         census = take_census(model)
         heads = [use for weight in census.weights for use in weight.uses if use.role is Role.HEAD]
-        self.measure = "kl" if heads else "relative error"
         self._output = _output(model, heads[0].node if heads else None)
         anchors = [use.top_level for weight in census.weights for use in weight.uses]
         self._by_node = {
@@ -194,6 +197,8 @@ class _Measured:
         self._samples = len(feeds)
         whole = Piece(model, list(model.graph), model.graph.inputs, [self._output])
         self._float = [whole.run(collector.sample(index))[self._output] for index in range(self._samples)]
+        # Of one class alone the softmax is 1, whatever the logit.
+        self.measure = "kl" if heads and self._float[0].shape[-1] > 1 else "relative error"
         for planned in free:
             if any(
                 use.role is Role.EMBEDDING for use in planned.weight.uses
@@ -212,12 +217,6 @@ class _Measured:
                     taps[value] = (planned.weight.shape[1], frozenset({Need.HESSIAN}))
                 self._measure(collector, segment, list(members), collector.observe(segment, taps))
             collector.advance(segment)
-
-    def scheme(self, planned: PlannedWeight, bits: int) -> QuantScheme:
-        """Of the weight at other bits."""
-        settings = replace(planned.settings, bits=bits)
-        scheme = settings.scheme(SCALE_NAMES[planned.weight.dtype])
-        return fit_group(scheme, planned.weight.shape[1], settings.group_fallback, planned.weight.name)[0]
 
     def _measure(
         self,
@@ -240,17 +239,16 @@ class _Measured:
             given = list(collector.sample(0))
             tail = Piece(self._model, nodes[first:], [*given, *stand_ins], [self._output])
             operands = {
-                stand_in: _operand(planned.weight.array(), use.role)
+                stand_in: _operand(planned, planned.weight.array(), use.role)
                 for (planned, use), stand_in in zip(probes, stand_ins, strict=True)
             }
             for planned in members:
                 self._progress(f"measuring {planned.weight.name}", len(self.sensitivities), len(self.free))
                 rounded = rtn.quantize(
-                    planned.weight.array(), None, self.scheme(planned, self.reference)
+                    planned.weight.array(), None, scheme_at(planned, self.reference)
                 ).dequantize()
-                rounded = rounded.astype(planned.weight.array().dtype)
                 mine = {
-                    stand_in: _operand(rounded, use.role)
+                    stand_in: _operand(planned, rounded, use.role)
                     for (owner, use), stand_in in zip(probes, stand_ins, strict=True)
                     if owner is planned
                 }
@@ -260,6 +258,10 @@ class _Measured:
                 ]
                 value = _product(planned).inputs[0]
                 statistics = None if value is None else observed.get(value)
+                if not np.isfinite(losses).all():
+                    raise CalibrationError(
+                        f"mixed: {planned.weight.name}: the model's output is not finite with it rounded to {self.reference} bits"
+                    )
                 self.sensitivities[planned] = self._predicted(planned, float(np.mean(losses)), statistics)
         finally:
             for use, value in kept:
@@ -277,15 +279,22 @@ class _Measured:
     ) -> Sensitivity:
         values = planned.weight.array()
         rows = values[np.linspace(0, len(values) - 1, min(ROWS, len(values))).astype(int)]
-        at_reference = rtn.quantize(rows, None, self.scheme(planned, self.reference))
+        at_reference = rtn.quantize(rows, None, scheme_at(planned, self.reference))
         reference = quantization_error(rows, at_reference, statistics).output
         losses, sizes = [], []
         for bits in self._bits:
-            scheme = self.scheme(planned, bits)
+            scheme = scheme_at(planned, bits)
             error = quantization_error(rows, mse.quantize(rows, statistics, scheme), statistics).output
-            losses.append(max(measured * error / max(reference, 1e-30), LEAST))
+            losses.append(max(measured * error / max(reference, 1e-30), LEAST / bits))
             sizes.append(scheme.stored_bytes(*planned.weight.shape))
         return Sensitivity(planned.weight.name, measured, tuple(losses), tuple(sizes))
+
+
+def scheme_at(planned: PlannedWeight, bits: int) -> QuantScheme:
+    """The weight's scheme with other bits."""
+    settings = replace(planned.settings, bits=bits)
+    scheme = settings.scheme(SCALE_NAMES[planned.weight.dtype])
+    return fit_group(scheme, planned.weight.shape[1], settings.group_fallback, planned.weight.name)[0]
 
 
 def _product(planned: PlannedWeight) -> ir.Node:
@@ -294,9 +303,10 @@ def _product(planned: PlannedWeight) -> ir.Node:
     )
 
 
-def _operand(weight: Array, role: Role) -> Array:
-    """What the node reads: rows to gather from, or [K, N] to multiply with."""
-    return np.ascontiguousarray(weight if role is Role.EMBEDDING else weight.T)
+def _operand(planned: PlannedWeight, values: Array, role: Role) -> Array:
+    """What the node reads, in the type that it reads: rows to gather from, or [K, N] to multiply with."""
+    laid_out = values if role is Role.EMBEDDING else values.T
+    return np.ascontiguousarray(laid_out, dtype=planned.weight.dtype.numpy())
 
 
 def _output(model: ir.Model, head: ir.Node | None) -> ir.Value:

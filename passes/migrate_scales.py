@@ -5,7 +5,7 @@
 take it and the gain is worth a node, in an explicit Mul. Pending factors are held by the weights and read with their values.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -205,8 +205,10 @@ def _output(node: ir.Node) -> str:
     return name
 
 
-def _weighed(statistics: InputStatistics, targets: Iterable[PlannedWeight]) -> InputStatistics:
+def _weighed(statistics: InputStatistics, targets: Collection[PlannedWeight]) -> InputStatistics:
     """The statistics as the targets' quantizers weigh errors."""
     if statistics.hessian is None or not all(p.settings.quantizer.algorithm.spreads for p in targets):
         return statistics
-    return replace(statistics, remaining=factor(statistics, DAMPING, "cpu").remaining)
+    options = next(iter(targets)).settings.quantizer.options
+    found = factor(statistics, getattr(options, "damping", DAMPING), getattr(options, "device", "cpu"))
+    return replace(statistics, remaining=found.remaining)

@@ -21,7 +21,7 @@ from qcompiler.algorithms.error import quantization_error
 from qcompiler.calibration.collector import Collector
 from qcompiler.calibration.saved_borders import SavedBorders
 from qcompiler.calibration.segments import Segment
-from qcompiler.errors import SchemeError
+from qcompiler.errors import ResumeError, SchemeError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.edits import Names, drop_unused
@@ -112,7 +112,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self._names = Names(model)
         self._positions = {node: index for index, node in enumerate(model.graph)}
         self._by_output = {node.outputs[0].name or "": node for node in model.graph if node.outputs}
-        if self._calibration is not None and self._plan.needs_data:
+        if self._calibration is not None and any(planned.needs for planned in self._plan.quantized):
             for planned in self._plan.quantized:
                 if all(use.role is Role.EMBEDDING for use in planned.weight.uses):
                     self._quantize_alone(planned)  # what they hand on is what every segment sees
@@ -289,6 +289,11 @@ class QuantizeWeights(ir.passes.InPlacePass):
         for entry in saved["weights"]:
             planned, result = self._plan.quantized[entry["index"]], entry["result"]
             planned.notes[:] = result["notes"]
+            if result["scheme"] != planned.scheme.label:
+                raise ResumeError(
+                    f"{planned.weight.name}: was finished as {result['scheme']} and is now planned as {planned.scheme.label}; "
+                    "start again without --resume"
+                )
             node = self._replace(planned, partial(self._restored, planned, entry["stored"]))
             shape, notes = tuple(result["shape"]), tuple(result["notes"])
             self._finish(planned, LayerResult(**{**result, "shape": shape, "notes": notes}), node)

@@ -133,9 +133,8 @@ def compile_verb(
     """Quantize MODEL into a folder."""
     from qcompiler import api
 
-    settings += () if budget is None else (f"mixed.budget={budget}",)
-    if max_kl is not None:
-        settings += (f"mixed.max_kl={max_kl}", *(() if budget is not None else ("mixed.budget=",)))
+    mixed = () if max_kl is None else (f"mixed.max_kl={max_kl}", "mixed.budget=")
+    settings = (*mixed, *(() if budget is None else (f"mixed.budget={budget}",)), *settings)
     options = api.Options(
         seed, memory_limit, force, None if dump_ir is None else Path(dump_ir), verify_each, stop_after, resume
     )

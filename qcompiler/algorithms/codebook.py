@@ -147,8 +147,13 @@ def _quantize(
     codes = np.empty((n, k), np.uint8)
     width = scheme.group_width(k)
 
+    empty = np.zeros(
+        scale.shape, bool
+    )  # blocks of zeros: any scale serves, and 1 would be far above the others
+
     def find(chunk: Array, here: "slice[int, int, Any]") -> None:
         scale[_blocks_of(here, k, width)] = fetch(find_scale(chunk))
+        empty[_blocks_of(here, k, width)] = ~fetch(to_blocks(chunk, scheme)).any(axis=-1)
 
     def encode(chunk: Array, here: "slice[int, int, Any]") -> None:
         known = place(scale[_blocks_of(here, k, width)], device)
@@ -159,6 +164,8 @@ def _quantize(
         _sweep(weight, width, (find, encode), device)
         return CodebookTensor(scheme, codes, scale)
     _sweep(weight, width, (find,), device)
+    if not empty.all():
+        scale[empty] = scale[~empty].min()
     double = double_quantize(scale)
     scale = double.scales(scheme.scale_dtype)
     _sweep(weight, width, (encode,), device)

@@ -112,7 +112,7 @@ class _Grid:
 
     Attributes:
         scale: float32 [G, n]; [1, 1] for a tensor.
-        zero_point: float32 of that shape; of one element where the scheme is symmetric.
+        zero_point: float32 of that shape; the midpoint throughout where the scheme is symmetric.
         group: the group of each column, K of them.
     """
 
@@ -218,8 +218,9 @@ def _least_squares(c: Array, pulled: Array, old: Array, scheme: QuantScheme, hes
     # A group whose codes are all 0 has no say: its row of A is empty, and it keeps its scale.
     idle = diagonal <= 0
     pivots = xp.where(idle, xp.ones_like(diagonal), diagonal * 1e-5)
-    a[:, range(groups), range(groups)] += pivots
-    new = xp.linalg.solve(a, b[..., None])[..., 0]
+    solvable = xp.asarray(a, copy=True)
+    solvable[:, range(groups), range(groups)] += pivots
+    new = xp.linalg.solve(solvable, b[..., None])[..., 0]
     new = xp.where(idle | ~(new > 0), old, new)
     new = store_scale(new, scheme.scale_dtype)
 

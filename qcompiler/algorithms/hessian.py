@@ -9,7 +9,6 @@ row j of U / U_jj says how the rounding error of column j is best made up for by
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -47,15 +46,22 @@ class Factor:
     damping: float
 
 
-@lru_cache(maxsize=1)  # query, key and value read one input: the last factor is asked for again
 def factor(statistics: InputStatistics, damping: float, device: Device) -> Factor:
-    """The factor of the statistics' Hessian.
+    """The factor of the statistics' Hessian, kept with them: query, key and value read one input.
 
     Args:
         damping: the share of the mean diagonal to add to the diagonal.
     Raises:
         CalibrationError: no Hessian, one with NaN or infinity, or one that no damping makes positive definite.
     """
+    known = statistics.derived.get((factor, damping, device))
+    if known is None:
+        known = statistics.derived[factor, damping, device] = _factor(statistics, damping, device)
+    found: Factor = known
+    return found
+
+
+def _factor(statistics: InputStatistics, damping: float, device: Device) -> Factor:
     if statistics.hessian is None:
         raise CalibrationError("gptq needs the Hessian of the layer's input; calibrate with it")
     if not np.isfinite(statistics.hessian).all():

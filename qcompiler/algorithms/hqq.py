@@ -71,7 +71,7 @@ class HqqOptions:
         if not 0 < self.p <= 2:
             raise SchemeError(f"p: {self.p} is no norm to fit by; give more than 0, at most 2")
         if not self.beta > 0:  # NaN too
-            raise SchemeError(f"beta: {self.beta} must be positive; 10 is usual")
+            raise SchemeError(f"beta: {self.beta} must be positive; 1 is the default")
 
 
 def quantize(

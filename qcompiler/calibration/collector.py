@@ -180,7 +180,7 @@ class Collector:
         given = [*segment.inputs, *self._kept]
         self._ran |= nodes_needed(nodes, given, [value for value in taps if value not in given])
         later = [node for node in nodes if node not in self._ran]
-        wanted = {value for node in later for value in node_reads(node)} | set(segment.outputs)
+        wanted = {value for node in later for value in node_reads(node)} | set(self._read_later(segment))
         made = [value for node in nodes if node in self._ran for value in node.outputs]
         border = [
             value for value in made if value in wanted and value not in given and not is_constant(value)
@@ -216,7 +216,7 @@ class Collector:
 
     def advance(self, segment: Segment) -> None:
         """Run what is left of the segment as it now is and hand its outputs on; drop what no later segment reads."""
-        outputs = [value for value in segment.outputs if self._last_reader.get(value, -1) > segment.index]
+        outputs = self._read_later(segment)
         wanted = [value for value in outputs if value not in self._kept]
         if wanted:
             given = [*segment.inputs, *self._kept]
@@ -231,6 +231,10 @@ class Collector:
         for value, reader in self._last_reader.items():
             if reader == segment.index:
                 self._borders.drop(value)
+
+    def _read_later(self, segment: Segment) -> list[ir.Value]:
+        """The segment's outputs that another segment reads; the graph's own outputs nobody here wants."""
+        return [value for value in segment.outputs if self._last_reader.get(value, -1) > segment.index]
 
     def handed_on(self, segment: Segment) -> dict[str, Iterator[Array]]:
         """What segments up to this one, which was just advanced, made for later ones: by name, for each sample in turn."""

@@ -116,7 +116,7 @@ def store_quantized(
     if n is None or first is None:
         raise ValueError(f"{name}: blocks need their number of rows, and at least one of them")
     asked, k = first.scheme, first.shape[1]
-    scheme = replace(asked, bits=packing.storage_bits(asked.bits))
+    scheme = replace(asked, bits=asked.storage_bits)
     scales: list[npt.NDArray[np.float32]] = []
     zero_points: list[Bytes] = []
 

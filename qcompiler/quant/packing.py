@@ -20,11 +20,6 @@ Bytes = npt.NDArray[np.uint8]
 _CHUNK = 1 << 22  # codes turned at a time: temporaries of a few MB
 
 
-def storage_bits(bits: int) -> int:
-    """Bits that one code takes in a packed layout: three-bit codes are stored in four."""
-    return 4 if bits == 3 else bits
-
-
 def lift(tensor: AffineTensor) -> AffineTensor:
     """The same weights with codes that have a packed layout: three bits become four."""
     if tensor.scheme.bits != 3:

@@ -128,6 +128,11 @@ class QuantScheme:
         """Groups in one row of K weights (1 for channel and tensor)."""
         return 1 if self.group_size is None else -(-k // self.group_size)
 
+    @property
+    def storage_bits(self) -> int:
+        """Bits that one code takes in a packed layout: three-bit codes are stored in four."""
+        return 4 if self.bits == 3 else self.bits
+
     def blocks(self, n: int, k: int) -> int:
         """Blocks in an [N, K] codebook weight."""
         return -(-n * k // self.group_width(k))
@@ -139,7 +144,7 @@ class QuantScheme:
     def stored_bytes(self, n: int, k: int) -> int:
         """Bytes of an [N, K] weight: dense codes (short groups padded to whole ones), scales and zero points.
 
-        Three bits count as three; a target that can only store four says so itself.
+        Three bits count as four: no layout here stores them closer.
         """
         if self.is_codebook:
             blocks = self.blocks(n, k)
@@ -147,8 +152,9 @@ class QuantScheme:
             return -(-n * k // 2) + (blocks + 4 * -(-blocks // SCALE_BLOCK) if self.double_quant else scales)
         rows, groups = self.scale_shape(n, k)
         width = k if self.group_size is None else groups * self.group_size
-        codes = n * -(-width * self.bits // 8)
-        zero_points = 0 if self.symmetric else rows * -(-groups * self.bits // 8)
+        bits = self.storage_bits
+        codes = n * -(-width * bits // 8)
+        zero_points = 0 if self.symmetric else rows * -(-groups * bits // 8)
         return codes + rows * groups * _SCALE_BYTES[self.scale_dtype] + zero_points
 
     def bits_per_weight(self, n: int, k: int) -> float:

@@ -1,6 +1,7 @@
 """InputStatistics: what calibration knows about the input of one linear."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ class InputStatistics:
         mean_square: float32 [K], mean of x^2; the diagonal of the Hessian for those who need no more of it.
         remaining: float32 [K], the mean square that the channels rounded later cannot explain: what an error
             in channel k costs under a quantizer that makes up for it (GPTQ).
+        derived: what algorithms computed from these, for the next weight that reads the same input; it lives as
+            long as they do.
     """
 
     rows: int
@@ -28,6 +31,7 @@ class InputStatistics:
     max_abs: FloatArray | None = None
     mean_square: FloatArray | None = None
     remaining: FloatArray | None = None
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def diagonal(self) -> FloatArray | None:
         """The mean of x^2 for each input channel, float32 [K]; None when it was not gathered."""

@@ -34,7 +34,7 @@ class MixedSettings:
         bits: object = self.bits  # YAML may hold anything
         given = list(bits) if isinstance(bits, (list, tuple)) else [bits]
         for width in given:
-            if width not in BITS:
+            if isinstance(width, float) or width not in BITS:
                 raise RecipeError(f"bits: {width!r}; give some of {', '.join(map(str, BITS))}")
         if len(set(given)) < 2:
             raise RecipeError(f"bits: {given}; give at least two to choose from, [2, 4, 8]")

@@ -523,3 +523,24 @@ def test_recipes_targets_doctor(run: Command) -> None:
     found = {entry["what"]: entry for entry in json.loads(run("doctor", "--json").out)}
     assert found["CPUExecutionProvider"]["present"] and "cores" in found["cpu"]["found"]
     assert run("recipes", "w4a16-rtm").status == 2
+
+
+def test_a_budget_goes_with_settings_of_what_it_is_spent_on(run: Command, tmp_path: Path) -> None:
+    source = models.decoder(tmp_path)
+    outcome = run(
+        source,
+        *RTN,
+        "--set",
+        "mixed.bits=[4,8]",
+        "--budget",
+        "6bpw",
+        "--set",
+        "calib.length=16",
+        "-o",
+        "out",
+        "--json",
+    )
+    assert outcome.status == 0
+    mixed = json.loads(outcome.out)["mixed"]
+    assert mixed["bits"] == [4, 8] and set(mixed["chosen"]) <= {4, 8}
+    assert run(source, *RTN, "--max-kl", "0", "-o", "out2").status == 2

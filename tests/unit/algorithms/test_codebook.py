@@ -158,3 +158,16 @@ def test_what_finds_integers_says_so() -> None:
         checked(result, scheme, (2, 32), "mine")
     with pytest.raises(SchemeError, match="return a CodebookTensor"):
         checked(None, scheme, (2, 32), "mine")
+
+
+@by_name
+def test_a_row_of_zeros_costs_its_neighbours_nothing(algorithm: Algorithm) -> None:
+    """Its scale is free; as 1 it would be the largest of those that are stored in 8 bits together."""
+    scheme = QuantScheme(4, True, Granularity.GROUP, 32, "float32", "nf4", True)
+    weight = (0.001 * np.random.default_rng(0).standard_normal((8, 64))).astype(np.float32)
+    without = np.delete(_run(algorithm, weight, None, scheme).dequantize(), 3, axis=0)
+    weight[3] = 0
+    found = _run(algorithm, weight, None, scheme).dequantize()
+    assert not found[3].any()
+    # At most the step of the 8-bit scales differs, where the row held the largest of them.
+    np.testing.assert_allclose(np.delete(found, 3, axis=0), without, atol=2e-5)

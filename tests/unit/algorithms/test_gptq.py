@@ -75,7 +75,9 @@ def test_channels_that_nothing_drives_are_kept() -> None:
     statistics.hessian[:, dead] = 0
     stored = gptq.quantize(weight, statistics, INT4)
     step = np.repeat(stored.scale, 32, axis=1)[:, dead]
-    assert (np.abs(stored.dequantize()[:, dead] - weight[:, dead]) <= 8 * step).all()
+    # Nothing makes up for them and they make up for nothing: to the nearest code, but for a clipped end of the range.
+    assert np.median(np.abs(stored.dequantize()[:, dead] - weight[:, dead]) / step) <= 0.5
+    assert (np.abs(stored.dequantize()[:, dead] - weight[:, dead]) <= 2 * step).all()
     assert np.isfinite(
         gptq.quantize(weight, InputStatistics(9, np.zeros((64, 64), np.float32)), INT4).scale
     ).all()

@@ -151,3 +151,33 @@ def test_a_tied_weight_is_rounded_in_both_places(tmp_path: Path) -> None:
     expected = metrics.kl_divergence(run(model, feed)["logits"], run(both, feed)["logits"])
     assert layer.measured == pytest.approx(expected, rel=1e-3)
     assert len(plan.quantized) == 2
+
+
+def test_a_weight_stored_in_another_float_type_than_it_is_used_in(tmp_path: Path) -> None:
+    model = make_model(
+        "g (float[M,32] x) => (float[M,48] y) { w = Cast<to=1>(half) a = MatMul(x, w) b = Relu(a) y = MatMul(b, out) }",
+        {"half": weight(32, 64, dtype=np.float16), "out": weight(64, 48, seed=2)},
+    )
+    _, plan, result = _assign(model, [FEED], tmp_path, "{budget: 5bpw}")
+    assert len(result.layers) == len(plan.quantized) == 2
+    assert all(layer.measured > 0 for layer in result.layers)
+
+
+@pytest.mark.parametrize("end", ["y = MatMul(d, out)", "e = MatMul(d, out) y = Softplus(e)"])
+def test_where_no_distribution_comes_out_the_relative_error_is_measured(end: str, tmp_path: Path) -> None:
+    """One output, whose softmax is always 1; or no head at all."""
+    width = 1 if end.startswith("y") else 48
+    text = TWO.replace("y = MatMul(d, out)", end).replace("float[M,48]", f"float[M,{width}]")
+    weights = {"loud": weight(32, 64), "quiet": weight(32, 64, seed=1), "out": weight(64, width, seed=2)}
+    model = make_model(text, {**weights, "small": np.full(64, 0.01, np.float32)})
+    _, plan, result = _assign(model, [FEED], tmp_path, "{budget: 6bpw}")
+    assert result.measure == "relative error"
+    assert _bits(plan)["loud"] > 2
+    by_name = {layer.name: layer for layer in result.layers}
+    assert by_name["loud"].measured > 1000 * by_name["quiet"].measured > 0
+
+
+def test_three_bits_are_counted_as_they_are_stored(tmp_path: Path) -> None:
+    _, _, result = _assign(_two(), [FEED], tmp_path, "{budget: 5bpw, bits: [3, 4]}")
+    assert all(layer.bytes[0] == layer.bytes[1] for layer in result.layers)
+    assert set(result.chosen) == {4}  # for the same bytes

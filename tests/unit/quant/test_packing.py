@@ -107,7 +107,8 @@ def test_lifting_three_bits_keeps_the_values(symmetric: bool, granularity: Granu
     assert lifted.scheme.bits == 4 and lifted.scheme.symmetric == symmetric
     assert np.array_equal(lifted.dequantize(), tensor.dequantize())
     assert packing.lift(lifted) is lifted
-    assert [packing.storage_bits(bits) for bits in (2, 3, 4, 8)] == [2, 4, 4, 8]
+    schemes = [QuantScheme(bits, True, Granularity.CHANNEL) for bits in (2, 3, 4, 8)]
+    assert [scheme.storage_bits for scheme in schemes] == [2, 4, 4, 8]
 
 
 def test_three_bits_have_no_layout() -> None:

@@ -25,7 +25,9 @@ def test_stored_bytes_count_codes_scales_and_zero_points() -> None:
     # a short last group is stored whole: 4 groups for 100 weights
     assert scheme.stored_bytes(1, 100) == 64 + 8 + 2
     assert QuantScheme(8, True, Granularity.TENSOR).stored_bytes(10, 96) == 960 + 4
-    assert QuantScheme(3, True, Granularity.CHANNEL).stored_bytes(2, 8) == 2 * (3 + 4)
+    assert QuantScheme(3, True, Granularity.CHANNEL).stored_bytes(2, 8) == 2 * (
+        4 + 4
+    )  # three bits are stored in four
 
 
 @pytest.mark.parametrize(
