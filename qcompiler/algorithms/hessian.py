@@ -70,15 +70,18 @@ def _factor(statistics: InputStatistics, damping: float, device: Device) -> Fact
     order = np.argsort(-diagonal, kind="stable")
     mean = max(float(diagonal.mean()), 1e-30)
     # U is upper triangular where H = V V^T with V = U^-1 upper: a Cholesky factorization from the last column on.
-    backward = np.ascontiguousarray(statistics.hessian[np.ix_(order[::-1], order[::-1])]) / np.float32(mean)
-    share = damping
+    backward = statistics.hessian[np.ix_(order[::-1], order[::-1])]
+    backward /= np.float32(mean)
+    share, added = damping, 0.0
     while share <= _MOST_DAMPING:
-        for precision in ("float32", "float64"):
-            damped = backward.astype(precision)
-            damped[np.diag_indices_from(damped)] += share
-            lower = _cholesky(place(damped, device) if precision == "float32" else damped)
-            if lower is not None:
-                return _from_cholesky(lower, order, mean, share)
+        backward[np.diag_indices_from(backward)] += np.float32(share - added)
+        added = share
+        lower = _cholesky(place(backward, device))
+        if lower is None:
+            lower = _cholesky(backward.astype(np.float64))
+        if lower is not None:
+            del backward
+            return _from_cholesky(lower, order, mean, share)
         share = max(share * _GROWTH, 1e-4)
     raise CalibrationError(
         "gptq: the Hessian is not positive definite with any damping; check the calibration data"
@@ -90,7 +93,8 @@ def _from_cholesky(lower: Array, order: npt.NDArray[np.int64], mean: float, damp
     pivots = np.diagonal(backward)
     remaining = np.empty(order.shape, np.float32)
     remaining[order] = mean / np.square(pivots)
-    spread = np.ascontiguousarray((backward / pivots[:, None]).T, dtype=np.float32)
+    spread = np.ascontiguousarray(backward.T, dtype=np.float32)
+    spread /= pivots
     return Factor(order, spread, remaining, damping)
 
 
@@ -113,5 +117,5 @@ def _inverse(lower: Array) -> Array:
         import torch
 
         one = torch.eye(lower.shape[0], dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve_triangular(lower, one, upper=False)
+        return torch.linalg.solve_triangular(lower, one, upper=False, out=one)
     return np.linalg.inv(lower)

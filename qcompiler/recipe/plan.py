@@ -107,14 +107,16 @@ class Plan:
     def forecast_peak_bytes(self) -> int:
         """Anonymous memory that the compile will need: the largest weight at work, its Hessian, and the fixed cost.
 
-        A weight at work is held as float32 values and codes; calibration adds the Hessian three times over (sum, mean, scaled).
+        A weight at work is held as float32 values and codes; calibration adds the Hessian: three times over (sum, scaled, a product), seven
+        times for a quantizer that factors it (in another order, its factor, the inverse, a damped copy).
         """
         work = 0
         for planned in self.quantized:
             n, k = planned.weight.shape
-            observed = bool(planned.needs)
+            observed = self.mixed or bool(planned.needs)
+            copies = 7 if planned.settings.quantizer.algorithm.spreads else 3
             dense = n * k * (4 * 3 + 2) if observed else min(n * k, 1 << 22) * 12 + 2 * n * k
-            work = max(work, dense + (3 * 4 * k * k if observed else 0))
+            work = max(work, dense + (copies * 4 * k * k if observed else 0))
         return FIXED_BYTES + work
 
 
