@@ -30,8 +30,13 @@ def run(job: str, arguments: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ChildError(f"{job}: " + " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:]))
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    found: dict[str, Any] = json.loads(_last_json(done.stdout))
     return found | {"wall_seconds": time.perf_counter() - start}
+
+
+def _last_json(text: str) -> str:
+    """The last line that is an object: libraries print after it what they like."""
+    return next(line for line in reversed(text.splitlines()) if line.startswith("{"))
 
 
 def compile_model(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def nncf(arguments: dict[str, Any]) -> dict[str, Any]:
     shutil.rmtree(feeds)
     if done.returncode != 0:
         raise ChildError(f"nncf: {done.stderr.strip()[-600:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    found: dict[str, Any] = json.loads(_last_json(done.stdout))
     return found
 
 
