@@ -235,11 +235,11 @@ def table(results: Results, forms: Iterable[str], keys: Iterable[str] | None = N
         peers = dict.fromkeys(row.peer for row in wanted if row.peer is not None)
         entries: list[tuple[str, str, Peer | None]] = [(row.key, row.what, row.peer) for row in wanted]
         entries += [(peer.key, _peer_name(peer), peer) for peer in peers]
-        entries += (
-            []
-            if keys is not None
-            else [(peer.key, _peer_name(peer), replace(peer, tool="rtn")) for peer in PEERS]
-        )
+        for other in PEERS if keys is None else ():
+            base = replace(other, tool="rtn")
+            entries.append(
+                (other.key, _peer_name(other), base if _finished(results, form, base.key) else None)
+            )
         for key, what, peer in entries:
             if _finished(results, form, key) and (peer is None or _finished(results, form, peer.key)):
                 at0, at4 = (results.rows[_key(form, key, level)] for level in LEVELS)

@@ -127,4 +127,6 @@ def _heads(model: Any) -> list[str]:
 JOBS = {"compile": compile_model, "ort": ort, "nncf": nncf}
 
 if __name__ == "__main__":
-    print(json.dumps(JOBS[sys.argv[1]](json.loads(sys.argv[2]))))
+    print(
+        "\n" + json.dumps(JOBS[sys.argv[1]](json.loads(sys.argv[2])))
+    )  # libraries may have left a line open
