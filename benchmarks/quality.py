@@ -83,6 +83,8 @@ ROWS = (
         ("algorithm=mse", *FLOAT_ENDS)),
     Row("gptq", "w4a16-gptq: int4 g64 asym, head and embedding int8", "w4a16-gptq", G64),
     Row("best", "w4a16-best: int4 g64 asym, head and embedding int8", "w4a16-best", G64),
+    Row("best-damping-0.01", "w4a16-best with gptq's damping 0.01", "w4a16-best", G64,
+        ("algorithm=[awq, {name: gptq, damping: 0.01}]",)),
     Row("best-g32-sym", "w4a16-best, g32 sym", "w4a16-best", G32, ("group_size=32", "symmetric=true")),
     Row("best-no-data", "w4a16-best without data: sampled from the model", "w4a16-best", G64, (), data=False),
     Row("w3-best", "w3a16-best: int3 g64 asym, head and embedding int8", "w3a16-best", None),  # the peer knows no 3 bits

@@ -9,8 +9,7 @@ channel, with every group's scale fixed beforehand, so nothing has to be permute
 Where the paper takes each group's full range, we search the scale by the error that counts, sum_j e_j^2 /
 U_jj^2, which is exactly the output error that spreading leaves. Afterwards codes and scales are refined in
 turn: each code is set to the best one given all others (cyclic coordinate descent), then each row's scales
-to their least squares solution under H. On SmolLM2's linears (int4 g64 asym) the output error falls from
-1 (mse) to 0.33, the search's weighting brings 3 % of what is left and the refinement 6 %.
+to their least squares solution under H.
 """
 
 from dataclasses import dataclass
