@@ -137,6 +137,10 @@ def plan_table(plan: Plan, model: Path, peak_bytes: int, refusals: list[str]) ->
         f"size {format_bytes(ahead.model_bytes)} -> about {format_bytes(ahead.planned_bytes)} "
         f"({ratio:.1f} times smaller)",
         f"peak memory about {format_memory(ahead.peak_bytes)}; calibration data {needed}",
+        *(
+            ["mixed: a compile gives out the bits by what the model does on data; shown are the recipe's"]
+            * plan.mixed
+        ),
         *(f"warning: {warning}" for warning in plan.warnings),
         *(f"a compile will be refused: {refusal}" for refusal in refusals),
     )

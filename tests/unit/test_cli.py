@@ -541,6 +541,8 @@ def test_a_budget_goes_with_settings_of_what_it_is_spent_on(run: Command, tmp_pa
         "--json",
     )
     assert outcome.status == 0
+    ahead = run(source, *RTN, "--budget", "6bpw", "--dry-run").out
+    assert "gives out the bits" in ahead and "gives out the bits" not in run(source, *RTN, "--dry-run").out
     mixed = json.loads(outcome.out)["mixed"]
     assert mixed["bits"] == [4, 8] and set(mixed["chosen"]) <= {4, 8}
     assert run(source, *RTN, "--max-kl", "0", "-o", "out2").status == 2
