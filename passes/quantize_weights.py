@@ -246,8 +246,11 @@ class QuantizeWeights(ir.passes.InPlacePass):
         values = weight.array()
         quantized = checked(
             call(step.algorithm, weight.name, values, statistics, planned.scheme, step.options),
-            planned.scheme, weight.shape, f"{weight.name}: {planned.algorithm}",
+            planned.scheme, weight.shape, f"{weight.name}: {step.name}",
         )  # fmt: skip
+        for step in planned.settings.refinements:
+            refined = call(step.algorithm, weight.name, values, quantized, statistics, step.options)
+            quantized = checked(refined, planned.scheme, weight.shape, f"{weight.name}: {step.name}")
         loss = quantization_error(values, quantized, statistics)
         result = LayerResult(
             weight.name, weight.role.value, "/".join(dict.fromkeys(use.node.op_type for use in weight.uses)), weight.shape,

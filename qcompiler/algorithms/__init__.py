@@ -1,8 +1,8 @@
 """The algorithms: one file each, one row each in the table below.
 
-A quantizer turns (weight, statistics, scheme, options) into a QuantizedTensor; a transform finds a scale for
-a layer's input channels. None of them knows a graph. Users add theirs as ``package.module:function`` or as an
-entry point in the group ``qcompiler.algorithms``.
+A transform finds a scale for a layer's input channels; a quantizer turns (weight, statistics, scheme, options)
+into a QuantizedTensor; a refinement makes a better one of that. None of them knows a graph. Users add theirs as
+``package.module:function`` or as an entry point in the group ``qcompiler.algorithms``.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,10 @@ from qcompiler.quant.tensor import AffineTensor, QuantizedTensor
 from qcompiler.user_code import describe, import_reference
 
 ENTRY_POINTS = "qcompiler.algorithms"
+
+
+Kind = Literal["transform", "quantizer", "refinement"]
+"""In the order in which a recipe lists them."""
 
 
 class Need(str, Enum):
@@ -45,7 +49,7 @@ class Algorithm:
     Attributes:
         kind: "quantizer": run(weight, statistics, scheme, options) -> QuantizedTensor, statistics may be None
             where ``needs`` is empty or the data is missing; "transform": run(weights, statistics, schemes,
-            options, tie).
+            options, tie); "refinement": run(weight, quantized, statistics, options) -> QuantizedTensor.
         needs: the statistics that make it better than without.
         options: a frozen dataclass, every field with a default.
         spreads: whether it makes up for the error of one column with others, so that transforms before it
@@ -54,7 +58,7 @@ class Algorithm:
     """
 
     name: str
-    kind: Literal["transform", "quantizer"]
+    kind: Kind
     needs: frozenset[Need]
     options: type[Any]
     run: Callable[..., Any]

@@ -60,12 +60,17 @@ class WeightSettings:
     @property
     def transforms(self) -> tuple[Step, ...]:
         """The steps that change the weight before it is quantized (awq)."""
-        return self.algorithm[:-1]
+        return tuple(step for step in self.algorithm if step.algorithm.kind == "transform")
 
     @property
     def quantizer(self) -> Step:
         """The step that chooses the codes."""
-        return self.algorithm[-1]
+        return next(step for step in self.algorithm if step.algorithm.kind == "quantizer")
+
+    @property
+    def refinements(self) -> tuple[Step, ...]:
+        """The steps that make a better weight of what the quantizer gave."""
+        return tuple(step for step in self.algorithm if step.algorithm.kind == "refinement")
 
     def scheme(self, model_float: ScaleDtype) -> QuantScheme:
         """What is asked for, before it is fitted to K; ``scale_dtype: auto`` is `model_float`."""
@@ -374,8 +379,8 @@ def _option_beside_name(steps: tuple[Step, ...], name: str, option: str, value: 
 
 
 def _check_embedding(steps: tuple[Step, ...], where: str) -> None:
-    if len(steps) > 1:
-        names = ", ".join(step.name for step in steps[:-1])
+    names = ", ".join(step.name for step in steps if step.algorithm.kind == "transform")
+    if names:
         raise RecipeError(
             f"{where}: {names} works on a linear's inputs, an embedding has none; give a quantizer alone"
         )

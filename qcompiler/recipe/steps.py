@@ -25,19 +25,23 @@ def make_steps(value: object, where: str = "algorithm") -> tuple[Step, ...]:
     """Steps from ``mse``, ``{name: mse, steps: 40}`` or a list of these.
 
     Raises:
-        RecipeError: unknown algorithm or option, an option of the wrong type, or not transforms first and
-            exactly one quantizer last.
+        RecipeError: unknown algorithm or option, an option of the wrong type, or another order than transforms,
+            exactly one quantizer, refinements.
     """
     items = value if isinstance(value, (list, tuple)) else [value]
     steps = tuple(item if isinstance(item, Step) else _make_step(item, where) for item in items)
     kinds = [step.algorithm.kind for step in steps]
-    if not kinds or kinds[-1] != "quantizer" or kinds.count("quantizer") != 1:
+    order = [typing.get_args(algorithms.Kind).index(kind) for kind in kinds]
+    if kinds.count("quantizer") != 1 or order != sorted(order):
         given = ", ".join(f"{step.name} ({kind})" for step, kind in zip(steps, kinds, strict=True)) or "none"
-        transforms = [step.name for step in steps if step.algorithm.kind == "transform"]
-        quantizers = [step.name for step in steps if step.algorithm.kind == "quantizer"] or ["mse"]
+        quantizer = next((step.name for step in reversed(steps) if step.algorithm.kind == "quantizer"), "mse")
+        names = [
+            *(step.name for step in steps if step.algorithm.kind == "transform"),
+            quantizer,
+            *(step.name for step in steps if step.algorithm.kind == "refinement"),
+        ]
         raise RecipeError(
-            f"{where}: needs transforms first and exactly one quantizer last, got {given}; "
-            f"write [{','.join([*transforms, quantizers[-1]])}]"
+            f"{where}: needs transforms first, then exactly one quantizer, then refinements, got {given}; write [{','.join(names)}]"
         )
     return steps
 
