@@ -93,6 +93,11 @@ ROWS = (
         ("algorithm=[awq, {name: gptq, damping: 0.01}]",)),
     Row("best-g32-sym", "w4a16-best, g32 sym", "w4a16-best", G32, ("group_size=32", "symmetric=true")),
     Row("best-no-data", "w4a16-best without data: sampled from the model", "w4a16-best", G64, (), data=False),
+    Row("lorc", "w4a16-best, lorc of rank 32 in float16", "w4a16-best", G64,
+        ("algorithm=[awq, gptq, {name: lorc, rank: 32}]", "scale_dtype=float16")),
+    Row("w2-g16", "w4a16-best at int2 g16 asym", "w4a16-best", None, ("bits=2", "group_size=16", "scale_dtype=float16")),
+    Row("w2-lorc", "w4a16-best at int2 g64 asym, lorc of rank 18 in float16: as many bits", "w4a16-best", None,
+        ("bits=2", "algorithm=[awq, gptq, {name: lorc, rank: 18}]", "scale_dtype=float16")),
     Row("w3-best", "w3a16-best: int3 g64 asym, head and embedding int8", "w3a16-best", None),  # the peer knows no 3 bits
     Row("w8-best", "w8a16-best: int8 g32 sym, head and embedding too", "w8a16-best", G32_8),
     Row("mixed", "mixed-auto at 5 bits a weight", "mixed-auto", None),

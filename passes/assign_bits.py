@@ -286,7 +286,7 @@ class _Measured:
             scheme = scheme_at(planned, bits)
             error = quantization_error(rows, mse.quantize(rows, statistics, scheme), statistics).output
             losses.append(max(measured * error / max(reference, 1e-30), LEAST / bits))
-            sizes.append(scheme.stored_bytes(*planned.weight.shape))
+            sizes.append(planned.bytes_of(scheme))
         return Sensitivity(planned.weight.name, measured, tuple(losses), tuple(sizes))
 
 

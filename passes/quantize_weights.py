@@ -24,15 +24,18 @@ from qcompiler.calibration.segments import Segment
 from qcompiler.errors import ResumeError, SchemeError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.checkpoints import Checkpoints
+from qcompiler.graph.correction_form import add_corrections
 from qcompiler.graph.edits import Names, drop_unused
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, register_constants
 from qcompiler.graph.reads import node_reads
+from qcompiler.graph.stored_corrections import StoredCorrections, restore_corrections, store_corrections
 from qcompiler.graph.stored_quantized import Layout
 from qcompiler.graph.weight_form import emit_weight, record_of, restore_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Role
 from qcompiler.passes.migrate_scales import AppliedScale, ScaleMigration
 from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor, base_of
 from qcompiler.recipe.plan import Plan, PlannedWeight
 
 FEW_ROWS = "damping alone makes the Hessian definite; give more data"
@@ -51,6 +54,7 @@ class LayerResult:
         weight_error: |E|^2 / |W|^2.
         sqnr_db: of the output.
         cosine: between the float and the stored weight.
+        beside: what stands beside the codes: "rank 16".
     """
 
     name: str
@@ -67,6 +71,7 @@ class LayerResult:
     sqnr_db: float
     cosine: float
     notes: tuple[str, ...]
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,34 +247,50 @@ class QuantizeWeights(ir.passes.InPlacePass):
     def _quantize(self, planned: PlannedWeight, statistics: InputStatistics | None) -> None:
         weight = planned.weight
         self._progress(weight.name, len(self._done), len(self._plan.quantized))
-        step = planned.settings.quantizer
         values = weight.array()
-        quantized = checked(
-            call(step.algorithm, weight.name, values, statistics, planned.scheme, step.options),
-            planned.scheme, weight.shape, f"{weight.name}: {step.name}",
-        )  # fmt: skip
+        quantizer = partial(_quantized, planned, statistics)
+        quantized = quantizer(values)
         for step in planned.settings.refinements:
-            refined = call(step.algorithm, weight.name, values, quantized, statistics, step.options)
+            again = (quantizer,) if step.algorithm.requantizes else ()
+            refined = call(step.algorithm, weight.name, values, quantized, statistics, step.options, *again)
             quantized = checked(refined, planned.scheme, weight.shape, f"{weight.name}: {step.name}")
         loss = quantization_error(values, quantized, statistics)
         result = LayerResult(
             weight.name, weight.role.value, "/".join(dict.fromkeys(use.node.op_type for use in weight.uses)), weight.shape,
             planned.scheme.label, planned.algorithm, planned.settings.decided_by, weight.float_bytes, planned.stored_bytes,
             loss.output, loss.weight, loss.sqnr_db, loss.cosine, tuple(planned.notes),
+            quantized.label if isinstance(quantized, CorrectedTensor) else "",
         )  # fmt: skip
         node = self._replace(
             planned,
-            lambda layout, name: emit_weight(self._store, quantized, layout, name, weight.dtype),
+            lambda layout, name: emit_weight(self._store, base_of(quantized), layout, name, weight.dtype),
         )
-        self._finish(planned, result, node)
+        stored = None
+        if isinstance(quantized, CorrectedTensor):
+            stored = store_corrections(self._store, quantized, weight.name)
+        self._finish(planned, result, node, stored)
 
-    def _finish(self, planned: PlannedWeight, result: LayerResult, node: ir.Node) -> None:
+    def _finish(
+        self,
+        planned: PlannedWeight,
+        result: LayerResult,
+        node: ir.Node,
+        corrections: StoredCorrections | None,
+    ) -> None:
+        if corrections is not None:
+            uses = planned.weight.uses
+            products = add_corrections(
+                self._model.graph, [use.node for use in uses], corrections, planned.weight.name, self._names
+            )
+            for use, product in zip(uses, products, strict=True):
+                use.node = product
         self._done.add(planned)
         self.results.append(result)
         self._unsaved.append(
             {
                 "index": self._plan.quantized.index(planned),
                 "stored": record_of(node),
+                "beside": None if corrections is None else corrections.record(),
                 "result": asdict(result),
             }
         )
@@ -298,8 +319,10 @@ class QuantizeWeights(ir.passes.InPlacePass):
                     "start again without --resume"
                 )
             node = self._replace(planned, partial(self._restored, planned, entry["stored"]))
+            beside = entry["beside"]
+            stored = None if beside is None else restore_corrections(self._store, beside, planned.weight.name)
             shape, notes = tuple(result["shape"]), tuple(result["notes"])
-            self._finish(planned, LayerResult(**{**result, "shape": shape, "notes": notes}), node)
+            self._finish(planned, LayerResult(**{**result, "shape": shape, "notes": notes}), node, stored)
         self._unsaved = []
         self._progress(f"{part} was finished", len(self._done), len(self._plan.quantized))
         return saved
@@ -350,6 +373,15 @@ class QuantizeWeights(ir.passes.InPlacePass):
         )
         self._model.graph.insert_after(dequantize, node)
         return output
+
+
+def _quantized(
+    planned: PlannedWeight, statistics: InputStatistics | None, values: npt.NDArray[Any]
+) -> QuantizedTensor:
+    """What the weight's quantizer makes of values [N, K]."""
+    step, name = planned.settings.quantizer, planned.weight.name
+    found = call(step.algorithm, name, values, statistics, planned.scheme, step.options)
+    return checked(found, planned.scheme, planned.weight.shape, f"{name}: {step.name}")
 
 
 def _rows_lack(planned: PlannedWeight, statistics: InputStatistics) -> bool:

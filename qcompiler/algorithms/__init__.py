@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qcompiler.algorithms import awq, codebook, gptq, hqq, mse, rtn
+from qcompiler.algorithms import awq, codebook, gptq, hqq, lorc, mse, rtn
 from qcompiler.errors import QCompilerError, SchemeError
 from qcompiler.nearest import nearest
 from qcompiler.quant.codebook import CodebookTensor
 from qcompiler.quant.scheme import QuantScheme
-from qcompiler.quant.tensor import AffineTensor, QuantizedTensor
+from qcompiler.quant.tensor import AffineTensor, CorrectedTensor, QuantizedTensor
 from qcompiler.user_code import describe, import_reference
 
 ENTRY_POINTS = "qcompiler.algorithms"
@@ -49,12 +49,15 @@ class Algorithm:
     Attributes:
         kind: "quantizer": run(weight, statistics, scheme, options) -> QuantizedTensor, statistics may be None
             where ``needs`` is empty or the data is missing; "transform": run(weights, statistics, schemes,
-            options, tie); "refinement": run(weight, quantized, statistics, options) -> QuantizedTensor.
+            options, tie); "refinement": run(weight, quantized, statistics, options) -> QuantizedTensor, where it
+            ``requantizes`` with a last argument: what the quantizer makes of another weight [N, K].
         needs: the statistics that make it better than without.
         options: a frozen dataclass, every field with a default.
         spreads: whether it makes up for the error of one column with others, so that transforms before it
             should weigh an error by what remains (InputStatistics.remaining).
         codebooks: whether it knows codes that are indices of a table (QuantScheme.dtype nf4 and the like).
+        beside: of one whose result is a CorrectedTensor: the bytes that stand beside the codes, from its options, the scheme, N and K.
+            Such a result is for products alone; no row of it can be gathered.
     """
 
     name: str
@@ -64,6 +67,8 @@ class Algorithm:
     run: Callable[..., Any]
     spreads: bool = False
     codebooks: bool = False
+    requantizes: bool = False
+    beside: Callable[[Any, QuantScheme, int, int], int] | None = None
 
 
 ALGORITHMS = (
@@ -92,6 +97,16 @@ ALGORITHMS = (
         awq.AwqOptions,
         awq.search_scale,
         codebooks=True,
+    ),
+    Algorithm(
+        "lorc",
+        "refinement",
+        frozenset({Need.HESSIAN}),
+        lorc.LorcOptions,
+        lorc.correct,
+        codebooks=True,
+        requantizes=True,
+        beside=lorc.stored_bytes,
     ),
 )
 
@@ -149,8 +164,11 @@ def checked(result: object, scheme: QuantScheme, shape: tuple[int, int], where: 
         shape: (N, K).
         where: the layer and the algorithm, for messages.
     Raises:
-        SchemeError: no AffineTensor or CodebookTensor, one of another scheme or shape, or numbers that cannot be stored.
+        SchemeError: no QuantizedTensor, one of another scheme or shape, or numbers that cannot be stored.
     """
+    if isinstance(result, CorrectedTensor):  # what stands beside the codes checks itself
+        checked(result.base, scheme, shape, where)
+        return result
     kind = CodebookTensor if scheme.is_codebook else AffineTensor
     if not isinstance(result, (AffineTensor, CodebookTensor)):
         article = "a" if scheme.is_codebook else "an"

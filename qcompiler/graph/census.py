@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from qcompiler.graph.codebook_form import codebook_form
+from qcompiler.graph.correction_form import correction_at
 from qcompiler.graph.weights import (
     FLOAT_TYPES,
     ConstantView,
@@ -21,6 +22,7 @@ from qcompiler.graph.weights import (
 )
 
 ALREADY_QUANTIZED = "already quantized"
+ALREADY_A_CORRECTION = "already a correction"
 SMALLEST_K = 16  # the smallest group any kernel takes
 
 
@@ -114,6 +116,9 @@ _QUANTIZED_OPS = frozenset(
 
 def _classify_linear(node: ir.Node) -> _Found | str:
     right = constant_view(node.inputs[1])
+    correction = None if right is None else correction_at(node)
+    if correction is not None:
+        return f"{ALREADY_A_CORRECTION}: {correction.label} beside a quantized weight"
     if right is None:
         if constant_view(node.inputs[0]) is not None:
             return "the constant is the left factor"

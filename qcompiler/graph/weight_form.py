@@ -1,4 +1,7 @@
-"""The middle form of any quantized weight: the one place that knows which numbers become which nodes."""
+"""The middle form of any quantized weight: the one place that knows which numbers become which nodes.
+
+What may stand beside the codes is added to the product, see ``correction_form``.
+"""
 
 from typing import Any
 
@@ -16,11 +19,11 @@ from qcompiler.graph.stored_codebook import restore_codebook
 from qcompiler.graph.stored_quantized import Layout, restore
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant.codebook import CodebookTensor
-from qcompiler.quant.tensor import QuantizedTensor
+from qcompiler.quant.tensor import BaseTensor
 
 
 def emit_weight(
-    store: WeightStore, quantized: QuantizedTensor, layout: Layout, name: str, out_dtype: ir.DataType
+    store: WeightStore, quantized: BaseTensor, layout: Layout, name: str, out_dtype: ir.DataType
 ) -> list[ir.Node]:
     """Stores a weight and makes the nodes that yield it, in order; the last carries the notes.
 
@@ -54,7 +57,7 @@ def record_of(node: ir.Node) -> dict[str, Any]:
     return kept.record()
 
 
-def read_weight(node: ir.Node | None) -> tuple[QuantizedTensor, Layout] | None:
+def read_weight(node: ir.Node | None) -> tuple[BaseTensor, Layout] | None:
     """The weight whose last node this is, in memory, and which way it lies; None where that is no weight.
 
     Raises:

@@ -66,6 +66,13 @@ def store_scale(scale: Array, dtype: ScaleDtype) -> Array:
     return held
 
 
+def store_values(values: Array, dtype: ScaleDtype) -> Array:
+    """The nearest values that ``dtype`` can hold, as float32; what is too large becomes its largest finite one."""
+    xp = array_namespace(values)
+    clipped = xp.clip(values, -_LARGEST[dtype], _LARGEST[dtype])
+    return clipped if dtype == "float32" else _cast(_cast(clipped, dtype), "float32")
+
+
 def round_to_codes(values: Array, scheme: QuantScheme) -> Array:
     """Round half to even and clamp to 0..2^bits - 1, in place: ``values`` is overwritten and returned."""
     if is_torch_array(values):

@@ -19,7 +19,7 @@ SCALE_BLOCK = 256
 SMALLEST_GROUP = 16
 """The least that ADJUST goes down to: a float32 scale for 16 weights already costs 2 bits a weight."""
 
-_SCALE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+SCALE_BYTES: dict[ScaleDtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class Granularity(str, Enum):
@@ -148,14 +148,14 @@ class QuantScheme:
         """
         if self.is_codebook:
             blocks = self.blocks(n, k)
-            scales = blocks * _SCALE_BYTES[self.scale_dtype]
+            scales = blocks * SCALE_BYTES[self.scale_dtype]
             return -(-n * k // 2) + (blocks + 4 * -(-blocks // SCALE_BLOCK) if self.double_quant else scales)
         rows, groups = self.scale_shape(n, k)
         width = k if self.group_size is None else groups * self.group_size
         bits = self.storage_bits
         codes = n * -(-width * bits // 8)
         zero_points = 0 if self.symmetric else rows * -(-groups * bits // 8)
-        return codes + rows * groups * _SCALE_BYTES[self.scale_dtype] + zero_points
+        return codes + rows * groups * SCALE_BYTES[self.scale_dtype] + zero_points
 
     def bits_per_weight(self, n: int, k: int) -> float:
         """Stored bits for each weight, scales and zero points included."""

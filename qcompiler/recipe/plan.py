@@ -1,7 +1,7 @@
 """A recipe applied to a model: for every product of the graph, how it will be stored, or why it is left alone."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -45,8 +45,18 @@ class PlannedWeight:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of codes, scales and zero points."""
-        return self.scheme.stored_bytes(*self.weight.shape)
+        """Bytes of codes, scales and zero points, and of what stands beside them."""
+        return self.bytes_of(self.scheme)
+
+    def bytes_of(self, scheme: QuantScheme) -> int:
+        """The same in another scheme."""
+        n, k = self.weight.shape
+        beside = (
+            step.algorithm.beside(step.options, scheme, n, k)
+            for step in self.settings.algorithm
+            if step.algorithm.beside is not None
+        )
+        return scheme.stored_bytes(n, k) + sum(beside)
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,8 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
         scheme, note = fit_group(
             settings.scheme(SCALE_NAMES[weight.dtype]), weight.shape[1], settings.group_fallback, weight.name
         )
-        planned = PlannedWeight(weight, scheme, settings, [note] if note else [])
+        settings, refused = _without_corrections(weight, settings)
+        planned = PlannedWeight(weight, scheme, settings, [line for line in (note, refused) if line])
         if len({u.role for u in weight.uses}) > 1:
             planned.notes.append(
                 f"tied: one stored weight for {' and '.join(sorted({u.role.value for u in weight.uses}))}"
@@ -170,6 +181,24 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
     if not plan.quantized:
         raise InputError(_nothing_to_do(plan))
     return plan
+
+
+def _without_corrections(weight: Weight, settings: WeightSettings) -> tuple[WeightSettings, str | None]:
+    """The settings without refinements that need a product, for a weight of which rows are gathered, and what to say of that.
+
+    Raises:
+        SchemeError: its quantizer is such a one.
+    """
+    unfit = [step for step in settings.algorithm if step.algorithm.beside is not None]
+    if not unfit or all(use.role is not Role.EMBEDDING for use in weight.uses):
+        return settings, None
+    why = "rows of the weight are gathered, and what stands beside its codes can only be added to a product"
+    if settings.quantizer in unfit:
+        raise SchemeError(
+            f"{weight.name}: {settings.quantizer.name}: {why}; give it another algorithm, such as mse"
+        )
+    kept = tuple(step for step in settings.algorithm if step not in unfit)
+    return replace(settings, algorithm=kept), f"no {unfit[0].name}: {why}"
 
 
 def _deciding_use(weight: Weight) -> WeightUse:

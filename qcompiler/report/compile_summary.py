@@ -44,7 +44,7 @@ def _worst_table(layers: list[dict[str, Any]], count: int) -> Table:
             escape(layer["name"]),
             layer["role"],
             format_shape(layer["shape"]),
-            layer["scheme"],
+            " + ".join(part for part in (layer["scheme"], layer["beside"]) if part),
             f"{layer['output_error']:.2e}",
             f"{layer['sqnr_db']:.1f} dB",
         )

@@ -39,6 +39,7 @@ class InspectedProduct:
         reason: what decided it, as far as the model or its report.json says.
         algorithm: that found the codes, likewise.
         double_quant: whether scales are in 8 bits themselves.
+        beside: what is added to the product, and counted in ``bytes``: "rank 16".
     """
 
     name: str
@@ -55,10 +56,15 @@ class InspectedProduct:
     reason: str
     algorithm: str = ""
     double_quant: bool = False
+    beside: str = ""
 
     @property
     def label(self) -> str:
-        """How the weight is stored: ``int4 g64 asym``, ``nf4 g64``, ``float32``."""
+        """How the weight is stored: ``int4 g64 asym``, ``nf4 g64 + rank 16``, ``float32``."""
+        return " + ".join(part for part in (self._codes, self.beside) if part)
+
+    @property
+    def _codes(self) -> str:
         if self.granularity is None:
             return self.dtype
         if self.dtype in TABLES:
@@ -156,6 +162,7 @@ def _of_quantized(weight: StoredWeight) -> tuple[ir.Node, InspectedProduct]:
         weight.reason,
         weight.algorithm,
         weight.double_quant,
+        weight.beside,
     )
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from qcompiler.graph.census import product_names, reaches_output
 from qcompiler.graph.codebook_form import CodebookForm, codebook_form, double_scales
+from qcompiler.graph.correction_form import corrected_output, corrections_of
 from qcompiler.graph.edits import all_nodes
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY
 from qcompiler.graph.weights import Role, constant_view
@@ -28,6 +29,7 @@ class StoredWeight:
         granularity: "group", "channel" or "tensor"; group_size where it is the first.
         bytes: of codes, scales and zero points.
         double_quant: whether scales are in 8 bits themselves.
+        beside: what is added to the product: "rank 16".
         reason, algorithm: from the node's metadata; empty in models of other tools.
     """
 
@@ -44,6 +46,7 @@ class StoredWeight:
     reason: str = ""
     algorithm: str = ""
     double_quant: bool = False
+    beside: str = ""
 
     @property
     def size(self) -> int:
@@ -67,7 +70,20 @@ def read_products(model: ir.Model) -> list[StoredWeight]:
         if known is not stored:
             known.nodes += stored.nodes
             known.roles = list(dict.fromkeys([*known.roles, *stored.roles]))
+    for weight in weights.values():
+        _take_corrections(weight)
     return list(weights.values())
+
+
+def _take_corrections(weight: StoredWeight) -> None:
+    """Counts in what is added to the products of a weight: its nodes, its bytes, its label."""
+    forms = [form for node in weight.nodes for form in corrections_of(node)]
+    weight.beside = " + ".join(dict.fromkeys(form.label for form in forms))
+    sources = {source for form in forms for source in form.sources}
+    weight.bytes += sum(
+        int(source.const_value.nbytes) for source in sources if source.const_value is not None
+    )
+    weight.nodes += [node for form in forms for node in form.nodes]
 
 
 @dataclass(frozen=True)
@@ -230,4 +246,4 @@ def _role(node: ir.Node, outputs: set[ir.Value]) -> Role:
         return Role.EMBEDDING
     if "Conv" in node.op_type:
         return Role.CONV
-    return Role.HEAD if reaches_output(node.outputs[0], outputs) else Role.LINEAR
+    return Role.HEAD if reaches_output(corrected_output(node), outputs) else Role.LINEAR
