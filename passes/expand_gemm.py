@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.graph.edits import Names, add_initializer, replace_value
+from qcompiler.graph.edits import Names, add_initializer, all_nodes, replace_value
 from qcompiler.graph.weights import constant_view
 
 
@@ -20,11 +20,11 @@ class ExpandGemm(ir.passes.InPlacePass):
     """The pass.
 
     Args:
-        nodes: the Gemm nodes to expand; a float one stays.
+        nodes: the Gemm nodes to expand, a float one stays; None: every one with a constant B.
         on_replaced: told of each Gemm and the MatMul that took its place.
     """
 
-    def __init__(self, nodes: Collection[ir.Node], on_replaced: Callable[[ir.Node, ir.Node], None]) -> None:
+    def __init__(self, nodes: Collection[ir.Node] | None, on_replaced: Callable[[ir.Node, ir.Node], None]) -> None:
         super().__init__()
         self._nodes = nodes
         self._on_replaced = on_replaced
@@ -32,7 +32,11 @@ class ExpandGemm(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         names = Names(model)
         modified = False
-        for node in self._nodes:
+        nodes = self._nodes
+        if nodes is None:
+            every = (node for node in all_nodes(model) if node.op_type == "Gemm")
+            nodes = [node for node in every if constant_view(node.inputs[1]) is not None]
+        for node in nodes:
             if node.op_type == "Gemm" and node.graph is not None:
                 self._on_replaced(node, _Expansion(node, model.graph, names).expand())
                 modified = True

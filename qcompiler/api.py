@@ -29,6 +29,7 @@ from qcompiler.pipeline import (
     plan_weights,
     preparing_passes,
     quantizing_passes,
+    rotation_result,
 )
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan
@@ -188,7 +189,9 @@ def compile(
         resumed = sum(len(part.get("weights", ())) for part in checkpoints.found)
         if resumed:
             tell(f"{work}: going on; {resumed} of {len(planned.quantized)} weights are finished")
-        materials = Materials(planned, store, run, progress, resolved.mixed, job.target.supports, checkpoints)
+        materials = Materials(
+            planned, store, run, progress, resolved.mixed, job.target.supports, checkpoints, resolved.transform, options.seed
+        )  # fmt: skip
         quantizing = quantizing_passes(materials, resolved, job.target)
         if not stopped:
             records += run_passes(loaded, quantizing, instruments, options.stop_after)
@@ -202,6 +205,7 @@ def compile(
             job.source, saved, resolved, job.target.name, planned, layer_results(quantizing), records, running, data,
             [f"calibration data is not used: {resolved.name} needs none"] if unused else [],
             time.perf_counter() - start, memory.peak_bytes, mixed_result(quantizing), resumed,
+            rotation_result(quantizing),
         )  # fmt: skip
         with writing(staged):
             (staged / "recipe.yaml").write_text(resolved.to_yaml(), encoding="utf-8")

@@ -15,11 +15,13 @@ from qcompiler.passes.expand_gemm import ExpandGemm
 from qcompiler.passes.normalize import Normalize
 from qcompiler.passes.quantize_weights import CalibrationRun, LayerResult, Progress, QuantizeWeights
 from qcompiler.passes.raise_opset import RaiseOpset
+from qcompiler.passes.rotate import Rotate, RotationResult
 from qcompiler.passes.widen_bfloat16 import WidenBfloat16
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.plan import Plan, make_plan
 from qcompiler.recipe.recipe import Recipe
+from qcompiler.recipe.transform import TransformSettings
 from qcompiler.targets import Target
 
 MIDDLE_OPSET = 21  # blockwise DequantizeLinear, int4
@@ -80,6 +82,8 @@ class Materials:
     mixed: MixedSettings | None = None
     supports: Callable[[QuantScheme], str | None] = lambda scheme: None
     checkpoints: Checkpoints | None = None
+    transform: TransformSettings | None = None
+    seed: int = 0
 
 
 def quantizing_passes(materials: Materials, recipe: Recipe, target: Target) -> list[NamedPass]:
@@ -93,6 +97,11 @@ def mixed_result(passes: list[NamedPass]) -> MixedResult | None:
     return next((entry.run.result for entry in passes if isinstance(entry.run, AssignBits)), None)
 
 
+def rotation_result(passes: list[NamedPass]) -> RotationResult | None:
+    """What was rotated, after the passes have run; None where the recipe asks for none."""
+    return next((e.run.result for e in passes if isinstance(e.run, Rotate) and e.run.asked_for), None)
+
+
 def layer_results(passes: list[NamedPass]) -> list[LayerResult]:
     """What became of each weight, after the passes have run."""
     return [
@@ -102,7 +111,19 @@ def layer_results(passes: list[NamedPass]) -> list[LayerResult]:
 
 def _expand_gemm(materials: Materials) -> ExpandGemm:
     uses = [use for planned in materials.plan.quantized for use in planned.weight.uses]
-    return ExpandGemm([use.node for use in uses if use.node.op_type == "Gemm"], on_replaced(materials.plan))
+    planned = [use.node for use in uses if use.node.op_type == "Gemm"]
+    return ExpandGemm(None if materials.transform is not None else planned, on_replaced(materials.plan))
+
+
+def _rotate(materials: Materials) -> Rotate:
+    return Rotate(
+        materials.plan,
+        materials.transform,
+        materials.seed,
+        materials.store,
+        materials.progress,
+        materials.checkpoints,
+    )
 
 
 def _quantize_weights(materials: Materials) -> QuantizeWeights:
@@ -118,7 +139,8 @@ def _assign_bits(materials: Materials) -> AssignBits:
 
 
 _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str], ...] = (
-    ("expand_gemm", _expand_gemm, "after planning: a Gemm that stays float stays a Gemm"),
+    ("expand_gemm", _expand_gemm, "after planning: a Gemm that stays float stays a Gemm, unless all are rotated"),
+    ("rotate", _rotate, "before anything is measured or rounded: both see the rotated model"),
     ("assign_bits", _assign_bits, "before the first weight is rounded: it measures the float model"),
     (
         "quantize_weights",

@@ -89,6 +89,17 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     return specs
 
 
+def example_feed(model: ir.Model, length: int) -> Feed:
+    """A window of ``length`` tokens, or what a model of another kind gets where no data is given; for its shapes, not its numbers."""
+    specs = input_specs(model)
+    if token_input(specs) is not None:
+        try:
+            return complete_feed({TOKENS: np.zeros((1, length), np.int64)}, specs)
+        except CalibrationError:
+            pass  # it wants more than tokens, or tokens of a length of its own
+    return next(random_feeds(specs, 1, seed=0, highs=index_bounds(model)))
+
+
 def _own_feeds(
     model: ir.Model, specs: list[InputSpec], samples: int, length: int, seed: int, progress: Progress
 ) -> CalibrationFeeds:

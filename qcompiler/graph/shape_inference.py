@@ -35,13 +35,21 @@ def activation_bytes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> di
 
     Values whose size does not follow from the shapes alone are left out.
     """
-    sizes = {}
+    types = activation_types(model, shapes)
+    return {name: math.prod(dims) * dtype.bitwidth // 8 for name, (dtype, dims) in types.items()}
+
+
+def activation_types(
+    model: ir.Model, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[ir.DataType, tuple[int, ...]]]:
+    """Type and shape of the values that nodes of the main graph make, by name, for inputs of these shapes; as far as they follow."""
+    types = {}
     for name, info in _inferred(model, shapes).items():
         dims = info.type.tensor_type.shape.dim
         if info.type.tensor_type.elem_type and all(dim.HasField("dim_value") for dim in dims):
-            bits = ir.DataType(info.type.tensor_type.elem_type).bitwidth
-            sizes[name] = math.prod(dim.dim_value for dim in dims) * bits // 8
-    return sizes
+            dtype = ir.DataType(info.type.tensor_type.elem_type)
+            types[name] = (dtype, tuple(dim.dim_value for dim in dims))
+    return types
 
 
 def _inferred(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[str, onnx.ValueInfoProto]:

@@ -156,6 +156,23 @@ def constant_view(value: ir.Value | None) -> ConstantView | None:
     return view
 
 
+def is_read_by_its_uses_alone(weight: Weight) -> bool:
+    """Whether every reader of the stored numbers is one of the weight's uses in the main graph, so that they may be changed for these."""
+    own = {use.node for use in weight.uses if use.in_body is None}
+    stack = [weight.source]
+    while stack:
+        value = stack.pop()
+        if value.is_graph_output() or value.is_graph_input():
+            return False
+        for node in value.consumers():
+            if node in own:
+                continue
+            if node.op_type not in _STEPS:
+                return False
+            stack.extend(node.outputs)
+    return all(use.in_body is None for use in weight.uses)
+
+
 def narrow_type(value: ir.Value | None) -> tuple[bool, ir.DataType] | None:
     """The type, an integer or a float of 8 bits, behind a constant: (a Cast rounds to it, the type); None where there is none."""
     current = value

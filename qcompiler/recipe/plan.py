@@ -15,6 +15,8 @@ from qcompiler.recipe.recipe import Recipe, Skip, WeightSettings
 
 FIXED_BYTES = 300 << 20  # Python, torch, ONNX Runtime and the graph of a model of some thousand nodes
 
+TRANSFORM_BYTES = 128 << 20  # a block of a weight that is rotated, with its copies
+
 
 @dataclass(eq=False)
 class PlannedWeight:
@@ -78,12 +80,14 @@ class Plan:
     Attributes:
         warnings: what of the recipe has no effect on this model, one line each.
         mixed: whether bits are still to be given out, by what the model does on data.
+        transformed: whether weights are rewritten before they are quantized, those that stay float too.
     """
 
     quantized: list[PlannedWeight]
     skipped: list[SkippedProduct]
     warnings: list[str] = field(default_factory=list)
     mixed: bool = False
+    transformed: bool = False
 
     @property
     def float_bytes(self) -> int:
@@ -127,6 +131,10 @@ class Plan:
             copies = 7 if planned.settings.quantizer.algorithm.spreads else 3
             dense = n * k * (4 * 3 + 2) if observed else min(n * k, 1 << 22) * 12 + 2 * n * k
             work = max(work, dense + (copies * 4 * k * k if observed else 0))
+        if self.transformed:
+            shapes = [planned.weight.shape for planned in self.quantized]
+            shapes += [skipped.shape for skipped in self.skipped if skipped.bytes]
+            work = max(work, max(4 * n * k for n, k in shapes) + TRANSFORM_BYTES)
         return FIXED_BYTES + work
 
 
@@ -137,7 +145,7 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
         InputError: nothing is left to quantize.
         SchemeError: a group that does not divide K where the recipe forbids to adjust it.
     """
-    plan = Plan([], [], _unused_rules(census, recipe), recipe.mixed is not None)
+    plan = Plan([], [], _unused_rules(census, recipe), recipe.mixed is not None, recipe.transform is not None)
     for weight in census.weights:
         use = _deciding_use(weight)
         settings = recipe.settings_for(weight.name, weight.role.value, use.node.op_type, weight.aliases)

@@ -20,6 +20,7 @@ from qcompiler.quant.scheme import Dtype, GroupFallback, QuantScheme, ScaleDtype
 from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.rules import SETTINGS, GroupSize, Match, RoleSettings, Rule, check_scheme, make_scheme
 from qcompiler.recipe.steps import Step, make_steps, plain_steps
+from qcompiler.recipe.transform import TransformSettings
 from qcompiler.recipe.yaml_text import (
     check_bool,
     check_choice,
@@ -89,7 +90,7 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole recipe; every field is a key of the YAML. A head or embedding of None is ``float`` there, a mixed of None ``none``.
+    """A whole recipe; every field is a key of the YAML. A head or embedding of None is ``float`` there, a transform or mixed of None ``none``.
 
     Raises:
         RecipeError: a field holds what nothing can do; names it.
@@ -109,6 +110,7 @@ class Recipe:
     embedding: RoleSettings | None = field(default_factory=RoleSettings)
     accuracy_level: int = 4
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    transform: TransformSettings | None = None
     mixed: MixedSettings | None = None
     rules: tuple[Rule, ...] = ()
 
@@ -183,6 +185,8 @@ class Recipe:
                     fields[key] = None if fields[key] == "float" else _nested(RoleSettings, fields[key], key)
             if "calibration" in fields:
                 fields["calibration"] = _nested(CalibrationSettings, fields["calibration"], "calibration")
+            if "transform" in fields:
+                fields["transform"] = _transform(fields["transform"])
             if "mixed" in fields:
                 fields["mixed"] = (
                     None if fields["mixed"] == "none" else _nested(MixedSettings, fields["mixed"], "mixed")
@@ -232,9 +236,9 @@ class Recipe:
             if dot:
                 if outer in ("head", "embedding") and mapping[outer] == "float":
                     mapping[outer] = _plain(RoleSettings(), outer)
-                if outer == "mixed" and mapping[outer] == "none":
+                if outer in _SECTIONS and mapping[outer] == "none":
                     mapping[outer] = {
-                        entry.name: entry.default for entry in dataclasses.fields(MixedSettings)
+                        entry.name: entry.default for entry in dataclasses.fields(_SECTIONS[outer])
                     }
                 section = mapping[outer]
                 if not isinstance(section, dict):
@@ -321,12 +325,28 @@ def _builtin_text(name: str) -> str:
     return (importlib.resources.files("qcompiler") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
+_SECTIONS: dict[str, type[MixedSettings] | type[TransformSettings]] = {
+    "mixed": MixedSettings,
+    "transform": TransformSettings,
+}
+"""What a recipe may leave out as ``none``."""
+
+
+def _transform(value: object) -> object:
+    """``none``, a transform's name, or its name with its switches."""
+    if value == "none":
+        return None
+    return _nested(TransformSettings, {"name": value} if isinstance(value, str) else value, "transform")
+
+
 def _keys(kind: type) -> list[str]:
     return [entry.name for entry in dataclasses.fields(kind)]
 
 
 def _nested(
-    kind: type[RoleSettings] | type[CalibrationSettings] | type[MixedSettings], value: object, where: str
+    kind: type[RoleSettings] | type[CalibrationSettings] | type[MixedSettings] | type[TransformSettings],
+    value: object,
+    where: str,
 ) -> object:
     if kind is RoleSettings and not isinstance(value, dict):
         raise RecipeError(f"{where}: expected float or a mapping of {', '.join(_keys(kind))}, got {value!r}")
@@ -359,7 +379,7 @@ def _plain(value: object, key: str) -> object:
     """`value` as YAML says it: sections as mappings, None keys of a rule left out."""
     if value is None and key in ("head", "embedding"):
         return "float"
-    if value is None and key == "mixed":
+    if value is None and key in _SECTIONS:
         return "none"
     if isinstance(value, GroupFallback):
         return value.value
@@ -367,7 +387,7 @@ def _plain(value: object, key: str) -> object:
         return plain_steps(cast(tuple[Step, ...], value))
     if isinstance(value, tuple):
         return [_plain(item, "") for item in value]
-    if isinstance(value, (RoleSettings, CalibrationSettings, MixedSettings, Match, Rule)):
+    if isinstance(value, (RoleSettings, CalibrationSettings, MixedSettings, TransformSettings, Match, Rule)):
         entries = ((entry, getattr(value, entry)) for entry in _keys(type(value)))
         return {entry: _plain(content, entry) for entry, content in entries if content is not None}
     return value

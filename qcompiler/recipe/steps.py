@@ -9,6 +9,7 @@ from enum import Enum
 
 from qcompiler import algorithms
 from qcompiler.errors import RecipeError, SchemeError
+from qcompiler.recipe.transform import TRANSFORMS
 from qcompiler.recipe.yaml_text import check_keys
 
 
@@ -70,6 +71,8 @@ def _make_step(value: object, where: str) -> Step:
         raise RecipeError(
             f"{where}: expected the name of an algorithm or {{name: NAME, option: value}}, got {value!r}"
         )
+    if name in TRANSFORMS:
+        raise RecipeError(f"{where}: {name} is done to the whole model, not to one weight; write transform: {name}")
     try:
         algorithm = algorithms.find(name)
     except SchemeError as error:

@@ -10,6 +10,7 @@ from qcompiler.graph.model_file import files_of
 from qcompiler.pass_manager import PassRecord
 from qcompiler.passes.assign_bits import MixedResult
 from qcompiler.passes.quantize_weights import LayerResult
+from qcompiler.passes.rotate import RotationResult
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan
 from qcompiler.report.json_text import to_json
@@ -30,6 +31,7 @@ class CompileReport:
         seconds, peak_anonymous_bytes: of the whole compile, or of the run that finished it.
         resumed: weights that an earlier run had finished.
         mixed: how bits were given out (`MixedResult`); empty where the recipe fixes them.
+        rotation: what was rotated (`RotationResult`); empty where the recipe asks for none.
     """
 
     model: str
@@ -47,6 +49,7 @@ class CompileReport:
     warnings: list[str] = field(default_factory=list)
     mixed: dict[str, Any] = field(default_factory=dict)
     resumed: int = 0
+    rotation: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -65,6 +68,7 @@ class CompileReport:
         peak_anonymous_bytes: int,
         mixed: MixedResult | None = None,
         resumed: int = 0,
+        rotation: RotationResult | None = None,
     ) -> "CompileReport":
         """Of a compile of ``source`` to ``saved``; ``warnings`` come before those of the plan and the data."""
         return cls(
@@ -82,6 +86,7 @@ class CompileReport:
             peak_anonymous_bytes=peak_anonymous_bytes,
             mixed={} if mixed is None else asdict(mixed),
             resumed=resumed,
+            rotation={} if rotation is None else asdict(rotation),
             warnings=[*warnings, *plan.warnings, *([] if data is None else data.warnings)],
         )
 

@@ -7,14 +7,11 @@ border activations that are kept of all samples, up to the share of the limit pa
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-import numpy as np
 import onnx_ir as ir
 
-from qcompiler.calibration.data import TOKENS, Feed
-from qcompiler.calibration.feeds import input_specs
-from qcompiler.calibration.fill import complete_feed, token_input
-from qcompiler.calibration.sampling import random_feeds
-from qcompiler.errors import CalibrationError
+from qcompiler.calibration.data import Feed
+from qcompiler.calibration.feeds import example_feed, input_specs
+from qcompiler.calibration.fill import complete_feed
 from qcompiler.graph.extract import is_constant
 from qcompiler.graph.reads import node_reads
 from qcompiler.graph.shape_inference import activation_bytes
@@ -44,24 +41,13 @@ def forecast_peak_bytes(
     weights = plan.forecast_peak_bytes()
     if not plan.needs_data:
         return weights
-    feed = _feed_like(model, calibration.length) if feed is None else complete_feed(feed, input_specs(model))
+    feed = example_feed(model, calibration.length) if feed is None else complete_feed(feed, input_specs(model))
     sizes = activation_bytes(model, {name: array.shape for name, array in feed.items()})
     anchors = {use.top_level for planned in plan.quantized for use in planned.weight.uses}
     live, border = _alive(model.graph, sizes, anchors)
     borders = BORDER_FACTOR * border * calibration.samples
     # A segment runs, then its weights are worked on.
     return max(weights, FIXED_BYTES + RUN_FACTOR * live) + min(borders, limit // BORDER_SHARE)
-
-
-def _feed_like(model: ir.Model, length: int) -> Feed:
-    """A window of tokens, or what a model of another kind gets where no data is given."""
-    specs = input_specs(model)
-    if token_input(specs) is not None:
-        try:
-            return complete_feed({TOKENS: np.zeros((1, length), np.int64)}, specs)
-        except CalibrationError:
-            pass  # it wants more than tokens, or tokens of a length of its own
-    return next(random_feeds(specs, 1, seed=0))
 
 
 def _alive(graph: ir.Graph, sizes: Mapping[str, int], anchors: Collection[ir.Node]) -> tuple[int, int]:

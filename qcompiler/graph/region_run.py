@@ -1,0 +1,142 @@
+"""Run one region of a graph on random numbers: how what its linears read follows from what its linears write."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompiler.errors import CalibrationError
+from qcompiler.graph.extract import Piece, is_constant
+from qcompiler.graph.reads import node_reads
+from qcompiler.graph.regions import OF_SHAPES, Product, Region, Regions
+from qcompiler.graph.weights import Role, constant_view
+
+Array = npt.NDArray[Any]
+Types = Mapping[str, tuple[ir.DataType, tuple[int, ...]]]
+"""Type and shape of values by name, for the sizes of one feed."""
+
+BOUNDING = frozenset(
+    {"Clip", "Min", "Max", "Where", "ThresholdedRelu", "Shrink", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "QuantizeLinear",
+     "IsInf", "IsNaN"}
+)  # fmt: skip
+"""The same function until some value crosses a bound, so no run on random numbers clears them."""
+
+
+class RegionRun:
+    """A region that can be run.
+
+    Args:
+        model: the region belongs to it; not changed.
+        feed: one feed of the model: its masks and positions are computed from it.
+        types: of the writers' outputs for that feed.
+        constants: constants of the region that a run may replace.
+    Raises:
+        CalibrationError: what it needs does not follow from its writers and the model's inputs; the message says what.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        regions: Regions,
+        region: Region,
+        feed: Mapping[str, Array],
+        types: Types,
+        constants: Collection[ir.Value] = (),
+    ) -> None:
+        self.targets = list(dict.fromkeys(product.input for product in region.readers))
+        random = np.random.default_rng(0)
+        self.given: dict[ir.Value, Array] = {value: constant_array(model, value) for value in constants}
+        beside = {value: feed[value.name] for value in model.graph.inputs if value.name in feed}
+        for value, product in region.writers.items():
+            shape = types[value.name or ""][1] if value.name in types else _gathered(model, product, beside)
+            self.given[value] = random.standard_normal(shape).astype(product.weight.dtype.numpy())
+        beside |= _shapes_elsewhere(model, regions, region, types)
+        own = set(region.nodes)
+        nodes = [
+            node
+            for node in model.graph
+            if node in own or not any(value in regions.computed for value in (*node_reads(node), *node.outputs))
+            or (node.op_type in OF_SHAPES and node.outputs[0] not in beside)
+        ]  # fmt: skip
+        self._beside = beside
+        self._piece = Piece(model, nodes, [*self.given, *beside], self.targets)
+
+    def __call__(self, changed: Mapping[ir.Value, Array] | None = None) -> dict[ir.Value, Array]:
+        """What the readers read, float64 [rows, channels] each; ``changed`` replaces some of ``given``."""
+        typed = {value: array.astype(self.given[value].dtype) for value, array in (changed or {}).items()}
+        results = self._piece.run({**self._beside, **self.given, **typed})
+        return {v: a.astype(np.float64).reshape(-1, a.shape[-1]) for v, a in results.items()}
+
+    @property
+    def tolerance(self) -> float:
+        """Relative error that rounding of a few dozen chained operations makes; a miss is of order 1."""
+        single = all(array.dtype == np.float32 for array in self.given.values())
+        return 1e-4 if single else 1e-2
+
+
+def first_difference(
+    found: Mapping[ir.Value, Array], expected: Mapping[ir.Value, Array], tolerance: float
+) -> ir.Value | None:
+    """The first value that is not as expected (norm of the difference over the norm); None where all are."""
+    for value, wanted in expected.items():
+        norm = np.linalg.norm(wanted)
+        if not (norm > 0 and np.linalg.norm(found[value] - wanted) <= tolerance * norm):  # NaN is no either
+            return value
+    return None
+
+
+def downstream(sources: Sequence[ir.Value], region: Region) -> tuple[set[ir.Node], set[ir.Value]]:
+    """Nodes of the region that ``sources`` reach before a reader, and the values that they make, ``sources`` among them."""
+    nodes: set[ir.Node] = set()
+    values = set(sources)
+    for node in region.nodes:  # in graph order, so once is enough
+        if node.op_type not in OF_SHAPES and any(value in values for value in node_reads(node)):
+            nodes.add(node)
+            values.update(node.outputs)
+    return nodes, values
+
+
+def constant_array(model: ir.Model, value: ir.Value) -> Array:
+    """The numbers of a constant, as its readers see them.
+
+    Raises:
+        CalibrationError: it cannot be computed.
+    """
+    view = constant_view(value)
+    if view is not None and view.source.const_value is not None:
+        stored = view.source.const_value.numpy().reshape(view.shape)
+        return (stored.T if view.transposed else stored).astype(view.dtype.numpy())
+    if not is_constant(value):
+        raise CalibrationError(f"{value.name}: is not constant")
+    return Piece(model, list(model.graph), [], [value]).run({})[value]
+
+
+def _gathered(model: ir.Model, product: Product, inputs: Mapping[ir.Value, Array]) -> tuple[int, ...]:
+    """The shape of what a table writes, from its indices."""
+    indices = product.node.inputs[1]
+    if product.use.role is not Role.EMBEDDING or indices is None:
+        raise CalibrationError(
+            f"{product.output.name}: its shape does not follow from the shapes of the model's inputs"
+        )
+    found = inputs[indices] if indices in inputs else Piece(model, list(model.graph), list(inputs), [indices]).run(inputs)[indices]
+    return (*found.shape, product.width)
+
+
+def _shapes_elsewhere(model: ir.Model, regions: Regions, region: Region, types: Types) -> dict[ir.Value, Array]:
+    """What Shape and Size yield of activations that are not the region's, as far as it is known."""
+    own = set(region.values)
+    found: dict[ir.Value, Array] = {}
+    for node in model.graph:
+        source = node.inputs[0] if node.op_type in OF_SHAPES else None
+        if source is None or source not in regions.computed or source in own or (source.name or "") not in types:
+            continue
+        dims = types[source.name or ""][1]
+        if node.op_type == "Size":
+            found[node.outputs[0]] = np.array(np.prod(dims), np.int64)
+            continue
+        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(dims))
+        found[node.outputs[0]] = np.array(dims[start:end], np.int64)
+    return found
+
