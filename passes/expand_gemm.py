@@ -24,7 +24,9 @@ class ExpandGemm(ir.passes.InPlacePass):
         on_replaced: told of each Gemm and the MatMul that took its place.
     """
 
-    def __init__(self, nodes: Collection[ir.Node] | None, on_replaced: Callable[[ir.Node, ir.Node], None]) -> None:
+    def __init__(
+        self, nodes: Collection[ir.Node] | None, on_replaced: Callable[[ir.Node, ir.Node], None]
+    ) -> None:
         super().__init__()
         self._nodes = nodes
         self._on_replaced = on_replaced

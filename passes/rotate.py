@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from qcompiler.calibration.feeds import example_feed
 from qcompiler.errors import ResumeError
-from qcompiler.graph.census import take_census
+from qcompiler.graph.census import product_names, take_census
 from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
 from qcompiler.graph.heads import Heads, find_heads
@@ -29,7 +29,7 @@ from qcompiler.graph.turn_weight import WeightTurn, bias_of, turn_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Role, Weight
 from qcompiler.quant.rotation import Rotation
-from qcompiler.recipe.plan import Plan
+from qcompiler.recipe.plan import Plan, SkippedProduct
 from qcompiler.recipe.transform import TransformSettings
 
 ROTATED_KEY = "qcompiler.rotated"
@@ -105,7 +105,8 @@ class Rotate(ir.passes.InPlacePass):
                 edit.take_heads(group)
             self.result.heads = len(heads)
             edit.apply(self._turned(edit.turns))
-            self.result.products = edit.products
+            self.result.products = [product.name for product in edit.products]
+            self._plan.skipped.extend(edit.products)
             found = [*done, *(["stream"] if streams else []), *(["heads"] if heads else [])]
             model.metadata_props[ROTATED_KEY] = " ".join(dict.fromkeys(found))
         self._plan.warnings.extend(f"not rotated: {line}" for line in self.result.left_alone)
@@ -172,7 +173,9 @@ class Rotate(ir.passes.InPlacePass):
             self._checkpoints.add(PART, {"weights": places})
         return tensors
 
-    def _restored(self, weights: Sequence[Weight], places: Sequence[list[str | int]]) -> dict[Weight, MappedTensor]:
+    def _restored(
+        self, weights: Sequence[Weight], places: Sequence[list[str | int]]
+    ) -> dict[Weight, MappedTensor]:
         if [weight.source.name for weight in weights] != [name for name, _ in places]:
             raise ResumeError("rotate: rotated other weights before; leave out --resume to begin anew")
         restored = {}
@@ -196,7 +199,7 @@ class _Edit:
         self._ones: dict[tuple[ir.DataType, int, int], ir.Value] = {}
         self._rotated: dict[tuple[ir.Value, int], ir.Value] = {}
         self.turns: dict[Weight, WeightTurn] = {}
-        self.products: list[str] = []
+        self.products: list[SkippedProduct] = []
 
     def take_stream(self, stream: Stream) -> None:
         """Writers, readers and constants of a stream."""
@@ -286,13 +289,20 @@ class _Edit:
         matrix = rotation.apply((norm.value[:, None] * rotation.matrix()).T).T
         operand = self._constant(np.ascontiguousarray(matrix).astype(dtype.numpy()), f"{old.name}.rotated")
         name = self._names.node(f"{node.name}.rotation")
-        alone = node.op_type in ("Mul", "Div")  # does nothing but multiply; a norm stays, with ones for its weight
+        alone = node.op_type in (
+            "Mul",
+            "Div",
+        )  # does nothing but multiply; a norm stays, with ones for its weight
         source = node.inputs[1 - index] if alone else output
         product = ir.node("MatMul", [source, operand], name=name)
         made = [product]
         if norm.offset is not None:
-            shift = self._constant(rotation.apply(norm.offset).astype(dtype.numpy()), f"{old.name}.rotated_offset")
-            made.append(ir.node("Add", [product.outputs[0], shift], name=self._names.node(f"{node.name}.offset")))
+            shift = self._constant(
+                rotation.apply(norm.offset).astype(dtype.numpy()), f"{old.name}.rotated_offset"
+            )
+            made.append(
+                ir.node("Add", [product.outputs[0], shift], name=self._names.node(f"{node.name}.offset"))
+            )
         for each in made:
             each.outputs[0].name = self._names.value(each.name or "")
             set_info(each.outputs[0], dtype, output.shape)
@@ -302,7 +312,10 @@ class _Edit:
             drop_unused(output)
         else:
             self._unite(norm.place, norm.offsets)
-        self.products.append(name)
+        width, stored = rotation.size, dtype.bitwidth // 8 * rotation.size**2
+        reason = f"made by rotate: {old.name} in the rotated basis, for the linears behind it cannot take it"
+        known, _ = product_names(product, operand)  # as inspect will find it
+        self.products.append(SkippedProduct(known, Role.LINEAR, "MatMul", (width, width), reason, stored))
 
     def _add_bias(self, node: ir.Node, bias: Floats) -> None:
         """Adds to the bias behind a linear, or makes it one."""
@@ -312,7 +325,12 @@ class _Edit:
         if len(users) == 1 and users[0].op_type == "Add" and not output.is_graph_output():
             index = 1 - next(i for i, value in enumerate(users[0].inputs) if value is output)
             old = users[0].inputs[index]
-            if old is not None and old.is_initializer() and old.shape is not None and list(old.shape) == list(bias.shape):
+            if (
+                old is not None
+                and old.is_initializer()
+                and old.shape is not None
+                and list(old.shape) == list(bias.shape)
+            ):
                 total = constant_array(self._model, old).astype(np.float32) + bias
                 fresh = self._constant(total.astype(dtype.numpy()), f"{old.name}.with_offset")
                 users[0].replace_input_with(index, fresh)

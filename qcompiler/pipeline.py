@@ -139,7 +139,11 @@ def _assign_bits(materials: Materials) -> AssignBits:
 
 
 _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str], ...] = (
-    ("expand_gemm", _expand_gemm, "after planning: a Gemm that stays float stays a Gemm, unless all are rotated"),
+    (
+        "expand_gemm",
+        _expand_gemm,
+        "after planning: a Gemm that stays float stays a Gemm, unless all are rotated",
+    ),
     ("rotate", _rotate, "before anything is measured or rounded: both see the rotated model"),
     ("assign_bits", _assign_bits, "before the first weight is rounded: it measures the float model"),
     (

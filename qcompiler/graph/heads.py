@@ -8,7 +8,6 @@ a head is, is asked of the graph: the region between is run with one linear's ou
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
@@ -63,7 +62,9 @@ def find_heads(
         seed: of R.
         likely: channels of a head, tried first.
     """
-    mixing = [node for node in region.nodes if node.op_type in MIXES_TOKENS and _of_activations(node, regions)]
+    mixing = [
+        node for node in region.nodes if node.op_type in MIXES_TOKENS and _of_activations(node, regions)
+    ]
     if not mixing or not region.readers:
         return None
     where = f"heads before {region.readers[0].weight.name}"
@@ -136,7 +137,9 @@ def _shifts(model: ir.Model, regions: Regions, region: Region, writer: Product) 
     """Constants [N] that are added to what the writer writes before anything else is done with it."""
     found: list[Place] = []
     value = writer.output
-    while len(users := list(value.consumers())) == 1 and users[0].op_type == "Add" and users[0] in region.nodes:
+    while (
+        len(users := list(value.consumers())) == 1 and users[0].op_type == "Add" and users[0] in region.nodes
+    ):
         node = users[0]
         index = next((i for i in SHIFTS["Add"] if node.inputs[i] not in regions.computed), None)
         other = None if index is None else node.inputs[index]
@@ -151,4 +154,3 @@ def _shifts(model: ir.Model, regions: Regions, region: Region, writer: Product) 
         found.append((node, index))
         value = node.outputs[0]
     return found
-

@@ -48,7 +48,7 @@ class RegionRun:
         self.targets = list(dict.fromkeys(product.input for product in region.readers))
         random = np.random.default_rng(0)
         self.given: dict[ir.Value, Array] = {value: constant_array(model, value) for value in constants}
-        beside = {value: feed[value.name] for value in model.graph.inputs if value.name in feed}
+        beside = {value: feed[value.name or ""] for value in model.graph.inputs if value.name in feed}
         for value, product in region.writers.items():
             shape = types[value.name or ""][1] if value.name in types else _gathered(model, product, beside)
             self.given[value] = random.standard_normal(shape).astype(product.weight.dtype.numpy())
@@ -120,17 +120,28 @@ def _gathered(model: ir.Model, product: Product, inputs: Mapping[ir.Value, Array
         raise CalibrationError(
             f"{product.output.name}: its shape does not follow from the shapes of the model's inputs"
         )
-    found = inputs[indices] if indices in inputs else Piece(model, list(model.graph), list(inputs), [indices]).run(inputs)[indices]
+    found = (
+        inputs[indices]
+        if indices in inputs
+        else Piece(model, list(model.graph), list(inputs), [indices]).run(inputs)[indices]
+    )
     return (*found.shape, product.width)
 
 
-def _shapes_elsewhere(model: ir.Model, regions: Regions, region: Region, types: Types) -> dict[ir.Value, Array]:
+def _shapes_elsewhere(
+    model: ir.Model, regions: Regions, region: Region, types: Types
+) -> dict[ir.Value, Array]:
     """What Shape and Size yield of activations that are not the region's, as far as it is known."""
     own = set(region.values)
     found: dict[ir.Value, Array] = {}
     for node in model.graph:
         source = node.inputs[0] if node.op_type in OF_SHAPES else None
-        if source is None or source not in regions.computed or source in own or (source.name or "") not in types:
+        if (
+            source is None
+            or source not in regions.computed
+            or source in own
+            or (source.name or "") not in types
+        ):
             continue
         dims = types[source.name or ""][1]
         if node.op_type == "Size":
@@ -139,4 +150,3 @@ def _shapes_elsewhere(model: ir.Model, regions: Regions, region: Region, types: 
         start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(dims))
         found[node.outputs[0]] = np.array(dims[start:end], np.int64)
     return found
-

@@ -17,7 +17,14 @@ import onnx_ir as ir
 
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.absorb import NORMS
-from qcompiler.graph.region_run import BOUNDING, RegionRun, Types, constant_array, downstream, first_difference
+from qcompiler.graph.region_run import (
+    BOUNDING,
+    RegionRun,
+    Types,
+    constant_array,
+    downstream,
+    first_difference,
+)
 from qcompiler.graph.regions import Product, Region, Regions
 from qcompiler.graph.weights import Role, is_read_by_its_uses_alone
 from qcompiler.quant.rotation import Rotation, make_rotation
@@ -28,7 +35,12 @@ Place = tuple[ir.Node, int]
 
 MOST_EXTRA = 0.05
 """Explicit products may hold this share of the numbers in the linears that are turned for them: about what they cost to run."""
-SHIFTS = {"Add": (0, 1), "Sub": (0, 1), "SkipLayerNormalization": (4,), "SkipSimplifiedLayerNormalization": (3,)}
+SHIFTS = {
+    "Add": (0, 1),
+    "Sub": (0, 1),
+    "SkipLayerNormalization": (4,),
+    "SkipSimplifiedLayerNormalization": (3,),
+}
 """Inputs that are added to the stream; those that a norm adds behind its weight are its second in ``NORMS``."""
 
 
@@ -96,11 +108,11 @@ def find_stream(
         return found.stream(RegionRun(model, regions, region, feed, types, found.constants), seed)
     except CalibrationError as error:
         return LeftAlone(where, str(error))
-    except _Refusal as refusal:
+    except _RefusalError as refusal:
         return LeftAlone(where, str(refusal))
 
 
-class _Refusal(Exception):
+class _RefusalError(Exception):
     """Why a stream is left alone."""
 
 
@@ -130,7 +142,13 @@ class _Search:
     """What of a region has to change for it to be turned."""
 
     def __init__(
-        self, model: ir.Model, regions: Regions, region: Region, width: int, writers: list[Product], readers: list[Product]
+        self,
+        model: ir.Model,
+        regions: Regions,
+        region: Region,
+        width: int,
+        writers: list[Product],
+        readers: list[Product],
     ) -> None:
         self._model = model
         self._regions = regions
@@ -143,16 +161,22 @@ class _Search:
         self.norms = [norm for node in region.nodes for norm in self._norms_of(node)]
         self._fold()
         folded = {place for norm in self.norms if norm.readers for place in norm.offsets}
-        self.shifts = [place for node in region.nodes for place in self._shifts_of(node) if place not in folded]
+        self.shifts = [
+            place for node in region.nodes for place in self._shifts_of(node) if place not in folded
+        ]
         scaling = {_value(norm.place) for norm in self.norms}
         for place in [*self.shifts, *folded]:
             if _value(place) in scaling:
-                raise _Refusal(f"{_value(place).name} is both multiplied and added")
+                raise _RefusalError(f"{_value(place).name} is both multiplied and added")
 
     @property
     def constants(self) -> list[ir.Value]:
         """Every constant that changes."""
-        places = [norm.place for norm in self.norms] + [p for norm in self.norms for p in norm.offsets] + self.shifts
+        places = (
+            [norm.place for norm in self.norms]
+            + [p for norm in self.norms for p in norm.offsets]
+            + self.shifts
+        )
         return list(dict.fromkeys(map(_value, places)))
 
     def stream(self, run: RegionRun, seed: int) -> Stream:
@@ -165,18 +189,18 @@ class _Search:
             if failed is None:
                 return Stream(rotation, self._writers, self._readers, self.norms, self.shifts)
         reader = next(product for product in self._region.readers if product.input is failed)
-        raise _Refusal(f"what {reader.weight.name} reads does not turn with it")
+        raise _RefusalError(f"what {reader.weight.name} reads does not turn with it")
 
     def _check_nodes(self) -> None:
         nodes, values = downstream([product.output for product in self._writers], self._region)
         for value in self._region.values:
             if value in values and value.is_graph_output():
-                raise _Refusal(f"{value.name} is an output of the model")
+                raise _RefusalError(f"{value.name} is an output of the model")
         for node in self._region.nodes:
             if node in nodes and node.op_type in BOUNDING:
-                raise _Refusal(f"{node.name} ({node.op_type}) bounds or compares its numbers")
+                raise _RefusalError(f"{node.name} ({node.op_type}) bounds or compares its numbers")
         if not self._readers:
-            raise _Refusal("no linear reads it")
+            raise _RefusalError("no linear reads it")
 
     def _check_uses(self) -> None:
         """Every use of a weight has to ask for the same of it, for it is stored once."""
@@ -184,10 +208,12 @@ class _Search:
         for weight in {id(p.weight): p.weight for p in (*self._writers, *self._readers)}.values():
             tables = [use for use in weight.uses if use.role is Role.EMBEDDING]
             linears = [use for use in weight.uses if use.role is not Role.EMBEDDING]
-            columns = {use.node.outputs[0] in outputs for use in tables} | {use.node.inputs[0] in inputs for use in linears}
+            columns = {use.node.outputs[0] in outputs for use in tables} | {
+                use.node.inputs[0] in inputs for use in linears
+            }
             rows = {use.node.outputs[0] in outputs for use in linears} | ({False} if tables else set())
             if len(columns) > 1 or len(rows) > 1 or not is_read_by_its_uses_alone(weight):
-                raise _Refusal(f"{weight.name} is also used outside of it")
+                raise _RefusalError(f"{weight.name} is also used outside of it")
 
     def _norms_of(self, node: ir.Node) -> list[NormWeight]:
         """The vectors [D] that a node multiplies with."""
@@ -203,24 +229,26 @@ class _Search:
         found = []
         for place in places:
             vector = self._vector(place)
-            if vector is None:
-                continue
-            scale = 1 / vector if node.op_type == "Div" else vector
-            plain = bool((scale == scale.flat[0]).all()) and not offsets
-            if not plain:  # a multiple of ones commutes with any rotation
-                offset = None if not offsets else self._offset(offsets)
-                found.append(NormWeight(place, scale, list(offsets), offset))
+            if vector is None or _is_plain(vector):
+                continue  # a multiple of ones commutes with any rotation
+            scale = np.reciprocal(vector) if node.op_type == "Div" else vector
+            found.append(NormWeight(place, scale, list(offsets), self._offset(offsets) if offsets else None))
         return found
 
     def _offset(self, places: Sequence[Place]) -> npt.NDArray[np.float32]:
         vectors = [vector for vector in map(self._vector, places) if vector is not None]
-        return np.sum(vectors, axis=0, dtype=np.float32)
+        return np.asarray(np.sum(vectors, axis=0), np.float32)
 
     def _vector(self, place: Place) -> npt.NDArray[np.float32] | None:
         """float32 [D] where the input is a constant vector of D numbers."""
         node, index = place
         value = node.inputs[index] if index < len(node.inputs) else None
-        if value is None or value in self._regions.computed or value.dtype is None or not value.dtype.is_floating_point():
+        if (
+            value is None
+            or value in self._regions.computed
+            or value.dtype is None
+            or not value.dtype.is_floating_point()
+        ):
             return None
         if value.shape is not None and (not len(value.shape) or value.shape[-1] not in (self._width, None)):
             return None
@@ -234,10 +262,14 @@ class _Search:
 
     def _shifts_of(self, node: ir.Node) -> list[Place]:
         """Constants [..., D] that a node adds to the stream."""
-        indices = [index for index in SHIFTS.get(node.op_type, ()) if index < len(node.inputs)]
+        indices = list(SHIFTS.get(node.op_type, ()))
+        if node.op_type in NORMS:
+            weight, *rest = NORMS[node.op_type]
+            vector = self._vector((node, weight))
+            indices += rest if vector is not None and _is_plain(vector) else []
         found = []
         for index in indices:
-            value = node.inputs[index]
+            value = node.inputs[index] if index < len(node.inputs) else None
             if value is None or value in self._regions.computed:
                 continue
             try:
@@ -287,7 +319,9 @@ class _Search:
         failed = first_difference(after, expected, run.tolerance)
         if failed is not None:
             reader = next(product for product in self._region.readers if product.input is failed)
-            raise _Refusal(f"the norm's weight before {reader.weight.name} does not come through as a factor")
+            raise _RefusalError(
+                f"the norm's weight before {reader.weight.name} does not come through as a factor"
+            )
 
     def _plain(self, run: RegionRun, norms: Sequence[NormWeight]) -> dict[ir.Value, Array]:
         """Constants as they are once the weights of ``norms`` are taken out."""
@@ -300,7 +334,7 @@ class _Search:
         turned = {id(p.weight): p.weight.size for p in (*self._writers, *self._readers)}
         share = len(explicit) * self._width**2 / sum(turned.values())
         if share > MOST_EXTRA:
-            raise _Refusal(
+            raise _RefusalError(
                 f"{len(explicit)} of its {len(self.norms)} norms cannot give their weight to the linears that read them, and products of "
                 f"{self._width} x {self._width} in their place would be {share:.0%} of the linears (at most {MOST_EXTRA:.0%})"
             )
@@ -314,6 +348,10 @@ class _Search:
         inputs = {product.input for product in self._readers}
         expected = {v: rotation.apply(array) if v in inputs else array for v, array in before.items()}
         return first_difference(after, expected, run.tolerance)
+
+
+def _is_plain(vector: npt.NDArray[np.float32]) -> bool:
+    return bool((vector == vector[0]).all())
 
 
 def _value(place: Place) -> ir.Value:

@@ -42,9 +42,13 @@ def turn_weight(weight: Weight, turn: WeightTurn, store: WeightStore) -> MappedT
     stored = tensor.numpy().reshape(weight.stored_shape)
     across, along = (turn.columns, turn.rows) if weight.transposed else (turn.rows, turn.columns)
     fold = None if turn.fold is None else turn.fold[:, None] if weight.transposed else turn.fold[None, :]
-    blocks = _rows_turned(stored, fold, along) if across is None else _both_turned(stored, fold, across, along)
+    blocks = (
+        _rows_turned(stored, fold, along) if across is None else _both_turned(stored, fold, across, along)
+    )
     dtype = tensor.dtype
-    return store.add((block.astype(dtype.numpy()) for block in blocks), dtype, tensor.shape.numpy(), f"{tensor.name}")
+    return store.add(
+        (block.astype(dtype.numpy()) for block in blocks), dtype, tensor.shape.numpy(), f"{tensor.name}"
+    )
 
 
 def _rows_turned(stored: npt.NDArray[Any], fold: Floats | None, along: Rotation | None) -> Iterator[Floats]:

@@ -71,7 +71,9 @@ def _paley_2(q: int) -> Signs:
     conference[0, 1:], conference[1:, 0] = 1, 1
     conference[1:, 1:] = _characters(q)
     diagonal = np.array([[1, -1], [-1, -1]], np.int8)
-    return (np.kron(conference, hadamard(2)) + np.kron(np.eye(q + 1, dtype=np.int8), diagonal)).astype(np.int8)
+    return (np.kron(conference, hadamard(2)) + np.kron(np.eye(q + 1, dtype=np.int8), diagonal)).astype(
+        np.int8
+    )
 
 
 def _prime_power(q: int, remainder: int) -> tuple[int, int] | None:
@@ -86,17 +88,20 @@ def _prime_power(q: int, remainder: int) -> tuple[int, int] | None:
 
 
 def _characters(q: int) -> Signs:
-    """int8 [q, q]: 1 where the difference of two elements of the field of q elements is a square, -1 where it is none, 0 on the diagonal."""
+    """int8 [q, q] over the field of q elements: 1 where the difference of two is a square, -1 where it is none, 0 on the diagonal."""
     found = _prime_power(q, q % 4)
     assert found is not None
     p, k = found
-    digits = np.array(list(product(range(p), repeat=k)), np.int64)  # elements are polynomials of degree below k
+    digits = np.array(
+        list(product(range(p), repeat=k)), np.int64
+    )  # elements are polynomials of degree below k
     weights = p ** np.arange(k - 1, -1, -1)
     differences = ((digits[:, None, :] - digits[None, :, :]) % p) @ weights
     character = np.full(q, -1, np.int8)
     character[0] = 0
     character[_squares(p, k, digits) @ weights] = 1
-    return character[differences]
+    signs: Signs = character[differences]
+    return signs
 
 
 def _squares(p: int, k: int, elements: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

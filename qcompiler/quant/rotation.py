@@ -14,7 +14,9 @@ from qcompiler.quant.hadamard import hadamard, hadamard_factors
 
 Floats = npt.NDArray[np.float32]
 
-LARGEST_FACTOR = 64  # 2s are joined up to this order: one product with 64 x 64 is faster than six passes over the data
+LARGEST_FACTOR = (
+    64  # 2s are joined up to this order: one product with 64 x 64 is faster than six passes over the data
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Rotation:
         """``rows`` [..., m n] times R, float32; each of m blocks of n channels is turned by itself."""
         turned = np.asarray(rows, np.float32).reshape(-1, self.size)
         if self.keeps_ones:
-            turned = _times_kronecker(_times_kronecker(turned, self.factors) * self.signs, self.factors, transposed=True)
+            turned = _times_kronecker(
+                _times_kronecker(turned, self.factors) * self.signs, self.factors, transposed=True
+            )
         else:
             turned = _times_kronecker(turned * self.signs, self.factors)
         return turned.reshape(rows.shape)
@@ -89,7 +93,7 @@ def _factor(order: int) -> Floats:
         matrix = hadamard(1)
         while len(matrix) < order:
             matrix = np.kron(matrix, hadamard(2)).astype(np.int8)
-    return (matrix / np.sqrt(order)).astype(np.float32)
+    return np.asarray(matrix / np.sqrt(order), np.float32)
 
 
 def _times_kronecker(rows: Floats, factors: tuple[Floats, ...], transposed: bool = False) -> Floats:
@@ -99,4 +103,4 @@ def _times_kronecker(rows: Floats, factors: tuple[Floats, ...], transposed: bool
     for axis, factor in enumerate(factors, 1):
         operand = factor.T if transposed else factor
         tensor = np.moveaxis(np.tensordot(tensor, operand, axes=(axis, 0)), -1, axis)
-    return np.ascontiguousarray(tensor).reshape(m, -1)
+    return np.ascontiguousarray(tensor, np.float32).reshape(m, -1)

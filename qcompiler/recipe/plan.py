@@ -1,5 +1,6 @@
 """A recipe applied to a model: for every product of the graph, how it will be stored, or why it is left alone."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -132,9 +133,9 @@ class Plan:
             dense = n * k * (4 * 3 + 2) if observed else min(n * k, 1 << 22) * 12 + 2 * n * k
             work = max(work, dense + (copies * 4 * k * k if observed else 0))
         if self.transformed:
-            shapes = [planned.weight.shape for planned in self.quantized]
-            shapes += [skipped.shape for skipped in self.skipped if skipped.bytes]
-            work = max(work, max(4 * n * k for n, k in shapes) + TRANSFORM_BYTES)
+            sizes = [planned.weight.size for planned in self.quantized]
+            sizes += [math.prod(skipped.shape) for skipped in self.skipped if skipped.bytes]
+            work = max(work, 4 * max(sizes) + TRANSFORM_BYTES)
         return FIXED_BYTES + work
 
 

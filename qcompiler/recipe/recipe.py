@@ -90,7 +90,9 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole recipe; every field is a key of the YAML. A head or embedding of None is ``float`` there, a transform or mixed of None ``none``.
+    """A whole recipe; every field is a key of the YAML.
+
+    A head or embedding of None is ``float`` there, a transform or mixed of None ``none``.
 
     Raises:
         RecipeError: a field holds what nothing can do; names it.

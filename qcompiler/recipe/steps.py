@@ -72,7 +72,9 @@ def _make_step(value: object, where: str) -> Step:
             f"{where}: expected the name of an algorithm or {{name: NAME, option: value}}, got {value!r}"
         )
     if name in TRANSFORMS:
-        raise RecipeError(f"{where}: {name} is done to the whole model, not to one weight; write transform: {name}")
+        raise RecipeError(
+            f"{where}: {name} is done to the whole model, not to one weight; write transform: {name}"
+        )
     try:
         algorithm = algorithms.find(name)
     except SchemeError as error:

@@ -41,7 +41,9 @@ def forecast_peak_bytes(
     weights = plan.forecast_peak_bytes()
     if not plan.needs_data:
         return weights
-    feed = example_feed(model, calibration.length) if feed is None else complete_feed(feed, input_specs(model))
+    feed = (
+        example_feed(model, calibration.length) if feed is None else complete_feed(feed, input_specs(model))
+    )
     sizes = activation_bytes(model, {name: array.shape for name, array in feed.items()})
     anchors = {use.top_level for planned in plan.quantized for use in planned.weight.uses}
     live, border = _alive(model.graph, sizes, anchors)

@@ -1,6 +1,7 @@
 """Recipes: read, refused with the nearest name, overridden, written back, and asked about one weight."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from qcompiler.recipe import (
     builtin_recipes,
 )
 from qcompiler.recipe.steps import make_steps
+from qcompiler.recipe.transform import TransformSettings
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "recipe.yaml"
 AWQ = Recipe.load("w4a16-awq")
@@ -27,6 +29,33 @@ AWQ = Recipe.load("w4a16-awq")
 
 def recipe(text: str) -> Recipe:
     return Recipe.from_text(text, where="r.yaml", name="r")
+
+
+def test_transform() -> None:
+    """A name, a mapping, a switch on the command line; written out in full."""
+    assert AWQ.transform is None and AWQ.to_mapping()["transform"] == "none"
+    rotated = AWQ.with_settings(["transform=rotate"])
+    assert rotated.to_mapping()["transform"] == {"name": "rotate", "stream": True, "heads": True}
+    assert Recipe.from_text(rotated.to_yaml(), "r.yaml", "r") == rotated
+    assert AWQ.with_settings(["transform.heads=false"]).transform == TransformSettings(heads=False)
+    assert rotated.with_settings(["transform=none"]) == AWQ
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("transform=rotat", "transform: name: 'rotat' is unknown; did you mean 'rotate'?"),
+        ("transform.heads=1", "transform: heads: expected true or false, got 1"),
+        ("transform={stream: false, heads: false}", "write transform: none"),
+        (
+            "algorithm=[rotate, gptq]",
+            "rotate is done to the whole model, not to one weight; write transform: rotate",
+        ),
+    ],
+)
+def test_a_transform_that_is_none(setting: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        AWQ.with_settings([setting])
 
 
 def test_builtins_are_listed_with_a_description() -> None:

@@ -1,0 +1,207 @@
+"""Rotate: the same function in another basis, whatever the norms are written as; and what is left alone, with its reason."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qcompiler.graph.census import take_census
+from qcompiler.graph.weight_store import WeightStore
+from qcompiler.pass_manager import check_model
+from qcompiler.passes.normalize import Normalize
+from qcompiler.passes.rotate import ROTATED_KEY, Rotate
+from qcompiler.recipe import Recipe
+from qcompiler.recipe.plan import Plan, make_plan
+from qcompiler.recipe.transform import TransformSettings
+from tests.small_decoders import NORMS, TOKENS, decoder
+from tests.small_models import Array, assert_equal_outputs, make_model, op_types, run, weight
+
+# A dozen products with an orthogonal matrix in float32; a channel that is turned the wrong way changes the output by its size.
+ROUNDING = 1e-4
+FEED = {"input_ids": TOKENS}
+
+
+def _rotate(
+    model: onnx.ModelProto, folder: Path, settings: TransformSettings | None = None, seed: int = 0
+) -> tuple[ir.Model, Rotate, Plan]:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    loaded = ir.from_proto(copy)
+    Normalize()(loaded)
+    plan = make_plan(take_census(loaded), Recipe.load("w4a16-rtn"))
+    store = WeightStore(folder)
+    rotate = Rotate(plan, settings or TransformSettings(), seed, store, lambda what, done, total: None)
+    assert rotate(loaded).modified is bool(rotate.result.streams or rotate.result.heads)
+    check_model(loaded, "rotate")
+    return loaded, rotate, plan
+
+
+def _table(model: ir.Model) -> Array:
+    tensor = model.graph.initializers["table"].const_value
+    assert tensor is not None
+    return tensor.numpy()
+
+
+def _peak(values: Array) -> float:
+    """The largest over the root of the mean square."""
+    return float(np.abs(values).max() / np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("norm", sorted(NORMS))
+def test_the_function_stays_and_the_outliers_go(norm: str, tied: bool, biases: bool, tmp_path: Path) -> None:
+    model = decoder(norm, tied=tied, biases=biases, positions=biases)
+    after, rotate, _ = _rotate(model, tmp_path)
+    assert rotate.result.left_alone == []
+    assert len(rotate.result.streams) == 1
+    assert rotate.result.heads == 2
+    assert len(rotate.result.products) == (1 if tied else 0)
+    assert_equal_outputs(run(model, FEED), run(after, FEED), ROUNDING)
+    before = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
+    assert _peak(_table(after)) < 0.5 * _peak(onnx.numpy_helper.to_array(before))
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_means_are_kept_where_a_norm_subtracts_them(norm: str, tmp_path: Path) -> None:
+    _, rotate, _ = _rotate(decoder(norm), tmp_path)
+    assert ("means kept" in rotate.result.streams[0]) is (norm == "layer")
+
+
+def test_norms_become_plain(tmp_path: Path) -> None:
+    """Their weights are in the linears now, each folded once, and no node is added."""
+    model = decoder("rms")
+    after, rotate, plan = _rotate(model, tmp_path)
+    assert "5 norms' weights folded" in rotate.result.streams[0]
+    assert sorted(op_types(after)) == sorted(op_types(model))
+    ones = [value for name, value in after.graph.initializers.items() if name.startswith("rotate.ones")]
+    assert len(ones) == 1
+    assert len(ones[0].uses()) == 5
+    assert not {"g", "L0ga", "L1gf"} & set(after.graph.initializers)
+    notes = {planned.weight.name: planned.notes for planned in plan.quantized}
+    assert any("reads a stream turned" in note for note in notes["L0wq"])
+    assert any("heads of 8" in note for note in notes["L0wv"])
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    """float16 stays float16; rounding the turned weights is what differs: 2^-11 of each number, over two layers."""
+    model = decoder("rms_op", dtype=np.float16)
+    after, rotate, _ = _rotate(model, tmp_path)
+    assert len(rotate.result.streams) == 1
+    assert _table(after).dtype == np.float16
+    assert_equal_outputs(run(model, FEED), run(after, FEED), 1e-2)
+
+
+def test_twice(tmp_path: Path) -> None:
+    after, _, plan = _rotate(decoder(), tmp_path / "first")
+    table = _table(after).copy()
+    again = Rotate(
+        plan, TransformSettings(), 0, WeightStore(tmp_path / "second"), lambda what, done, total: None
+    )
+    assert not again(after).modified
+    assert again.result.left_alone == ["the model was rotated by an earlier compile"]
+    assert np.array_equal(_table(after), table)
+
+
+def test_one_after_the_other(tmp_path: Path) -> None:
+    model = decoder()
+    after, rotate, plan = _rotate(model, tmp_path / "first", TransformSettings(heads=False))
+    assert (len(rotate.result.streams), rotate.result.heads) == (1, 0)
+    assert after.metadata_props[ROTATED_KEY] == "stream"
+    again = Rotate(
+        plan, TransformSettings(), 0, WeightStore(tmp_path / "second"), lambda what, done, total: None
+    )
+    assert again(after).modified
+    assert (len(again.result.streams), again.result.heads) == (0, 2)
+    assert_equal_outputs(run(model, FEED), run(after, FEED), ROUNDING)
+
+
+def test_a_seed_decides(tmp_path: Path) -> None:
+    first, same, other = (
+        _table(_rotate(decoder(), tmp_path / str(index), seed=seed)[0])
+        for index, seed in enumerate((1, 1, 2))
+    )
+    assert np.array_equal(first, same)
+    assert not np.allclose(first, other)
+
+
+def _left_alone(model: onnx.ModelProto, feed: dict[str, Array], folder: Path) -> list[str]:
+    """Why nothing of the stream was turned; the function stays in any case."""
+    after, rotate, plan = _rotate(model, folder)
+    assert rotate.result.streams == []
+    assert_equal_outputs(run(model, feed), run(after, feed), ROUNDING)
+    assert plan.warnings == [f"not rotated: {line}" for line in rotate.result.left_alone]
+    return rotate.result.left_alone
+
+
+def test_a_stream_that_is_an_output_is_left_alone(tmp_path: Path) -> None:
+    (reason,) = _left_alone(decoder(outputs="float[B,S,32] L0h"), FEED, tmp_path)
+    assert reason == "stream of 32 channels from table: L0h is an output of the model"
+
+
+def test_values_that_are_an_output_are_left_alone(tmp_path: Path) -> None:
+    """As in a decoder whose cache leaves it."""
+    after, rotate, _ = _rotate(decoder(outputs="float[B,G,R,N,8] L0v5, float[B,G,R,N,8] L1v5"), tmp_path)
+    assert (len(rotate.result.streams), rotate.result.heads) == (1, 0)
+    assert rotate.result.left_alone == ["heads before L0wo: L0v5 is an output of the model (2 such)"]
+    del after
+
+
+def test_a_norm_behind_the_sum_is_left_alone(tmp_path: Path) -> None:
+    """Post-norm: what the norm's weight multiplies is added to again, and products in its place would cost too much."""
+    model = make_model(
+        "g (float[M,32] x) => (float[M,40] y) { h = MatMul(x, w0) a = MatMul(h, w1) ar = Relu(a) b = MatMul(ar, w2) s = Add(h, b)"
+        " n = LayerNormalization(s, g1) c = MatMul(n, w3) cr = Relu(c) d = MatMul(cr, w4) t = Add(n, d) m = LayerNormalization(t, g2)"
+        " y = MatMul(m, w5) }",
+        {"w0": weight(32, 32), "w1": weight(32, 48), "w2": weight(48, 32), "w3": weight(32, 48), "w4": weight(48, 32),
+         "w5": weight(32, 40), "g1": weight(32, scale=1), "g2": weight(32, scale=1)},
+    )  # fmt: skip
+    feed = {"x": weight(9, 32, seed=4, scale=1)}
+    reasons = _left_alone(model, feed, tmp_path)
+    assert "1 of its 2 norms cannot give their weight" in reasons[0]
+
+
+def test_what_does_not_turn_is_left_alone(tmp_path: Path) -> None:
+    """A Tanh in the stream."""
+    model = make_model(
+        "g (float[M,32] x) => (float[M,40] y) { h = MatMul(x, w0) a = MatMul(h, w1) r = Relu(a) b = MatMul(r, w2) s = Add(h, b)"
+        " t = Tanh(s) y = MatMul(t, w3) }",
+        {"w0": weight(32, 32), "w1": weight(32, 48), "w2": weight(48, 32), "w3": weight(32, 40)},
+    )
+    reasons = _left_alone(model, {"x": weight(9, 32, seed=4, scale=1)}, tmp_path)
+    assert reasons[0] == "stream of 32 channels from w0: what w3 reads does not turn with it"
+
+
+def test_a_bound_is_left_alone(tmp_path: Path) -> None:
+    """No run on small numbers would meet it."""
+    model = make_model(
+        "g (float[M,32] x) => (float[M,40] y) { h = MatMul(x, w0) a = MatMul(h, w1) r = Relu(a) b = MatMul(r, w2) s = Add(h, b)"
+        " t = Clip(s, low, high) y = MatMul(t, w3) }",
+        {"w0": weight(32, 32), "w1": weight(32, 48), "w2": weight(48, 32), "w3": weight(32, 40),
+         "low": np.array(-65504, np.float32), "high": np.array(65504, np.float32)},
+    )  # fmt: skip
+    reasons = _left_alone(model, {"x": weight(9, 32, seed=4, scale=1)}, tmp_path)
+    assert "(Clip) bounds or compares its numbers" in reasons[0]
+
+
+def test_a_weight_used_elsewhere_is_left_alone(tmp_path: Path) -> None:
+    model = make_model(
+        "g (float[M,32] x) => (float[M,40] y) { p = MatMul(x, w0) q = Tanh(p) h = MatMul(q, w0) a = MatMul(h, w1) r = Relu(a) b = MatMul(r, w2)"
+        " s = Add(h, b) y = MatMul(s, w3) }",
+        {"w0": weight(32, 32), "w1": weight(32, 48), "w2": weight(48, 32), "w3": weight(32, 40)},
+    )
+    reasons = _left_alone(model, {"x": weight(9, 32, seed=4, scale=1)}, tmp_path)
+    assert reasons[0] == "stream of 32 channels from w0: w0 is also used outside of it"
+
+
+def test_nothing_to_rotate(tmp_path: Path) -> None:
+    model = make_model(
+        "g (float[M,32] x) => (float[M,48] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }",
+        {"w": weight(32, 48), "v": weight(48, 48)},
+    )
+    assert _left_alone(model, {"x": weight(9, 32, seed=4, scale=1)}, tmp_path) == [
+        "no residual stream: nothing sums what linears write for linears of that width to read",
+        "no attention between two linears",
+    ]
