@@ -6,10 +6,9 @@ Column j is rounded; the error e = w_j - q_j is spread over the columns after it
 H^-1 = U^T U (Frantar et al. 2023, equations 2 and 3). Columns are taken by falling mean square of their
 channel, with every group's scale fixed beforehand, so nothing has to be permuted at run time.
 
-Where the paper takes each group's full range, we search the scale by the error that counts, sum_j e_j^2 /
-U_jj^2, which is exactly the output error that spreading leaves. Afterwards codes and scales are refined in
-turn: each code is set to the best one given all others (cyclic coordinate descent), then each row's scales
-to their least squares solution under H.
+Where the paper takes each group's full range, the scales are those that mse finds. Afterwards codes and
+scales are refined in turn: each code is set to the best one given all others (cyclic coordinate descent),
+then each row's scales to their least squares solution under H.
 """
 
 from dataclasses import dataclass
@@ -87,9 +86,7 @@ def quantize(
     if statistics is None or statistics.hessian is None or not np.diagonal(statistics.hessian).any():
         return mse.quantize(weight, statistics, scheme, options.search)
     plan = factor(statistics, options.damping, options.device)
-    start = mse.quantize(
-        weight, InputStatistics(statistics.rows, mean_square=plan.remaining), scheme, options.search
-    )
+    start = mse.quantize(weight, statistics, scheme, options.search)
     hessian = _placed(_damped(statistics.hessian, plan.damping), options.device)
     for rows in row_blocks(weight):
         target = _placed(np.asarray(weight[rows], np.float32).T, options.device)
