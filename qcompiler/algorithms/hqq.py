@@ -18,7 +18,7 @@ condition p < 1 runs away: it clips most of a group to store the many small weig
 int4 g64 asym, p = 0.7: three times the output error of rounding to nearest).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -29,7 +29,14 @@ from qcompiler.algorithms.arrays import Device
 from qcompiler.algorithms.limits import check_at_least
 from qcompiler.algorithms.rtn import quantize_rows
 from qcompiler.errors import SchemeError
-from qcompiler.quant.affine import Array, range_to_scale, round_to_codes, store_scale, to_groups
+from qcompiler.quant.affine import (
+    Array,
+    range_to_scale,
+    round_to_codes,
+    store_scale,
+    store_zero_point,
+    to_groups,
+)
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import AffineTensor
@@ -111,9 +118,11 @@ def fit_rows(
     xp = array_namespace(rows)
     fit = _Fit(to_groups(rows, scheme), present, scheme, options)
     lo, hi = xp.min(fit.weight, axis=-1), xp.max(fit.weight, axis=-1)
-    fit.start(*range_to_scale(lo, hi, scheme))
+    # Float zero points start from whole ones: zeros, of which many weights have more than their share, are then stored exactly.
+    whole = replace(scheme, zero_point="int")
+    fit.start(*range_to_scale(lo, hi, whole))
     for share in mse.range_shares(scheme, mse.MseOptions(options.steps, options.shrink)):
-        fit.offer(*range_to_scale(lo * share, hi * share, scheme))
+        fit.offer(*range_to_scale(lo * share, hi * share, whole))
     fit.restart()
     beta = options.beta
     for _ in range(options.iterations):
@@ -172,8 +181,8 @@ class _Fit:
         if self.options.fit_scale:
             centred = (self.codes - code_mean[..., None]) * self.present
             scale = self._scale_for(centred, target)
-        zero_point = round_to_codes(code_mean - target_mean / scale, self.scheme)
-        if self.options.fit_scale:
+        zero_point = store_zero_point(code_mean - target_mean / scale, self.scheme)
+        if self.options.fit_scale and not self.scheme.has_float_zero_points:
             scale = self._scale_for((self.codes - zero_point[..., None]) * self.present, target)
         return scale, zero_point
 

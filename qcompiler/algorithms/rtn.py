@@ -62,7 +62,8 @@ def quantize_rows(
     """The codes nearest to the weight [N, K] for the scales that ``find_scale`` gives, a chunk of rows at a
     time."""
     scale = np.empty(scheme.scale_shape(*weight.shape), np.float32)
-    zero_point = None if scheme.symmetric else np.empty(scale.shape, np.uint8)
+    kind = np.float32 if scheme.has_float_zero_points else np.uint8
+    zero_point = None if scheme.symmetric else np.empty(scale.shape, kind)
     codes = np.empty(weight.shape, np.uint8)
 
     def one_chunk(block: npt.NDArray[Any], start: int, rows: slice) -> None:

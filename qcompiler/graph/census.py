@@ -11,6 +11,8 @@ import onnx_ir as ir
 
 from qcompiler.graph.codebook_form import codebook_form
 from qcompiler.graph.correction_form import correction_at
+from qcompiler.graph.offset_form import offset_form
+from qcompiler.graph.offset_product import is_group_sum, is_offset_part
 from qcompiler.graph.weights import (
     FLOAT_TYPES,
     ConstantView,
@@ -97,6 +99,8 @@ def _classify(node: ir.Node) -> _Found | str | None:
     """A weight, or why this product has none, or None for a node that is no product."""
     if node.domain not in ("", "ai.onnx"):
         return ALREADY_QUANTIZED if node.op_type in _QUANTIZED_OPS else None
+    if is_offset_part(node) or is_group_sum(node):
+        return None  # of a product with a quantized weight
     if node.op_type in ("MatMul", "Gemm"):
         return _classify_linear(node)
     if node.op_type == "Gather":
@@ -123,7 +127,9 @@ def _classify_linear(node: ir.Node) -> _Found | str:
         if constant_view(node.inputs[0]) is not None:
             return "the constant is the left factor"
         producer = node.inputs[1].producer() if node.inputs[1] is not None else None
-        if producer is not None and (producer.op_type == "DequantizeLinear" or codebook_form(producer)):
+        if producer is not None and (
+            producer.op_type == "DequantizeLinear" or codebook_form(producer) or offset_form(producer)
+        ):
             return ALREADY_QUANTIZED
         narrow = narrow_type(node.inputs[1])
         if narrow is not None:

@@ -10,7 +10,6 @@ would compute in every run). The arithmetic is in float32; Casts stand around it
 outputs, K reduction, B blocks of g.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.graph.edits import constant
+from qcompiler.graph.node_chain import NodeChain, constant_of, integers_of, producer_of
 from qcompiler.graph.quantized import SCHEME_KEY, check_scales
 from qcompiler.graph.stored_codebook import BlockCodes, StoredCodebook, store_codebook
 from qcompiler.graph.stored_quantized import SCALE_NAMES, Layout
@@ -90,7 +90,7 @@ def codebook_nodes(
     """
     check_scales(stored.scheme, name, out_dtype)
     scheme, n, k = stored.scheme, stored.n, stored.k
-    chain = _Chain(name)
+    chain = NodeChain(name)
     codes = BlockCodes(stored, f"{name}.codes")
     index = chain.add("Cast", [constant(codes, f"{name}.codes")], "index", to=ir.DataType.INT32.value)
     table = ir.Tensor(TABLES[scheme.dtype], name=f"{name}.table")
@@ -121,22 +121,24 @@ def codebook_form(node: ir.Node | None) -> CodebookForm | None:
     if node is not None and node.op_type == "Transpose":
         if node.attributes.get_ints("perm", (1, 0)) != (1, 0):
             return None
-        node, layout = _producer(node, 0, "Cast") or _producer(node, 0, "Reshape"), "kn"
+        node, layout = producer_of(node, 0, "Cast") or producer_of(node, 0, "Reshape"), "kn"
     if node is not None and node.op_type == "Cast":
-        node = _producer(node, 0, "Reshape")
-    shape = _ints(node, 1) if node is not None and node.op_type == "Reshape" and node.domain == "" else None
+        node = producer_of(node, 0, "Reshape")
+    shape = (
+        integers_of(node, 1) if node is not None and node.op_type == "Reshape" and node.domain == "" else None
+    )
     if node is None or shape is None or shape.size != 2 or (shape < 1).any():
         return None
-    product = _product(_producer(node, 0, "Slice") or node)
-    values, column = _producer(product, 0, "Gather"), _producer(product, 1, "Reshape")
+    product = _product(producer_of(node, 0, "Slice") or node)
+    values, column = producer_of(product, 0, "Gather"), producer_of(product, 1, "Reshape")
     if product is None or product.op_type != "Mul" or values is None or column is None:
         return None
-    index = _producer(values, 1, "Cast")
-    table, codes = _constant(values, 0), _constant(index, 0)
+    index = producer_of(values, 1, "Cast")
+    table, codes = constant_of(values, 0), constant_of(index, 0)
     if table is None or codes is None or codes.dtype != ir.DataType.UINT4 or len(codes.shape) != 2:
         return None
     dtype = table_name(table.numpy()) if table.size == 16 else None
-    cast = _producer(column, 0, "Cast")
+    cast = producer_of(column, 0, "Cast")
     scale = column.inputs[0] if cast is None else cast.inputs[0]
     source = None if index is None else index.inputs[0]
     if dtype is None or scale is None or source is None:
@@ -183,42 +185,7 @@ def read_codebook(form: CodebookForm) -> CodebookTensor:
     return CodebookTensor(scheme, codes, double.scales(scheme.scale_dtype), double)
 
 
-class _Chain:
-    """Nodes that each read the one before, and constants named after the weight."""
-
-    def __init__(self, name: str) -> None:
-        self.nodes: list[ir.Node] = []
-        self._name = name
-
-    def add(self, op_type: str, inputs: Sequence[ir.Value], suffix: str, **attributes: Any) -> ir.Value:
-        """The output of a new node."""
-        output = ir.Value(name=f"{self._name}.{suffix}")
-        node = ir.node(
-            op_type, inputs, attributes=attributes,
-            outputs=[output], name=f"{self._name}.{suffix}",
-        )  # fmt: skip
-        self.nodes.append(node)
-        return output
-
-    def reshape(self, value: ir.Value, shape: Sequence[int], suffix: str) -> ir.Value:
-        """``value`` in another shape."""
-        return self.add("Reshape", [value, self._integers(shape, f"{suffix}.shape")], suffix)
-
-    def cut(self, value: ir.Value, size: int, suffix: str) -> ir.Value:
-        """The first ``size`` numbers of ``value``, [size]."""
-        flat = self.reshape(value, (-1,), f"{suffix}.flat")
-        ends = [
-            self._integers((number,), f"{suffix}.{key}")
-            for key, number in (("first", 0), ("size", size), ("axis", 0))
-        ]
-        return self.add("Slice", [flat, *ends], f"{suffix}.cut")
-
-    def _integers(self, numbers: Sequence[int], suffix: str) -> ir.Value:
-        name = f"{self._name}.{suffix}"
-        return constant(ir.Tensor(np.array(numbers, np.int64), name=name), name)
-
-
-def _scale(stored: StoredCodebook, chain: _Chain, name: str, dtype: ir.DataType) -> ir.Value:
+def _scale(stored: StoredCodebook, chain: NodeChain, name: str, dtype: ir.DataType) -> ir.Value:
     """The scales [B] in the weight's type."""
     blocks = int(stored.scale.shape.numpy()[0])
     if stored.step is None:
@@ -256,11 +223,11 @@ def double_scales(scale: ir.Value) -> tuple[ir.TensorProtocol, ir.TensorProtocol
     """8-bit codes [b, 256] and steps [b, 1] that scales are computed from."""
     node = scale.producer()
     if node is not None and node.op_type == "Cast":
-        node = _producer(node, 0, "Slice") or _producer(node, 0, "Reshape")
+        node = producer_of(node, 0, "Slice") or producer_of(node, 0, "Reshape")
     if node is None or node.op_type not in ("Slice", "Reshape"):
         return None
     product = _product(node)
-    codes, step = _constant(_producer(product, 0, "Cast"), 0), _constant(product, 1)
+    codes, step = constant_of(producer_of(product, 0, "Cast"), 0), constant_of(product, 1)
     if codes is None or step is None or codes.dtype != ir.DataType.UINT8:
         return None
     if tuple(codes.shape.numpy()) != (step.size, SCALE_BLOCK):
@@ -270,22 +237,5 @@ def double_scales(scale: ir.Value) -> tuple[ir.TensorProtocol, ir.TensorProtocol
 
 def _product(node: ir.Node) -> ir.Node | None:
     """The Mul that a Reshape, or a Slice of one, reads."""
-    reshape = _producer(node, 0, "Reshape") if node.op_type == "Slice" else node
-    return _producer(reshape, 0, "Mul")
-
-
-def _producer(node: ir.Node | None, index: int, op_type: str) -> ir.Node | None:
-    """The node behind an input, if it is of that type."""
-    value = node.inputs[index] if node is not None and index < len(node.inputs) else None
-    found = None if value is None else value.producer()
-    return found if found is not None and found.op_type == op_type and found.domain == "" else None
-
-
-def _constant(node: ir.Node | None, index: int) -> ir.TensorProtocol | None:
-    value = node.inputs[index] if node is not None and index < len(node.inputs) else None
-    return None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
-
-
-def _ints(node: ir.Node, index: int) -> npt.NDArray[np.int64] | None:
-    tensor = _constant(node, index)
-    return None if tensor is None or tensor.dtype != ir.DataType.INT64 else tensor.numpy()
+    reshape = producer_of(node, 0, "Reshape") if node.op_type == "Slice" else node
+    return producer_of(reshape, 0, "Mul")

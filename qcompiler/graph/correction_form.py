@@ -15,6 +15,7 @@ import onnx_ir as ir
 from qcompiler.graph.edits import Names, constant, set_info
 from qcompiler.graph.extract import is_constant
 from qcompiler.graph.kernel_node import DOMAIN
+from qcompiler.graph.offset_product import with_offsets
 from qcompiler.graph.stored_corrections import StoredCorrections, StoredLowRank
 from qcompiler.graph.weights import ConstantView, constant_view
 
@@ -83,8 +84,8 @@ def add_corrections(
 
 
 def corrections_of(product: ir.Node) -> Iterator[LowRankForm]:
-    """What is added to a quantized product, in order."""
-    value = product.outputs[0]
+    """What is added to a quantized product, in order; offsets of its weight come before."""
+    value = with_offsets(product)
     while True:
         found = next((form for user in value.consumers() if (form := _sum_with(user, value))), None)
         if found is None or found.down.inputs[0] is not product.inputs[0]:
@@ -109,7 +110,7 @@ def correction_at(node: ir.Node) -> LowRankForm | None:
 
 def corrected_output(product: ir.Node) -> ir.Value:
     """The product's output with all that is added to it."""
-    value = product.outputs[0]
+    value = with_offsets(product)
     for form in corrections_of(product):
         value = form.total.outputs[0]
     return value

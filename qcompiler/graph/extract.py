@@ -183,6 +183,8 @@ _OF_CONSTANTS = frozenset(
         "Unsqueeze",
         "Gather",
         "Mul",
+        "Sub",
+        "Add",
         "Slice",
     }
 )

@@ -87,11 +87,11 @@ def packed_weight(dequantize: ir.Node) -> PackedWeight:
     scheme = weight.scheme
     n, k = weight.shape
     assert scheme.group_size is not None
-    packed = packing.pack_matmul_nbits(weight.codes, weight.zero_point, scheme)
+    packed = packing.pack_matmul_nbits(weight.codes, weight.code_zero_point, scheme)
     points = (
         None
-        if weight.zero_point is None
-        else ir.Tensor(packing.pack_zero_points(weight.zero_point, scheme.bits))
+        if weight.code_zero_point is None
+        else ir.Tensor(packing.pack_zero_points(weight.code_zero_point, scheme.bits))
     )
     return PackedWeight(
         name,

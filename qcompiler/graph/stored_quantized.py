@@ -18,7 +18,7 @@ from qcompiler.graph.streamed_tensor import StreamedTensor
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant import packing
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
-from qcompiler.quant.tensor import AffineTensor
+from qcompiler.quant.tensor import AffineTensor, ZeroPoints
 
 Bytes = npt.NDArray[np.uint8]
 Layout: TypeAlias = Literal["kn", "nk"]
@@ -45,8 +45,8 @@ class StoredQuantized:
         k: weights in a row.
         packed: uint8 [N, G, ceil(group width * bits / 8)]; for groups the B input of MatMulNBits.
         scale: scheme.scale_dtype, [N, G], [N, 1] for a channel, [1, 1] for a tensor.
-        zero_point: uint8 [N, ceil(G * bits / 8)] (or [1, 1]), the zero_points of MatMulNBits; None: the
-            midpoint.
+        zero_point: uint8 [N, ceil(G * bits / 8)] (or [1, 1]), the zero_points of MatMulNBits; float ones are of the scales' type and
+            shape; None: the midpoint.
     """
 
     scheme: QuantScheme
@@ -66,10 +66,12 @@ class StoredQuantized:
         """The scales as float32 [N, G], [N, 1] or [1, 1]."""
         return self.scale.numpy().astype(np.float32)
 
-    def zero_points(self) -> Bytes | None:
-        """The zero points unpacked, uint8 of the scales' shape."""
+    def zero_points(self) -> ZeroPoints | None:
+        """The zero points unpacked, uint8 (float32 for float ones) of the scales' shape."""
         if self.zero_point is None:
             return None
+        if self.scheme.has_float_zero_points:
+            return self.zero_point.numpy().astype(np.float32)
         groups = self.scheme.scale_shape(self.n, self.k)[1]
         return packing.unpack_zero_points(self.zero_point.numpy(), groups, self.scheme.bits)
 
@@ -118,7 +120,9 @@ def store_quantized(
     asked, k = first.scheme, first.shape[1]
     scheme = replace(asked, bits=asked.storage_bits)
     scales: list[npt.NDArray[np.float32]] = []
-    zero_points: list[Bytes] = []
+    zero_points: list[npt.NDArray[Any]] = []
+    scale_type = SCALE_TYPES[scheme.scale_dtype]
+    floats = scheme.has_float_zero_points
 
     def pieces(block: AffineTensor | None) -> Iterator[Bytes]:
         while block is not None:
@@ -127,8 +131,10 @@ def store_quantized(
                 raise ValueError(f"{name}: a block of {found} after {asked.label}, K={k}")
             lifted = packing.lift(block)
             scales.append(lifted.scale)
-            if lifted.zero_point is not None:
-                zero_points.append(packing.pack_zero_points(lifted.zero_point, scheme.bits))
+            if lifted.code_zero_point is not None:
+                zero_points.append(packing.pack_zero_points(lifted.code_zero_point, scheme.bits))
+            elif lifted.zero_point is not None:
+                zero_points.append(lifted.zero_point.astype(scale_type.numpy()))
             yield _pack(lifted)
             block = next(blocks, None)
 
@@ -136,14 +142,14 @@ def store_quantized(
     packed = store.add(pieces(first), ir.DataType.UINT8, (n, scheme.groups(k), width), f"{name}.codes")
     if scheme.granularity is Granularity.TENSOR:  # every block repeats the one scale
         del scales[1:], zero_points[1:]
-    scale_type = SCALE_TYPES[scheme.scale_dtype]
     shape = scheme.scale_shape(n, k)
     held = np.concatenate(scales).astype(scale_type.numpy())
     scale = store.add(held, scale_type, shape, f"{name}.scale")
     zero_point = None
     if zero_points:
         joined = np.concatenate(zero_points)
-        zero_point = store.add(joined, ir.DataType.UINT8, joined.shape, f"{name}.zero_point")
+        kind = scale_type if floats else ir.DataType.UINT8
+        zero_point = store.add(joined, kind, joined.shape, f"{name}.zero_point")
     return StoredQuantized(scheme, asked.label, n, k, packed, scale, zero_point)
 
 
@@ -162,8 +168,10 @@ def restore(store: WeightStore, record: dict[str, Any], name: str) -> StoredQuan
     scale = store.at(record["scale"], SCALE_TYPES[scheme.scale_dtype], (rows, columns), f"{name}.scale")
     zero_point = None
     if record["zero_point"] is not None:
-        shape = (rows, -(-columns * scheme.bits // 8))
-        zero_point = store.at(record["zero_point"], ir.DataType.UINT8, shape, f"{name}.zero_point")
+        floats = scheme.has_float_zero_points
+        shape = (rows, columns if floats else -(-columns * scheme.bits // 8))
+        kind = SCALE_TYPES[scheme.scale_dtype] if floats else ir.DataType.UINT8
+        zero_point = store.at(record["zero_point"], kind, shape, f"{name}.zero_point")
     return StoredQuantized(scheme, record["label"], n, k, packed, scale, zero_point)
 
 
@@ -225,6 +233,7 @@ def _row_blocks(quantized: AffineTensor) -> Iterator[AffineTensor]:
 
 def _pack(block: AffineTensor) -> Bytes:
     if block.scheme.granularity is Granularity.GROUP:
-        return packing.pack_matmul_nbits(block.codes, block.zero_point, block.scheme)
+        # Beside float zero points the middle is what means 0: their part is added for a whole group.
+        return packing.pack_matmul_nbits(block.codes, block.code_zero_point, block.scheme)
     # rows that each start a byte, as those of zero points do
     return packing.pack_zero_points(block.codes, block.scheme.bits)

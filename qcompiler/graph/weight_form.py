@@ -14,9 +14,22 @@ from qcompiler.graph.codebook_form import (
     read_codebook,
     stored_codebook,
 )
-from qcompiler.graph.quantized import dequantize_node, emit_dequantize, layout_of, read_quantized, stored
-from qcompiler.graph.stored_codebook import restore_codebook
-from qcompiler.graph.stored_quantized import Layout, restore
+from qcompiler.graph.float_zero_points import (
+    float_zero_point_nodes,
+    float_zero_points,
+    read_float_zero_points,
+)
+from qcompiler.graph.offset_form import offset_form
+from qcompiler.graph.quantized import (
+    check_scales,
+    dequantize_node,
+    emit_dequantize,
+    layout_of,
+    read_quantized,
+)
+from qcompiler.graph.quantized import stored as stored_quantized
+from qcompiler.graph.stored_codebook import StoredCodebook, restore_codebook
+from qcompiler.graph.stored_quantized import Layout, StoredQuantized, restore, store_quantized
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant.codebook import CodebookTensor
 from qcompiler.quant.tensor import BaseTensor
@@ -33,6 +46,9 @@ def emit_weight(
     """
     if isinstance(quantized, CodebookTensor):
         return emit_codebook(store, quantized, layout, name, out_dtype)
+    if quantized.scheme.has_float_zero_points:
+        check_scales(quantized.scheme, name, out_dtype)
+        return float_zero_point_nodes(store_quantized(store, quantized, name), layout, name, out_dtype)
     return [emit_dequantize(store, quantized, layout, name, out_dtype)]
 
 
@@ -46,13 +62,20 @@ def restore_weight(
     """
     if "step" in record:
         return codebook_nodes(restore_codebook(store, record, name), layout, name, out_dtype)
-    return [dequantize_node(restore(store, record, name), layout, name, out_dtype)]
+    stored = restore(store, record, name)
+    if stored.scheme.has_float_zero_points:
+        return float_zero_point_nodes(stored, layout, name, out_dtype)
+    return [dequantize_node(stored, layout, name, out_dtype)]
 
 
 def record_of(node: ir.Node) -> dict[str, Any]:
     """What ``restore_weight`` needs, of the last node of a weight that this run stored; plain JSON."""
-    form = codebook_form(node)
-    kept = stored(node) if form is None else stored_codebook(form)
+    form, with_offsets = codebook_form(node), offset_form(node)
+    kept: StoredQuantized | StoredCodebook | None
+    if form is not None:
+        kept = stored_codebook(form)
+    else:
+        kept = stored_quantized(node) if with_offsets is None else with_offsets.stored
     assert kept is not None, node.name
     return kept.record()
 
@@ -65,6 +88,10 @@ def read_weight(node: ir.Node | None) -> tuple[BaseTensor, Layout] | None:
     """
     if node is None:
         return None
+    with_offsets = offset_form(node)
+    if with_offsets is not None:
+        parts = float_zero_points(with_offsets)
+        return None if parts is None else (read_float_zero_points(with_offsets, *parts), with_offsets.layout)
     if node.op_type == "DequantizeLinear":
         codes = node.inputs[0]
         return (

@@ -24,7 +24,7 @@ _LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.
 
 
 def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Array | None]:
-    """Scale and zero point whose codes cover [lo, hi]; the range is widened to hold 0.
+    """Scale and zero point whose codes cover [lo, hi]; the range is widened to hold 0, but not for float zero points.
 
     Symmetric: scale = max(|lo|, |hi|) / 2^(bits - 1), so that all of -2^(bits - 1)..2^(bits - 1) - 1 is used
     and a positive extreme may be clipped by up to one step. A range of nothing but 0 gets scale 1.
@@ -33,19 +33,46 @@ def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Ar
         lo, hi: float32, any one shape.
     Returns:
         scale: float32 values that scheme.scale_dtype holds exactly, positive.
-        zero_point: float32 whole numbers 0..2^bits - 1, or None for a symmetric scheme.
+        zero_point: float32 whole numbers 0..2^bits - 1 (any number that scheme.scale_dtype holds, for float ones), or None for a
+            symmetric scheme.
     Raises:
         SchemeError: lo or hi is NaN or infinite, as they are where the weight is.
     """
     xp = array_namespace(lo, hi)
     if not bool(xp.all(xp.isfinite(lo) & xp.isfinite(hi))):
         raise SchemeError("the weight holds NaN or infinity; it cannot be quantized")
+    if scheme.has_float_zero_points:
+        scale = store_scale(hi / scheme.max_code - lo / scheme.max_code, scheme.scale_dtype)
+        return scale, store_zero_point(-lo / scale, scheme)
     lo = xp.where(lo < 0, lo, xp.zeros_like(lo))
     hi = xp.where(hi > 0, hi, xp.zeros_like(hi))
     if scheme.symmetric:
         return store_scale(xp.maximum(-lo, hi) / scheme.midpoint, scheme.scale_dtype), None
     scale = store_scale(hi / scheme.max_code - lo / scheme.max_code, scheme.scale_dtype)
-    return scale, round_to_codes(-lo / scale, scheme)
+    return scale, store_zero_point(-lo / scale, scheme)
+
+
+def store_zero_point(zero_point: Array, scheme: QuantScheme) -> Array:
+    """The nearest zero points that can be stored, as float32: codes, or what scheme.scale_dtype holds. May overwrite its argument."""
+    if not scheme.has_float_zero_points:
+        return round_to_codes(zero_point, scheme)
+    xp = array_namespace(zero_point)
+    most = _LARGEST[scheme.scale_dtype]
+    held: Array = _cast(_cast(xp.clip(zero_point, -most, most), scheme.scale_dtype), "float32")
+    return held
+
+
+def offsets(scale: Array, zero_point: Array, scheme: QuantScheme) -> Array:
+    """What a float zero point adds to (code - middle) * scale: (middle - zero_point) * scale, as scheme.scale_dtype holds it.
+
+    The middle is that of the codes as they are stored: of four bits for three.
+    """
+    middle = 1 << (scheme.storage_bits - 1)
+    most = _LARGEST[scheme.scale_dtype]
+    xp = array_namespace(scale)
+    exact = xp.clip((middle - zero_point) * scale, -most, most)
+    held: Array = _cast(_cast(exact, scheme.scale_dtype), "float32")
+    return held
 
 
 def store_scale(scale: Array, dtype: ScaleDtype) -> Array:
@@ -93,16 +120,25 @@ def quantize_codes(weight: Array, scale: Array, zero_point: Array | None, scheme
     xp = array_namespace(weight)
     grouped = to_groups(weight, scheme)
     values = grouped / scale[..., None]
-    values = xp.round(values)
+    if not scheme.has_float_zero_points:
+        values = xp.round(values)
     values += scheme.midpoint if zero_point is None else zero_point[..., None]
     codes = xp.astype(round_to_codes(values, scheme), xp.uint8)
     return from_groups(codes, int(weight.shape[-1]))
 
 
 def dequantize_codes(codes: Array, scale: Array, zero_point: Array | None, scheme: QuantScheme) -> Array:
-    """The weights that codes mean: float32 [N, K] from uint8 [N, K]."""
+    """The weights that codes mean: float32 [N, K] from uint8 [N, K].
+
+    With float zero points (code - zero_point) * scale is computed as (code - middle) * scale + ``offsets``, as the graph does.
+    """
     xp = array_namespace(codes)
     values = to_groups(codes, scheme)
+    if zero_point is not None and scheme.has_float_zero_points:
+        values -= 1 << (scheme.storage_bits - 1)
+        values *= scale[..., None]
+        values += offsets(scale, zero_point, scheme)[..., None]
+        return from_groups(values, int(codes.shape[-1]))
     if zero_point is None:
         values -= scheme.midpoint
     else:

@@ -154,6 +154,12 @@ def shift_sign(codes: Bytes, bits: int) -> Bytes:
     return codes ^ np.uint8(1 << (bits - 1))
 
 
+def shift_sign_packed(packed: Bytes, bits: int) -> Bytes:
+    """``shift_sign`` of codes that are packed already."""
+    pattern = sum(1 << (at + bits - 1) for at in range(0, 8, bits))
+    return packed ^ np.uint8(pattern)
+
+
 def _strips(n: int, k: int) -> "list[slice[int, int, Any]]":
     """Strips of K that begin on a byte of the packed [K, N] tensor, whatever N is."""
     step = max(8, _CHUNK // max(n, 1) // 8 * 8)

@@ -12,6 +12,8 @@ from qcompiler.errors import SchemeError
 ScaleDtype = Literal["float32", "float16", "bfloat16"]
 Dtype = Literal["int", "nf4", "fp4", "e2m1"]
 """What a code means: an integer, or an entry of one of the tables in ``codebook``."""
+ZeroPoint = Literal["int", "float"]
+"""What a zero point may be: one of the codes, or any number."""
 
 BITS = (2, 3, 4, 8)
 SCALE_BLOCK = 256
@@ -43,7 +45,7 @@ class QuantScheme:
     """Integer codes with one scale (and zero point) for each group: w = (code - zero_point) * scale.
 
     Codes are unsigned, 0..2^bits - 1. A symmetric scheme stores no zero points: they are the midpoint,
-    2^(bits - 1).
+    2^(bits - 1). ``zero_point`` "float" stores them in the type of the scales, so that a range need neither hold 0 nor begin at a code.
 
     With a ``dtype`` other than "int" a code is the index of a table, w = table[code] * scale, and groups are blocks of the row-major weight
     (see ``codebook``); ``double_quant`` stores their scales in 8 bits.
@@ -59,6 +61,7 @@ class QuantScheme:
     scale_dtype: ScaleDtype = "float32"
     dtype: Dtype = "int"
     double_quant: bool = False
+    zero_point: ZeroPoint = "int"
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -78,6 +81,7 @@ class QuantScheme:
                 f"use one of {', '.join(get_args(ScaleDtype))}"
             )
         self._check_dtype()
+        self._check_zero_point()
 
     def _check_dtype(self) -> None:
         if self.dtype not in get_args(Dtype):
@@ -98,10 +102,32 @@ class QuantScheme:
                 "set group_size to a number"
             )
 
+    def _check_zero_point(self) -> None:
+        if self.zero_point not in get_args(ZeroPoint):
+            raise SchemeError(
+                f"zero_point: {self.zero_point} is not supported; use one of {', '.join(get_args(ZeroPoint))}"
+            )
+        if self.zero_point == "int":
+            return
+        if self.symmetric or self.is_codebook:
+            raise SchemeError(
+                "zero_point: float, but there are none; set symmetric: false with dtype: int, or zero_point: int"
+            )
+        if self.granularity is not Granularity.GROUP:
+            raise SchemeError(
+                f"zero_point: float is stored for each group, not for each {self.granularity.value}; "
+                "set group_size to a number"
+            )
+
     @property
     def is_codebook(self) -> bool:
         """Whether codes are indices of a table."""
         return self.dtype != "int"
+
+    @property
+    def has_float_zero_points(self) -> bool:
+        """Whether zero points are numbers of the scales' type."""
+        return self.zero_point == "float"
 
     @property
     def max_code(self) -> int:
@@ -118,7 +144,8 @@ class QuantScheme:
         if self.is_codebook:
             return f"{self.dtype} g{self.group_size}{' dq' if self.double_quant else ''}"
         width = f"g{self.group_size}" if self.granularity is Granularity.GROUP else self.granularity.value
-        return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}"
+        zeros = " float-zp" if self.has_float_zero_points else ""
+        return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}{zeros}"
 
     def group_width(self, k: int) -> int:
         """Weights of one row that share a scale; the last group of a row may hold fewer."""
@@ -154,8 +181,9 @@ class QuantScheme:
         width = k if self.group_size is None else groups * self.group_size
         bits = self.storage_bits
         codes = n * -(-width * bits // 8)
+        scales = rows * groups * SCALE_BYTES[self.scale_dtype]
         zero_points = 0 if self.symmetric else rows * -(-groups * bits // 8)
-        return codes + rows * groups * SCALE_BYTES[self.scale_dtype] + zero_points
+        return codes + scales + (scales if self.has_float_zero_points else zero_points)
 
     def bits_per_weight(self, n: int, k: int) -> float:
         """Stored bits for each weight, scales and zero points included."""

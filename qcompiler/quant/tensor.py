@@ -12,6 +12,8 @@ from qcompiler.quant.codebook import CodebookTensor
 from qcompiler.quant.corrections import LowRank
 from qcompiler.quant.scheme import Granularity, QuantScheme
 
+ZeroPoints: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AffineTensor:
@@ -20,7 +22,8 @@ class AffineTensor:
     Attributes:
         codes: uint8 [N, K], 0..2^bits - 1.
         scale: float32 [N, G] ([N, 1] channel, [1, 1] tensor); values that scheme.scale_dtype holds exactly.
-        zero_point: uint8 of scale's shape, or None: the midpoint 2^(bits - 1) (a symmetric scheme).
+        zero_point: uint8 of scale's shape (float32, values that scheme.scale_dtype holds exactly, for float ones), or None: the
+            midpoint 2^(bits - 1) (a symmetric scheme).
     Raises:
         SchemeError: types or shapes that disagree with the scheme.
     """
@@ -28,7 +31,7 @@ class AffineTensor:
     scheme: QuantScheme
     codes: npt.NDArray[np.uint8]
     scale: npt.NDArray[np.float32]
-    zero_point: npt.NDArray[np.uint8] | None
+    zero_point: ZeroPoints | None
 
     def __post_init__(self) -> None:
         if self.scheme.is_codebook:
@@ -42,11 +45,12 @@ class AffineTensor:
             raise SchemeError(
                 f"zero_point: {self.scheme.label} must {'not ' * self.scheme.symmetric}have one"
             )
+        kind = np.dtype(np.float32 if self.scheme.has_float_zero_points else np.uint8)
         if self.zero_point is not None and (
-            self.zero_point.dtype != np.uint8 or self.zero_point.shape != expected
+            self.zero_point.dtype != kind or self.zero_point.shape != expected
         ):
             raise SchemeError(
-                f"zero_point: {self.zero_point.dtype}{self.zero_point.shape}; must be uint8{expected}"
+                f"zero_point: {self.zero_point.dtype}{self.zero_point.shape}; must be {kind}{expected}"
             )
 
     @property
@@ -54,6 +58,13 @@ class AffineTensor:
         """(N, K)."""
         n, k = self.codes.shape
         return n, k
+
+    @property
+    def code_zero_point(self) -> npt.NDArray[np.uint8] | None:
+        """The codes that mean 0, uint8; None where that is the middle, or no code is certain to."""
+        if self.zero_point is None or self.scheme.has_float_zero_points:
+            return None
+        return self.zero_point.astype(np.uint8, copy=False)
 
     def dequantize(self, rows: slice | None = None) -> npt.NDArray[np.float32]:
         """The weights, float32 [N, K], or those of some rows."""

@@ -16,7 +16,7 @@ from typing import Literal, cast, get_args
 
 from qcompiler.errors import RecipeError
 from qcompiler.nearest import nearest
-from qcompiler.quant.scheme import Dtype, GroupFallback, QuantScheme, ScaleDtype
+from qcompiler.quant.scheme import Dtype, GroupFallback, QuantScheme, ScaleDtype, ZeroPoint
 from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.rules import SETTINGS, GroupSize, Match, RoleSettings, Rule, check_scheme, make_scheme
 from qcompiler.recipe.steps import Step, make_steps, plain_steps
@@ -52,6 +52,7 @@ class WeightSettings:
     dtype: Dtype
     group_size: GroupSize
     symmetric: bool
+    zero_point: ZeroPoint
     algorithm: tuple[Step, ...]
     scale_dtype: ScaleDtype | Literal["auto"]
     double_quant: bool
@@ -78,7 +79,9 @@ class WeightSettings:
         double = self.double_quant and self.dtype != "int"
         # What 8 bits stand for has the type that the weight is computed in.
         scale_dtype = model_float if self.scale_dtype == "auto" or double else self.scale_dtype
-        return make_scheme(self.bits, self.dtype, self.group_size, self.symmetric, scale_dtype, double)
+        return make_scheme(
+            self.bits, self.dtype, self.group_size, self.symmetric, scale_dtype, double, self.zero_point
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,7 @@ class Recipe:
     dtype: Dtype = "int"
     group_size: GroupSize = 32
     symmetric: bool = True
+    zero_point: ZeroPoint = "int"
     algorithm: tuple[Step, ...] = field(default_factory=lambda: make_steps("rtn"))
     group_fallback: GroupFallback = GroupFallback.ADJUST
     scale_dtype: ScaleDtype | Literal["auto"] = "auto"
@@ -130,7 +134,7 @@ class Recipe:
         check_choice(self.scale_dtype, ("auto", *get_args(ScaleDtype)), "scale_dtype")
         check_int(self.accuracy_level, 0, 4, "accuracy_level")
         check_bool(self.double_quant, "double_quant")
-        check_scheme(self.bits, self.dtype, self.group_size, self.symmetric, self.algorithm)
+        check_scheme(**{key: getattr(self, key) for key in SETTINGS})
         if self.mixed is not None and self.dtype != "int":
             raise RecipeError(
                 f"mixed: chooses among widths of integers; leave it out, or dtype: {self.dtype}"

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from qcompiler.errors import RecipeError, SchemeError
-from qcompiler.quant.scheme import Dtype, Granularity, QuantScheme, ScaleDtype
+from qcompiler.quant.scheme import Dtype, Granularity, QuantScheme, ScaleDtype, ZeroPoint
 from qcompiler.recipe.steps import Step, make_steps
 from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int, check_text
 
 ROLES = ("linear", "head", "embedding", "conv")
 OPS = ("MatMul", "Gemm", "Gather", "Conv")
 GroupSize = int | str  # a positive number, "channel" or "tensor"
-SETTINGS = ("bits", "dtype", "group_size", "symmetric", "algorithm")
+SETTINGS = ("bits", "dtype", "group_size", "symmetric", "zero_point", "algorithm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,11 @@ class RoleSettings:
     group_size: GroupSize = 32
     symmetric: bool = True
     algorithm: tuple[Step, ...] = field(default_factory=lambda: make_steps("mse"))
+    zero_point: ZeroPoint = "int"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "algorithm", make_steps(self.algorithm))
-        check_scheme(self.bits, self.dtype, self.group_size, self.symmetric, self.algorithm)
+        check_scheme(**{key: getattr(self, key) for key in SETTINGS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class Rule:
     dtype: Dtype | None = None
     group_size: GroupSize | None = None
     symmetric: bool | None = None
+    zero_point: ZeroPoint | None = None
     algorithm: tuple[Step, ...] | None = None
     quantize: bool | None = None
     reason: str | None = None
@@ -108,6 +110,7 @@ class Rule:
             dtype,
             32 if self.group_size is None else self.group_size,
             True if self.symmetric is None else self.symmetric,
+            "int" if self.zero_point is None else self.zero_point,
             self.algorithm or (),
         )
 
@@ -125,27 +128,42 @@ def make_scheme(
     symmetric: bool,
     scale_dtype: ScaleDtype,
     double_quant: bool = False,
+    zero_point: ZeroPoint = "int",
 ) -> QuantScheme:
-    """The scheme that these settings ask for. Raises SchemeError where none can be stored so."""
+    """The scheme that these settings ask for; what has no zero points takes no notice of their type. Raises SchemeError where none can be
+    stored so."""
     granularity = Granularity.GROUP if isinstance(group_size, int) else Granularity(group_size)
     width = group_size if isinstance(group_size, int) else None
     return QuantScheme(
-        bits, symmetric, granularity, width, scale_dtype, dtype, double_quant and dtype != "int"
+        bits,
+        symmetric,
+        granularity,
+        width,
+        scale_dtype,
+        dtype,
+        double_quant and dtype != "int",
+        "int" if symmetric or dtype != "int" else zero_point,
     )
 
 
 def check_scheme(
-    bits: int, dtype: Dtype, group_size: GroupSize, symmetric: bool, algorithm: tuple[Step, ...]
+    bits: int,
+    dtype: Dtype,
+    group_size: GroupSize,
+    symmetric: bool,
+    zero_point: ZeroPoint,
+    algorithm: tuple[Step, ...],
 ) -> None:
     """Raises RecipeError unless these say a scheme that can be stored, and the steps can find its codes."""
     check_choice(dtype, get_args(Dtype), "dtype")
     check_int(bits, 2, 8, "bits")
     check_bool(symmetric, "symmetric")
+    check_choice(zero_point, get_args(ZeroPoint), "zero_point")
     whole = isinstance(group_size, int) and not isinstance(group_size, bool)
     if not whole and group_size not in ("channel", "tensor"):
         raise RecipeError(f"group_size: expected a number, channel or tensor, got {group_size!r}")
     try:
-        scheme = make_scheme(bits, dtype, group_size, symmetric, "float32")
+        scheme = make_scheme(bits, dtype, group_size, symmetric, "float32", zero_point=zero_point)
     except SchemeError as error:
         raise RecipeError(str(error)) from error
     unfit = [step.name for step in algorithm if scheme.is_codebook and not step.algorithm.codebooks]

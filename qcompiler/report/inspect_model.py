@@ -40,6 +40,7 @@ class InspectedProduct:
         algorithm: that found the codes, likewise.
         double_quant: whether scales are in 8 bits themselves.
         beside: what is added to the product, and counted in ``bytes``: "rank 16".
+        float_zero_points: whether zero points are numbers of the scales' type.
     """
 
     name: str
@@ -57,6 +58,7 @@ class InspectedProduct:
     algorithm: str = ""
     double_quant: bool = False
     beside: str = ""
+    float_zero_points: bool = False
 
     @property
     def label(self) -> str:
@@ -70,7 +72,8 @@ class InspectedProduct:
         if self.dtype in TABLES:
             return f"{self.dtype} g{self.group_size}{' dq' if self.double_quant else ''}"
         width = f"g{self.group_size}" if self.group_size is not None else self.granularity
-        return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}"
+        zeros = " float-zp" if self.float_zero_points else ""
+        return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}{zeros}"
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ def _of_quantized(weight: StoredWeight) -> tuple[ir.Node, InspectedProduct]:
         weight.algorithm,
         weight.double_quant,
         weight.beside,
+        weight.float_zero_points,
     )
 
 

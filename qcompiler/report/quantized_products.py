@@ -1,7 +1,7 @@
 """Quantized weights of any ONNX model, as its nodes say them: shapes, bits, groups, bytes; no code is read.
 
 Known are com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized, DequantizeLinear of a constant
-(the middle form, and QDQ of other tools), the middle form of codebooks, and the QLinear and Integer operators.
+(the middle form, and QDQ of other tools), the middle forms of codebooks and of weights with offsets, and the QLinear and Integer operators.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,9 @@ from qcompiler.graph.census import product_names, reaches_output
 from qcompiler.graph.codebook_form import CodebookForm, codebook_form, double_scales
 from qcompiler.graph.correction_form import corrected_output, corrections_of
 from qcompiler.graph.edits import all_nodes
+from qcompiler.graph.node_chain import constants_behind
+from qcompiler.graph.offset_form import OffsetForm, offset_form
+from qcompiler.graph.offset_product import offset_of
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY
 from qcompiler.graph.weights import Role, constant_view
 from qcompiler.quant.affine import is_midpoint
@@ -30,6 +33,7 @@ class StoredWeight:
         bytes: of codes, scales and zero points.
         double_quant: whether scales are in 8 bits themselves.
         beside: what is added to the product: "rank 16".
+        float_zero_points: whether zero points are numbers of the scales' type.
         reason, algorithm: from the node's metadata; empty in models of other tools.
     """
 
@@ -47,6 +51,7 @@ class StoredWeight:
     algorithm: str = ""
     double_quant: bool = False
     beside: str = ""
+    float_zero_points: bool = False
 
     @property
     def size(self) -> int:
@@ -115,11 +120,10 @@ _BLOCKWISE = {"MatMulNBits": 0, "MatMulBnb4": 0, "GatherBlockQuantized": 128, "D
 
 def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool]]:
     """(node that computes, node that holds the weight, the weight is transposed in between)."""
-    if node.op_type in ("Reshape", "Cast", "Transpose"):
-        if codebook_form(node) is not None:
-            for user, index in node.outputs[0].uses():
-                if _WEIGHT_INPUT.get(user.op_type) == index:
-                    yield user, node, False
+    if codebook_form(node) is not None or offset_form(node) is not None:
+        for user, index in node.outputs[0].uses():
+            if _WEIGHT_INPUT.get(user.op_type) == index:
+                yield user, node, False
         return
     if node.op_type != "DequantizeLinear":
         if node.op_type in _PLACES:
@@ -138,6 +142,9 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, Store
     form = codebook_form(holder)
     if form is not None:
         return form.source, _of_form(node, holder, form)
+    offsets = offset_form(holder)
+    if offsets is not None:
+        return offsets.source, _of_offsets(node, holder, offsets)
     places = _PLACES[holder.op_type]
     codes = _constant(holder, places.codes)
     if codes is None or codes.const_value is None:
@@ -153,6 +160,10 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, Store
     if holder.op_type == "MatMulBnb4" and scales is None and holder.inputs[2] is not None:
         double = double_scales(holder.inputs[2])
     sides = [value.const_value for value in (codes, scales, zero_points) if value is not None]
+    computed = _computed(holder, scales)
+    if computed is not None:
+        sides = [codes.const_value, *constants_behind(*computed).values()]
+    offset = None if computed is None else computed[1]
     stored = StoredWeight(
         _name(node, codes),
         [],
@@ -162,13 +173,32 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, Store
         bits,
         granularity,
         group,
-        _symmetric(holder, tensor.dtype, bits, places, zero_points),
+        offset is None and _symmetric(holder, tensor.dtype, bits, places, zero_points),
         sum(int(side.nbytes) for side in (*sides, *(double or ())) if side is not None),
         holder.metadata_props.get(REASON_KEY, ""),
         holder.metadata_props.get(ALGORITHM_KEY, ""),
         double is not None,
+        float_zero_points=offset is not None,
     )
     return codes, stored
+
+
+def _computed(holder: ir.Node, scales: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None] | None:
+    """Scales and offsets of a MatMulNBits that come from nodes; None where it reads plain constants."""
+    offset = offset_of(holder) if holder.op_type == "MatMulNBits" else None
+    return (
+        (holder.inputs[2], offset) if holder.op_type == "MatMulNBits" and (offset or scales is None) else None
+    )
+
+
+def _of_offsets(node: ir.Node, holder: ir.Node, form: OffsetForm) -> StoredWeight:
+    notes = holder.metadata_props
+    parts = (form.codes, *constants_behind(form.scale, form.offset).values())
+    return StoredWeight(
+        _name(node, form.source), [], [node], form.shape, str(form.codes.dtype.name).lower(), form.bits, "group", form.group,
+        form.offset is None, sum(int(part.nbytes) for part in parts),
+        notes.get(REASON_KEY, ""), notes.get(ALGORITHM_KEY, ""), float_zero_points=form.offset is not None,
+    )  # fmt: skip
 
 
 def _of_form(node: ir.Node, holder: ir.Node, form: CodebookForm) -> StoredWeight:

@@ -19,8 +19,10 @@ from qcompiler.graph.model_file import files_of
 from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.fuse_bias import FuseBias
-from qcompiler.passes.lower_to_matmul_bnb4 import LowerToMatMulBnb4, stays_plain
+from qcompiler.passes.lower_to_matmul_bnb4 import LowerToMatMulBnb4
+from qcompiler.passes.lower_to_matmul_bnb4 import stays_plain as codebook_stays_plain
 from qcompiler.passes.lower_to_matmul_nbits import LowerToMatMulNBits
+from qcompiler.passes.lower_with_offsets import LowerWithOffsets, stays_plain
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.recipe import Recipe
 
@@ -39,7 +41,9 @@ def supports(scheme: QuantScheme) -> str | None:
 
 def remark(scheme: QuantScheme, gathered: bool) -> str | None:
     """None, or why a weight (of which rows are ``gathered``) is stored, but read by no kernel of its own."""
-    return stays_plain(scheme.dtype, gathered) if scheme.is_codebook else None
+    if scheme.is_codebook:
+        return codebook_stays_plain(scheme.dtype, gathered)
+    return stays_plain(scheme, gathered) if scheme.has_float_zero_points else None
 
 
 def lowering(recipe: Recipe) -> list[NamedPass]:
@@ -54,6 +58,11 @@ def lowering(recipe: Recipe) -> list[NamedPass]:
             "lower_to_matmul_bnb4",
             LowerToMatMulBnb4(),
             "beside it: each takes the middle forms that its kernel reads",
+        ),
+        NamedPass(
+            "lower_with_offsets",
+            LowerWithOffsets(recipe.accuracy_level),
+            "beside them: weights with float zero points or two-level scales, whose zero points no kernel takes fast",
         ),
         NamedPass(
             "fuse_bias", FuseBias(), "after lowering: the kernel adds a bias while its output is in registers"
@@ -71,7 +80,7 @@ def verify(model: Path, passes: list[NamedPass]) -> dict[str, int]:
     expected = [
         node
         for entry in passes
-        if isinstance(entry.run, (LowerToMatMulNBits, LowerToMatMulBnb4))
+        if isinstance(entry.run, (LowerToMatMulNBits, LowerToMatMulBnb4, LowerWithOffsets))
         for node in entry.run.lowered
     ]
     running = _optimized_nodes(model)

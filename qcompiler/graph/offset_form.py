@@ -1,0 +1,233 @@
+"""The middle form of a weight with a scale and an offset for each group, in plain ONNX that any tool can run:
+
+    w = (code - middle) * scale + offset
+
+    DequantizeLinear(codes intB [N, G g], scale [N, G]; blocks of g on axis 1)
+    -> Reshape [N, G, g] -> Add offset [N, G, 1] -> Reshape [N, G g] (-> Slice [N, K]) (-> Transpose, layout "kn")
+
+Scales and offsets may be computed by nodes over constants, which ONNX Runtime folds when it loads the model; ``float_zero_points`` and
+``two_level_form`` make those. Without offsets the Reshapes and the Add are left out. A short last group is filled up with the middle
+code and cut off. The arithmetic is in float32; Casts stand around it in a model of another type. Letters: N outputs, K
+reduction, G groups of g.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompiler.graph.edits import constant
+from qcompiler.graph.mapped_tensor import MappedTensor
+from qcompiler.graph.node_chain import NodeChain, constant_of, integers_of, producer_of
+from qcompiler.graph.quantized import SCHEME_KEY
+from qcompiler.graph.stored_quantized import SCALE_TYPES, Layout, StoredQuantized
+from qcompiler.graph.streamed_tensor import StreamedTensor
+from qcompiler.quant import packing
+from qcompiler.quant.scheme import ScaleDtype
+
+Bytes = npt.NDArray[np.uint8]
+Stored: TypeAlias = StoredQuantized
+
+FLOAT = ir.DataType.FLOAT
+_CHUNK = 1 << 22  # bytes turned at a time
+
+
+class CentredCodes(StreamedTensor):
+    """Codes of the spill file as the ONNX tensor intB [N, G g]: the bytes of MatMulNBits' B, each code less the middle."""
+
+    __slots__ = ("stored",)
+
+    def __init__(self, stored: Stored, name: str) -> None:
+        n, groups, width = (int(size) for size in stored.packed.shape.numpy())
+        shape = ir.Shape((n, groups * width * 8 // stored.scheme.bits))
+        super().__init__(self._turned, ir.DataType[f"INT{stored.scheme.bits}"], shape, name=name)
+        self.stored = stored
+
+    def _turned(self) -> Iterator[Bytes]:
+        packed = self.stored.packed.packed()
+        for start in range(0, packed.size, _CHUNK):
+            yield packing.shift_sign_packed(packed[start : start + _CHUNK], self.stored.scheme.bits)
+
+
+@dataclass(frozen=True, eq=False)
+class OffsetForm:
+    """What the nodes say; no number is read but the shapes.
+
+    Attributes:
+        shape: (N, K).
+        layout: "kn" where a Transpose ends it.
+        bits: of one code.
+        group: g.
+        source: holds the codes.
+        codes: intB [N, G g].
+        scale, offset: [N, G] in the weight's type; no offset in a symmetric scheme.
+    """
+
+    shape: tuple[int, int]
+    layout: Layout
+    bits: int
+    group: int
+    source: ir.Value
+    codes: ir.TensorProtocol
+    scale: ir.Value
+    offset: ir.Value | None
+
+    @property
+    def stored(self) -> Stored | None:
+        """The packed bytes behind a form that this run made; None for any other."""
+        return self.codes.stored if isinstance(self.codes, CentredCodes) else None
+
+    def packed(self) -> ir.TensorProtocol:
+        """The B input of MatMulNBits, uint8 [N, G, g bits / 8]."""
+        ours = self.stored
+        if ours is not None:
+            return ours.packed
+        n, width = (int(size) for size in self.codes.shape.numpy())
+        turned = packing.shift_sign_packed(_bytes(self.codes), self.bits)
+        return ir.Tensor(turned.reshape(n, width // self.group, self.group * self.bits // 8))
+
+    def unsigned_codes(self) -> Bytes:
+        """The codes, uint8 [N, K]."""
+        n, k = self.shape
+        width = int(self.codes.shape.numpy()[1])
+        turned = packing.shift_sign_packed(_bytes(self.codes), self.bits)
+        return packing.unpack_flat(turned, (n, width), self.bits)[:, :k].copy()
+
+
+def offset_nodes(
+    chain: NodeChain,
+    stored: Stored,
+    scale: ir.Value,
+    offset: ir.Value | None,
+    layout: Layout,
+    name: str,
+    out_dtype: ir.DataType,
+) -> list[ir.Node]:
+    """Nodes in order; the last yields ``name.dequantized`` as [K, N] ("kn") or [N, K] ("nk") and carries the notes.
+
+    Args:
+        chain: holds the nodes that compute scale and offset.
+        scale, offset: [N, G] of ``out_dtype``.
+    """
+    n, k, scheme = stored.n, stored.k, stored.scheme
+    group, groups = scheme.group_width(k), scheme.groups(k)
+    codes = constant(CentredCodes(stored, f"{name}.codes"), f"{name}.codes")
+    values = chain.add(
+        "DequantizeLinear",
+        [codes, _as_float(chain, scale, out_dtype, "scale.float")],
+        "centred",
+        axis=1,
+        block_size=group,
+    )
+    if offset is not None:
+        column = chain.reshape(
+            _as_float(chain, offset, out_dtype, "offset.float"), (n, groups, 1), "offset.column"
+        )
+        values = chain.add("Add", [chain.reshape(values, (n, groups, group), "groups"), column], "moved")
+        values = chain.reshape(values, (n, groups * group), "rows")
+    if groups * group != k:
+        values = chain.cut_rows(values, k, "rows")
+    if out_dtype != FLOAT:
+        values = chain.add("Cast", [values], "rows.cast", to=out_dtype.value)
+    shape = (n, k)
+    if layout == "kn":
+        values, shape = chain.add("Transpose", [values], "turned", perm=[1, 0]), (k, n)
+    values.name, values.type, values.shape = f"{name}.dequantized", ir.TensorType(out_dtype), ir.Shape(shape)
+    node = chain.nodes[-1]
+    node.name = f"{name}.dequantize"
+    node.metadata_props[SCHEME_KEY] = stored.label
+    return chain.nodes
+
+
+def offset_form(node: ir.Node | None) -> OffsetForm | None:
+    """The form whose last node this is, or None; constants may be initializers or Constant nodes."""
+    layout: Layout = "nk"
+    if node is not None and node.op_type == "Transpose":
+        if list(node.attributes.get_ints("perm", ())) != [1, 0]:
+            return None
+        layout, node = "kn", _behind(node, "Cast", "Slice", "Reshape", "DequantizeLinear")
+    cast = node is not None and node.op_type == "Cast"
+    if cast:
+        node = _behind(node, "Slice", "Reshape", "DequantizeLinear")
+    width: int | None = None
+    if node is not None and node.op_type == "Slice":
+        ends = integers_of(node, 2)
+        width = None if ends is None or ends.size != 1 else int(ends[0])
+        node = _behind(node, "Reshape", "DequantizeLinear") if width is not None else None
+    if node is None or node.domain != "":
+        return None
+    offset: ir.Value | None = None
+    if node.op_type == "Reshape":
+        add = producer_of(node, 0, "Add")
+        column = producer_of(add, 1, "Reshape")
+        node = producer_of(producer_of(add, 0, "Reshape"), 0, "DequantizeLinear")
+        offset = None if column is None else column.inputs[0]
+        if node is None or offset is None:
+            return None
+    elif node.op_type != "DequantizeLinear" or (
+        layout == "nk" and not cast and width is None and _is_plain(node)
+    ):
+        return None
+    return _read(node, offset, layout, width, cast)
+
+
+def held_as(
+    chain: NodeChain,
+    value: ir.Value,
+    dtype: ScaleDtype,
+    out_dtype: ir.DataType,
+    shape: tuple[int, int],
+    suffix: str,
+) -> ir.Value:
+    """A computed float32 value as scales of ``dtype`` hold it, of type ``out_dtype`` [N, G]."""
+    if dtype != "float32":
+        value = chain.add("Cast", [value], f"{suffix}.held", to=SCALE_TYPES[dtype].value)
+        if out_dtype == FLOAT:
+            value = chain.add("Cast", [value], f"{suffix}.float32", to=FLOAT.value)
+    value.type, value.shape = ir.TensorType(out_dtype), ir.Shape(shape)
+    return value
+
+
+def _read(
+    node: ir.Node, offset: ir.Value | None, layout: Layout, width: int | None, cast: bool
+) -> OffsetForm | None:
+    codes, scale, source = constant_of(node, 0), node.inputs[1], node.inputs[0]
+    group = node.attributes.get_int("block_size", 0)
+    signed = {ir.DataType.INT2: 2, ir.DataType.INT4: 4, ir.DataType.INT8: 8}
+    if codes is None or scale is None or source is None or codes.dtype not in signed or len(codes.shape) != 2:
+        return None
+    n, columns = (int(size) for size in codes.shape.numpy())
+    if len(node.inputs) > 2 or group < 1 or columns % group or node.attributes.get_int("axis", 1) % 2 != 1:
+        return None
+    k = columns if width is None else width
+    if cast:
+        scale, offset = _uncast_once(scale), None if offset is None else _uncast_once(offset)
+    if scale is None or not columns - group < k <= columns:
+        return None
+    return OffsetForm((n, k), layout, signed[codes.dtype], group, source, codes, scale, offset)
+
+
+def _is_plain(dequantize: ir.Node) -> bool:
+    """Scales are a constant: the middle form of ``quantized``."""
+    return constant_of(dequantize, 1) is not None
+
+
+def _behind(node: ir.Node | None, *op_types: str) -> ir.Node | None:
+    found = None if node is None or node.inputs[0] is None else node.inputs[0].producer()
+    return found if found is not None and found.domain == "" and found.op_type in op_types else None
+
+
+def _uncast_once(value: ir.Value) -> ir.Value | None:
+    node = value.producer()
+    return node.inputs[0] if node is not None and node.op_type == "Cast" else None
+
+
+def _as_float(chain: NodeChain, value: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
+    return value if dtype == FLOAT else chain.add("Cast", [value], suffix, to=FLOAT.value)
+
+
+def _bytes(tensor: ir.TensorProtocol) -> Bytes:
+    return tensor.packed() if isinstance(tensor, MappedTensor) else np.frombuffer(tensor.tobytes(), np.uint8)

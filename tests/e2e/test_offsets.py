@@ -1,0 +1,176 @@
+"""compile() with float zero points: what runs, that it computes what is stored, and what inspect, diff and resume make of it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qcompiler.api import Options, compile, dry_run
+from qcompiler.graph import checkpoints, model_file
+from qcompiler.graph.census import take_census
+from qcompiler.graph.weight_form import read_weight
+from qcompiler.report.inspect_model import inspect
+from tests import command_models as models
+from tests.small_models import (
+    Array,
+    assert_equal_outputs,
+    make_model,
+    relative_error,
+    run,
+    save_model,
+    weight,
+)
+
+# The same products summed in another order; float16 results are rounded at each linear.
+ROUNDING = {np.float32: 1e-5, np.float16: 4e-3}
+NAMES: dict[Any, str] = {np.float32: "float", np.float16: "float16"}
+FLOAT_POINTS = ["zero_point=float", "bits=4", "symmetric=false", "accuracy_level=0"]
+
+
+def _x(*shape: int, dtype: Any = np.float32) -> Array:
+    return np.random.default_rng(1).standard_normal(shape).astype(dtype)
+
+
+@pytest.mark.parametrize("scale_dtype", ["auto", "float16"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("k", [64, 72])
+def test_lowered_middle_form_and_numpy_agree(k: int, dtype: Any, scale_dtype: str, tmp_path: Path) -> None:
+    """A linear with a bias, a Gemm, and two linears that read one input, of which one is the head."""
+    name = NAMES[dtype]
+    model = make_model(
+        f"g ({name}[B,M,{k}] x) => ({name}[B,M,24] y) {{ h = MatMul(x, w) b = Add(h, c) r = Relu(b) "
+        "s = MatMul(r, u) t = MatMul(r, e) a = Add(s, t) y = MatMul(a, v) }",
+        {
+            "w": weight(k, 48, dtype=dtype), "c": weight(48, dtype=dtype, scale=1.0),
+            "u": weight(48, 40, seed=2, dtype=dtype), "e": weight(48, 40, seed=3, dtype=dtype), "v": weight(40, 24, seed=1, dtype=dtype),
+        },
+    )  # fmt: skip
+    path = save_model(model, tmp_path)
+    head = "head={bits: 4, symmetric: false, zero_point: float, group_size: 16, algorithm: rtn}"
+    settings = [*FLOAT_POINTS, "group_size=32", "group_fallback=pad", f"scale_dtype={scale_dtype}", head]
+    results = {}
+    for stop in ("quantize_weights", None):
+        made = compile(
+            path,
+            "w4a16-hqq",
+            settings=settings,
+            output=tmp_path / f"{stop}",
+            options=Options(verify_each=True, stop_after=stop),
+        )
+        results[stop] = run(made.path, {"x": _x(2, 5, k, dtype=dtype)})
+        assert [layer["scheme"] for layer in made.report.layers] == ["int4 g32 asym float-zp"] * 3 + [
+            "int4 g16 asym float-zp"
+        ]
+        seen = inspect(made.path)
+        quantized = [product for product in seen.products if product.granularity is not None]
+        assert [product.label for product in quantized] == [layer["scheme"] for layer in made.report.layers]
+        assert [product.role for product in quantized] == ["linear"] * 3 + ["head"]
+        assert [product.bytes for product in quantized] == [
+            layer["stored_bytes"] for layer in made.report.layers
+        ]
+        assert len(seen.products) == 4
+        if stop is None:
+            assert made.report.running == {"MatMulNBits": 4}
+            assert not take_census(model_file.load(made.path)).weights
+            continue
+        loaded = model_file.load(made.path)
+        stored = [read_weight(node.inputs[1].producer()) for node in loaded.graph if node.op_type == "MatMul"]
+        w, u, e, v = (found[0].dequantize().T for found in stored if found is not None)
+        c = weight(48, dtype=dtype, scale=1.0).astype(np.float32)
+        r = np.maximum(_x(2, 5, k, dtype=dtype).astype(np.float32) @ w + c, 0)
+        assert relative_error((r @ u + r @ e) @ v, results[stop]["y"]) <= ROUNDING[dtype]
+    assert_equal_outputs(results["quantize_weights"], results[None], ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("algorithm", ["rtn", "mse", "hqq", "gptq"])
+def test_every_quantizer_and_width_runs(bits: int, algorithm: str, tmp_path: Path) -> None:
+    path = save_model(
+        make_model(
+            "g (float[M,64] x) => (float[M,24] z) { y = MatMul(x, w) z = Relu(y) }",
+            {"w": weight(64, 24) + np.float32(0.3)},
+        ),
+        tmp_path,
+    )
+    settings = [*FLOAT_POINTS, f"bits={bits}", f"algorithm={algorithm}", "group_size=16"]
+    feed = {"x": _x(48, 64)}
+    made = compile(path, "w4a16-hqq", settings=settings, output=tmp_path / "out", calibration=[feed])
+    assert made.report.running == {"MatMulNBits": 1}
+    # half of one of 2^bits - 1 steps over about 3.5 deviations of 1/8, beside weights of 0.33
+    limit = 0.25 * 3.5 / 8 / (2**bits - 1) / 0.33 * 2
+    assert relative_error(run(path, feed)["z"], run(made.path, feed)["z"]) < limit
+
+
+def test_sums_of_an_activation_are_one_reduction(tmp_path: Path) -> None:
+    model = make_model(
+        "g (float[M,64] x) => (float[M,24] z) { y = MatMul(x, w) z = Relu(y) }", {"w": weight(64, 24)}
+    )
+    path = save_model(model, tmp_path)
+    made = compile(path, "w4a16-hqq", settings=FLOAT_POINTS, output=tmp_path / "out")
+    whole = run(made.path, {"x": _x(3, 64)})
+    assert "ReduceSum" in inspect(made.path).operators
+    assert relative_error(run(path, {"x": _x(3, 64)})["z"], whole["z"]) < 0.2
+
+
+def test_an_embedding_stays_plain_and_says_why(tmp_path: Path) -> None:
+    model = make_model(
+        "g (int64[B,S] i) => (float[B,S,64] y) { e = Gather(t, i) y = Relu(e) }", {"t": weight(40, 64)}
+    )
+    path = save_model(model, tmp_path)
+    settings = ["embedding={bits: 4, symmetric: false, zero_point: float, group_size: 32, algorithm: rtn}"]
+    made = compile(path, "w4a16-rtn", settings=settings, output=tmp_path / "out")
+    (layer,) = made.report.layers
+    assert any("no kernel looks up rows" in note for note in layer["notes"])
+    feed = {"i": np.arange(6, dtype=np.int64)[None]}
+    assert relative_error(run(path, feed)["y"], run(made.path, feed)["y"]) < 0.2  # 4 bits
+    ahead = dry_run(path, "w4a16-rtn", settings=settings)
+    assert any("no kernel looks up rows" in note for note in ahead.plan.quantized[0].notes)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_stopped_compile_goes_on_with_the_same_bytes(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, count = checkpoints.Checkpoints.add, 0
+
+    def stopping(self: checkpoints.Checkpoints, part: str, content: Any) -> None:
+        nonlocal count
+        add(self, part, content)
+        count += 1
+        if count == at:
+            raise KeyboardInterrupt
+
+    path = models.deep_decoder(tmp_path)
+    data = tmp_path / "data"
+    data.mkdir()
+    np.savez(data / "0.npz", input_ids=np.arange(24, dtype=np.int64)[None])
+    given: dict[str, Any] = {"settings": ["zero_point=float", "group_size=16"], "calibration": data}
+    whole = compile(path, "w4a16-awq", output=tmp_path / "whole", **given).folder
+    monkeypatch.setattr(checkpoints.Checkpoints, "add", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        compile(path, "w4a16-awq", output=tmp_path / "out", **given)
+    monkeypatch.setattr(checkpoints.Checkpoints, "add", add)
+    again = compile(path, "w4a16-awq", output=tmp_path / "out", options=Options(resume=True), **given).folder
+    for name in ("model.onnx", "model.onnx.data"):
+        if (whole / name).exists():
+            assert (again / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_low_rank_part_is_beside_the_offsets(tmp_path: Path) -> None:
+    path = save_model(
+        make_model(
+            "g (float[M,64] x) => (float[M,24] z) { y = MatMul(x, w) z = Relu(y) }", {"w": weight(64, 24)}
+        ),
+        tmp_path,
+    )
+    settings = [*FLOAT_POINTS, "algorithm=[hqq, {name: lorc, rank: 4}]", "group_size=16"]
+    made = compile(
+        path, "w4a16-hqq", settings=settings, output=tmp_path / "out", calibration=[{"x": _x(48, 64)}]
+    )
+    (product,) = inspect(made.path).products
+    assert product.label == "int4 g16 asym float-zp + rank 4"
+    assert product.bytes == made.report.layers[0]["stored_bytes"]
+    assert (
+        relative_error(run(path, {"x": _x(3, 64)})["z"], run(made.path, {"x": _x(3, 64)})["z"]) < 0.2
+    )  # 4 bits
