@@ -32,12 +32,13 @@ from qcompiler.graph.stored_corrections import StoredCorrections, restore_correc
 from qcompiler.graph.stored_quantized import Layout
 from qcompiler.graph.weight_form import emit_weight, record_of, restore_weight
 from qcompiler.graph.weight_store import WeightStore
-from qcompiler.graph.weights import Role
+from qcompiler.graph.weights import Expert, Role
 from qcompiler.passes.migrate_scales import AppliedScale, ScaleMigration
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor, base_of
 from qcompiler.recipe.plan import Plan, PlannedWeight
 
+UNREACHED = "calibration never reached it: its scales come from the weight alone"
 FEW_ROWS = "damping alone makes the Hessian definite; give more data"
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
@@ -133,6 +134,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
                 f"{len(few)} of the weights have more channels than calibration has rows ({few[0]}): "
                 f"{FEW_ROWS}, or set calib.samples and calib.length"
             )
+        self._plan.warnings += _unreached(self._plan.quantized)
         return ir.passes.PassResult(model, modified=True)
 
     def _quantize_by_segment(self, run: CalibrationRun) -> None:
@@ -199,9 +201,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
                 if planned in self._done:
                     continue
                 if planned.needs and seen is None:
-                    planned.notes.append(
-                        "calibration never reached it: its scales come from the weight alone"
-                    )
+                    planned.notes.append(UNREACHED)
                 elif seen is not None and _rows_lack(planned, seen):
                     planned.notes.append(
                         f"{seen.rows} rows of calibration for {planned.weight.shape[1]} channels: {FEW_ROWS}"
@@ -382,6 +382,19 @@ def _quantized(
     step, name = planned.settings.quantizer, planned.weight.name
     found = call(step.algorithm, name, values, statistics, planned.scheme, step.options)
     return checked(found, planned.scheme, planned.weight.shape, f"{name}: {step.name}")
+
+
+def _unreached(quantized: Sequence[PlannedWeight]) -> list[str]:
+    """A line for each stack of experts of which calibration reached some and others not."""
+    missed: dict[str, list[Expert]] = {}
+    for planned in quantized:
+        if planned.weight.expert is not None and UNREACHED in planned.notes:
+            missed.setdefault(planned.weight.expert.stack, []).append(planned.weight.expert)
+    return [
+        f"{stack}: calibration never reached {len(experts)} of {experts[0].count} experts "
+        f"({', '.join(str(expert.index) for expert in experts)}): scales come from the weights alone; give more data"
+        for stack, experts in missed.items()
+    ]
 
 
 def _rows_lack(planned: PlannedWeight, statistics: InputStatistics) -> bool:

@@ -16,6 +16,7 @@ from qcompiler.passes.normalize import Normalize
 from qcompiler.passes.quantize_weights import CalibrationRun, LayerResult, Progress, QuantizeWeights
 from qcompiler.passes.raise_opset import RaiseOpset
 from qcompiler.passes.rotate import Rotate, RotationResult
+from qcompiler.passes.split_experts import SplitExperts
 from qcompiler.passes.widen_bfloat16 import WidenBfloat16
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.mixed import MixedSettings
@@ -126,6 +127,10 @@ def _rotate(materials: Materials) -> Rotate:
     )
 
 
+def _split_experts(materials: Materials) -> SplitExperts:
+    return SplitExperts([planned.weight for planned in materials.plan.quantized])
+
+
 def _quantize_weights(materials: Materials) -> QuantizeWeights:
     return QuantizeWeights(
         materials.plan, materials.store, materials.calibration, materials.progress, materials.checkpoints
@@ -139,6 +144,7 @@ def _assign_bits(materials: Materials) -> AssignBits:
 
 
 _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str], ...] = (
+    ("split_experts", _split_experts, "after planning: experts that all stay float stay one product"),
     (
         "expand_gemm",
         _expand_gemm,

@@ -13,6 +13,8 @@ BLOCK_ROWS = 4096  # rows turned to float32 at a time
 class InputObserver:
     """Adds up what `InputStatistics` holds.
 
+    Rows of zeros, which pad an expert's share of the tokens, are not counted: they drive nothing.
+
     Args:
         k: channels of the input.
         needs: which statistics; nothing else is computed.
@@ -49,6 +51,11 @@ class InputObserver:
             raise CalibrationError(
                 f"{self._where}: NaN or infinity in the activations; check the calibration data, or the float model on it"
             )
+        driven = rows.any(axis=1)
+        if not driven.all():
+            rows = rows[driven]
+        if not len(rows):
+            return
         self._rows += len(rows)
         if self._products is not None:
             self._products += rows.T @ rows

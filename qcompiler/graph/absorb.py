@@ -217,9 +217,9 @@ def scale_vectors(node: ir.Node, indices: Sequence[int], factors: Factors, names
         value = node.inputs[index]
         assert value is not None
         view = constant_view(value)
-        assert view is not None and view.source.const_value is not None
+        assert view is not None
         dtype = view.dtype.numpy()
-        old = view.source.const_value.numpy().reshape(view.shape).astype(np.float32)
+        old = view.array().astype(np.float32)
         scaled = (old * factors.reshape((1,) * (old.ndim - 1) + (-1,))).astype(dtype)
         name = names.value(f"{value.name}.scaled")
         fresh = add_initializer(graph, ir.Tensor(scaled, dtype=view.dtype, name=name), name)
@@ -265,6 +265,8 @@ def _probe(
     computed = Piece(model, nodes, inputs, [candidate, *(v for v in beside if v not in inputs)]).run(sample)
     sample = {**sample, **computed}
     real = computed[candidate]
+    if real.size == 0:
+        return None  # an expert that no token of the sample chose: nothing is seen
     between = Piece(model, nodes, [candidate, *beside], [target])
     random = np.random.default_rng(0)
     spread = max(float(np.std(real.astype(np.float32))), 1e-3)

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -13,9 +13,11 @@ from qcompiler.graph.codebook_form import codebook_form
 from qcompiler.graph.correction_form import correction_at
 from qcompiler.graph.offset_form import offset_form
 from qcompiler.graph.offset_product import is_group_sum, is_offset_part
+from qcompiler.graph.stacked_product import StackedProduct, stacked_product
 from qcompiler.graph.weights import (
     FLOAT_TYPES,
     ConstantView,
+    Expert,
     Role,
     Weight,
     WeightUse,
@@ -48,27 +50,42 @@ class Census:
 def take_census(model: ir.Model) -> Census:
     """Find every weight and every product without one."""
     census = Census()
-    by_key: dict[tuple[int, tuple[int, ...], bool, ir.DataType], Weight] = {}
+    by_key: dict[tuple[int, tuple[int, ...], bool, ir.DataType, int | None], Weight] = {}
     for node, top_level, body in _all_nodes(model.graph):
-        found = _classify(node)
-        if isinstance(found, str):
-            census.left_alone.append(LeftAlone(node, _plain_role(node), found))
-        if not isinstance(found, _Found):
-            continue
-        view = found.view
-        key = (id(view.source), view.shape, found.transposed, view.dtype)
-        use = WeightUse(node, found.role, found.input_index, top_level, body)
-        if key in by_key:
-            by_key[key].uses.append(use)
-            continue
-        name, aliases = product_names(node, view.source)
-        rows, columns = view.shape
-        weight = Weight(name, view.source, (rows, columns), found.transposed, view.dtype, [use], aliases)
-        by_key[key] = weight
-        census.weights.append(weight)
+        classified = _classify(node, body)
+        if isinstance(classified, str):
+            census.left_alone.append(LeftAlone(node, _plain_role(node), classified))
+        for found in classified if isinstance(classified, list) else ():
+            view = found.view
+            key = (id(view.source), view.shape, found.transposed, view.dtype, view.index)
+            use = WeightUse(node, found.role, found.input_index, top_level, body)
+            if key in by_key:
+                by_key[key].uses.append(use)
+                continue
+            by_key[key] = _weight(found, use)
+            census.weights.append(by_key[key])
     _mark_heads(model.graph, census)
     _make_names_unique(census.weights)
     return census
+
+
+def _weight(found: "_Found", use: WeightUse) -> Weight:
+    view = found.view
+    rows, columns = view.shape
+    if view.index is None:
+        name, aliases = product_names(use.node, view.source)
+        return Weight(name, view.source, (rows, columns), found.transposed, view.dtype, [use], aliases)
+    assert view.source.const_value is not None
+    count = view.source.const_value.size // (rows * columns)
+    # Products of one layer's experts often share their scope; the stack's own name tells them apart.
+    scope = product_names(use.node, view.source)[0]
+    stack = view.source.name or scope
+    names = list(dict.fromkeys([f"{scope}.{stack}" if _uninformative(stack) else stack, scope]))
+    expert = Expert(names[0], view.index, count)
+    aliases = tuple(f"{name}.{view.index}" for name in names[1:])
+    return Weight(
+        f"{names[0]}.{view.index}", view.source, (rows, columns), found.transposed, view.dtype, [use], aliases, expert
+    )  # fmt: skip
 
 
 def _all_nodes(
@@ -95,16 +112,23 @@ class _Found:
     transposed: bool  # storage is [K, N]
 
 
-def _classify(node: ir.Node) -> _Found | str | None:
-    """A weight, or why this product has none, or None for a node that is no product."""
+def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
+    """Weights, or why this product has none, or None for a node that is no product."""
     if node.domain not in ("", "ai.onnx"):
+        if node.op_type == "MoE":
+            return "experts inside one operator of ONNX Runtime: export them as products to quantize them"
         return ALREADY_QUANTIZED if node.op_type in _QUANTIZED_OPS else None
     if is_offset_part(node) or is_group_sum(node):
         return None  # of a product with a quantized weight
+    stacked = stacked_product(node)
+    if stacked is not None:
+        return stacked if isinstance(stacked, str) else _classify_experts(stacked, body)
     if node.op_type in ("MatMul", "Gemm"):
-        return _classify_linear(node)
+        found = _classify_linear(node)
+        return [found] if isinstance(found, _Found) else found
     if node.op_type == "Gather":
-        return _classify_gather(node)
+        table = _classify_gather(node)
+        return [table] if isinstance(table, _Found) else table
     if node.op_type in ("Conv", "ConvTranspose"):
         return "a convolution: no weight-only kernel takes one"
     return ALREADY_QUANTIZED if node.op_type in _QUANTIZED_OPS else None
@@ -116,6 +140,24 @@ _QUANTIZED_OPS = frozenset(
         "QLinearMatMul", "QLinearConv", "QGemm", "ConvInteger", "QMoE",
     }
 )  # fmt: skip
+
+
+def _classify_experts(stacked: StackedProduct, body: str | None) -> list[_Found] | str:
+    """Each expert of a stack is a weight of its own."""
+    k, n = stacked.k, stacked.view.final_shape[-2 if stacked.flipped else -1]
+    if body is not None:
+        return f"experts inside {body}: products are split into experts in the main graph only"
+    if stacked.view.dtype not in FLOAT_TYPES:
+        return f"the weight is {stacked.view.dtype.name}, not a float type"
+    if k < SMALLEST_K:
+        return f"K={k} is less than the smallest group ({SMALLEST_K})"
+    if n < 1:
+        return "the weight is empty"
+    matrix = stacked.view.shape[1:]
+    return [
+        _Found(replace(stacked.view, shape=matrix, index=index), Role.LINEAR, 1, stacked.transposed)
+        for index in range(stacked.count)
+    ]
 
 
 def _classify_linear(node: ir.Node) -> _Found | str:
@@ -205,7 +247,7 @@ def _plain_role(node: ir.Node) -> Role:
     if node.op_type in ("Gather", "GatherBlockQuantized"):
         return Role.EMBEDDING
     if node.op_type in ("MatMul", "Gemm") and constant_view(node.inputs[1]) is None:
-        return Role.ATTENTION
+        return Role.ATTENTION if stacked_product(node) is None else Role.LINEAR
     return Role.LINEAR
 
 
@@ -257,20 +299,19 @@ def _is_shape(value: ir.Value) -> bool:
 def product_names(node: ir.Node, source: ir.Value) -> tuple[str, tuple[str, ...]]:
     """The best name for people, and every other name that a rule may use."""
     scopes = _exporter_scope(node)
-    uninformative = (
-        source.name is None
-        or source.name.startswith(("val_", "onnx::", "_", "const"))
-        or source.name.isdigit()
-    )
     candidates = [
         scopes,
-        None if uninformative else source.name,
+        None if source.name is None or _uninformative(source.name) else source.name,
         node.name,
         source.name,
         node.outputs[0].name,
     ]
     names = [name for name in candidates if name]
     return (names[0] if names else node.op_type), tuple(dict.fromkeys(names[1:]))
+
+
+def _uninformative(name: str) -> bool:
+    return name.startswith(("val_", "onnx::", "_", "const")) or name.isdigit()
 
 
 def _exporter_scope(node: ir.Node) -> str | None:

@@ -186,6 +186,7 @@ _OF_CONSTANTS = frozenset(
         "Sub",
         "Add",
         "Slice",
+        "Split",
     }
 )
 
@@ -205,9 +206,7 @@ def _large_constant(value: ir.Value) -> Array | None:
     view = constant_view(value)
     if view is None or int(np.prod(view.shape)) * 4 <= INLINE_BYTES:
         return None
-    assert view.source.const_value is not None
-    stored = view.source.const_value.numpy().reshape(view.shape)
-    array = stored.T if view.transposed else stored
+    array = view.array()
     wanted = view.dtype.numpy()
     return np.ascontiguousarray(array if array.dtype == wanted else array.astype(wanted))
 

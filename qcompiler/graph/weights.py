@@ -1,10 +1,11 @@
 """Constant weights and how a node reaches them: one `Weight` is one matrix [N, K], however often and through whatever it is used.
 
-A weight may lie behind Identity, Cast, Transpose, Reshape, Squeeze and Unsqueeze of an initializer. What stays of such a chain is the
-matrix's shape in storage order and whether the use reads it transposed, so two uses of one matrix compare equal by key.
+A weight may lie behind Identity, Cast, Transpose, Reshape, Squeeze and Unsqueeze of an initializer, and be one of several that are
+stacked in it (Gather, Slice or Split on the first axis with a constant index). What stays of such a chain is the matrix's place and shape
+in storage order and whether the use reads it transposed, so two uses of one matrix compare equal by key.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -31,19 +32,48 @@ class ConstantView:
     Attributes:
         source: the initializer.
         shape: the shape that the chain gives it, before the transposition.
-        transposed: the last two axes of a matrix are swapped on top of ``shape``.
+        transposed: the last two axes are swapped on top of ``shape``.
         dtype: element type at the end of the chain.
+        index: which of the equal parts along the initializer's first axis is seen; None: all of it.
     """
 
     source: ir.Value
     shape: tuple[int, ...]
     transposed: bool
     dtype: ir.DataType
+    index: int | None = None
 
     @property
     def final_shape(self) -> tuple[int, ...]:
         """The shape that a consumer sees."""
-        return self.shape[::-1] if self.transposed else self.shape
+        return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if self.transposed else self.shape
+
+    def array(self) -> npt.NDArray[np.generic]:
+        """The values as a consumer sees them but for Casts: a view of the initializer's, which may be a mapped file."""
+        assert self.source.const_value is not None
+        found = part_of(self.source.const_value.numpy(), self.shape, self.index)
+        return np.swapaxes(found, -1, -2) if self.transposed else found
+
+
+def part_of(
+    stored: npt.NDArray[np.generic], shape: tuple[int, ...], index: int | None
+) -> npt.NDArray[np.generic]:
+    """A view of ``stored`` in this shape, or of the part at ``index`` where the shape is one part's."""
+    return stored.reshape(shape) if index is None else stored.reshape((-1, *shape))[index]
+
+
+@dataclass(frozen=True)
+class Expert:
+    """The place of a weight that is stacked with others of its kind in one initializer.
+
+    Attributes:
+        stack: name of the stack, for people.
+        index: its own place, of ``count``.
+    """
+
+    stack: str
+    index: int
+    count: int
 
 
 @dataclass(eq=False)
@@ -68,6 +98,7 @@ class Weight:
         transposed: storage is [K, N] rather than [N, K].
         dtype: float type of the values where they are used.
         uses: in graph order.
+        expert: its place where ``source`` holds several weights.
         row_scale: float32 [N] still to be multiplied onto the stored values, or None.
         column_scale: float32 [K], likewise.
     """
@@ -79,6 +110,7 @@ class Weight:
     dtype: ir.DataType
     uses: list[WeightUse]
     aliases: tuple[str, ...] = ()
+    expert: Expert | None = None
     row_scale: npt.NDArray[np.float32] | None = field(default=None, repr=False)
     column_scale: npt.NDArray[np.float32] | None = field(default=None, repr=False)
 
@@ -97,7 +129,7 @@ class Weight:
     def float_bytes(self) -> int:
         """Bytes of the stored float values."""
         assert self.source.const_value is not None
-        return int(self.source.const_value.nbytes)
+        return int(self.source.const_value.nbytes) // (1 if self.expert is None else self.expert.count)
 
     @property
     def role(self) -> Role:
@@ -109,7 +141,9 @@ class Weight:
         """The values [N, K]: a view of the mapped file, or a float32 copy when scales are pending."""
         tensor = self.source.const_value
         assert tensor is not None
-        stored = tensor.numpy().reshape(self.stored_shape)
+        stored = part_of(
+            tensor.numpy(), self.stored_shape, None if self.expert is None else self.expert.index
+        )
         matrix = stored.T if self.transposed else stored
         if self.row_scale is None and self.column_scale is None:
             return matrix
@@ -133,23 +167,23 @@ def constant_view(value: ir.Value | None) -> ConstantView | None:
     """The initializer behind ``value``, or None where it depends on anything but one constant."""
     if value is None:
         return None
-    chain: list[ir.Node] = []
+    chain: list[tuple[ir.Node, ir.Value]] = []
     current = value
     while not current.is_initializer():
         node = current.producer()
-        if node is None or node.op_type not in _STEPS or node.domain not in ("", "ai.onnx"):
+        if node is None or node.op_type not in _STEPS | _PARTS or node.domain not in ("", "ai.onnx"):
             return None
         first = node.inputs[0]
         if first is None:
             return None
-        chain.append(node)
+        chain.append((node, current))
         current = first
     if current.const_value is None or current.is_graph_input():
         return None
     tensor = current.const_value
     view = ConstantView(current, tuple(tensor.shape.numpy()), False, tensor.dtype)
-    for node in reversed(chain):
-        step = _apply(view, node)
+    for node, output in reversed(chain):
+        step = _part(view, node, output) if node.op_type in _PARTS else _apply(view, node)
         if step is None:
             return None
         view = step
@@ -158,6 +192,8 @@ def constant_view(value: ir.Value | None) -> ConstantView | None:
 
 def is_read_by_its_uses_alone(weight: Weight) -> bool:
     """Whether every reader of the stored numbers is one of the weight's uses in the main graph, so that they may be changed for these."""
+    if weight.expert is not None:
+        return False  # the others of its stack are stored with it
     own = {use.node for use in weight.uses if use.in_body is None}
     stack = [weight.source]
     while stack:
@@ -191,6 +227,7 @@ _KEPT_BY_CAST = (FLOAT_TYPES | {ir.DataType.DOUBLE}, frozenset({ir.DataType.INT3
 """Types between which a Cast changes no value that a model means; from one set to the other it would round, or drop a scale."""
 
 _STEPS = frozenset({"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze"})
+_PARTS = frozenset({"Gather", "Slice", "Split"})
 
 
 def _apply(view: ConstantView, node: ir.Node) -> ConstantView | None:
@@ -200,18 +237,48 @@ def _apply(view: ConstantView, node: ir.Node) -> ConstantView | None:
         to = _cast_target(node)
         if not any(view.dtype in types and to in types for types in _KEPT_BY_CAST):
             return None
-        return ConstantView(view.source, view.shape, view.transposed, to)
+        return replace(view, dtype=to)
     if node.op_type == "Transpose":
+        rank = len(view.shape)
         permutation = tuple(node.attributes["perm"].as_ints()) if "perm" in node.attributes else None
-        if len(view.shape) != 2:
-            return None  # a permutation of more axes is not one matrix read both ways
-        if permutation in (None, (1, 0)):
-            return ConstantView(view.source, view.shape, not view.transposed, view.dtype)
-        return view
+        if permutation is None:
+            permutation = tuple(reversed(range(rank)))
+        if rank >= 2 and permutation == (*range(rank - 2), rank - 1, rank - 2):
+            return replace(view, transposed=not view.transposed)
+        return view if rank >= 2 and permutation == tuple(range(rank)) else None
     target = _static_shape(view, node)
     if target is None or view.transposed:
         return None  # after a transposition the values are not in storage order
-    return ConstantView(view.source, target, False, view.dtype)
+    return replace(view, shape=target)
+
+
+def _part(view: ConstantView, node: ir.Node, output: ir.Value) -> ConstantView | None:
+    """One of the matrices that are stacked on the first axis; None for anything else that these nodes do."""
+    if len(view.shape) < 3 or view.index is not None:
+        return None
+    count, rest = view.shape[0], view.shape[1:]
+    if node.op_type == "Gather":
+        picked = constant_values(node.inputs[1])
+        if node.attributes.get_int("axis", 0) != 0 or picked is None or picked.size != 1:
+            return None
+        index, shape = int(picked.reshape(-1)[0]), (*picked.shape, *rest)
+    elif node.op_type == "Slice":
+        bounds = [constant_values(value) for value in node.inputs[1:]]
+        if len(bounds) < 3 or any(bound is None or bound.size != 1 for bound in bounds):
+            return None
+        start, end, axis, *step = (int(bound.reshape(-1)[0]) for bound in bounds if bound is not None)
+        index = start + count if start < 0 else start
+        if axis != 0 or step not in ([], [1]) or min(end + count if end < 0 else end, count) != index + 1:
+            return None
+        shape = (1, *rest)
+    else:
+        sizes = None if len(node.inputs) < 2 else constant_values(node.inputs[1])
+        equal = len(node.outputs) == count and (sizes is None or bool((sizes == 1).all()))
+        if node.attributes.get_int("axis", 0) != 0 or not equal:
+            return None
+        index, shape = output.index() or 0, (1, *rest)
+    index += count if index < 0 else 0
+    return replace(view, shape=shape, index=index) if 0 <= index < count else None
 
 
 def _cast_target(node: ir.Node) -> ir.DataType:

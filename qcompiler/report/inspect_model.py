@@ -177,7 +177,7 @@ def _of_census(census: Census, quantized: set[ir.Node]) -> list[tuple[ir.Node, I
         nodes = [use.node for use in weight.uses]
         roles = "/".join(dict.fromkeys(use.role.value for use in weight.uses))
         product = _float(weight.name, roles, _operators(nodes), weight.shape, weight.source, "")
-        found.append((nodes[0], product))
+        found.append((nodes[0], replace(product, bytes=weight.float_bytes)))
     counted = {weight.source for weight in census.weights}
     for alone in census.left_alone:
         node = alone.node

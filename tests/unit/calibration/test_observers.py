@@ -84,3 +84,22 @@ def test_what_is_not_finite_is_refused_by_name(bad: float) -> None:
     rows[1, 2] = bad
     with pytest.raises(CalibrationError, match=r"^some_value: NaN or infinity"):
         InputObserver(8, ALL, "some_value").add(rows)
+
+
+def test_rows_of_zeros_are_not_counted() -> None:
+    padded, plain = InputObserver(8, ALL, "x"), InputObserver(8, ALL, "x")
+    rows = _rows(5)
+    padded.add(np.concatenate([np.zeros((3, 8), np.float32), rows, np.zeros((2, 8), np.float32)]))
+    plain.add(rows)
+    seen, expected = padded.statistics(), plain.statistics()
+    assert seen is not None and expected is not None
+    assert seen.rows == 5
+    np.testing.assert_array_equal(seen.hessian, expected.hessian)
+    np.testing.assert_array_equal(seen.mean_abs, expected.mean_abs)
+
+
+def test_zeros_and_no_rows_at_all_are_nothing_seen() -> None:
+    observer = InputObserver(8, ALL, "x")
+    observer.add(np.zeros((4, 8), np.float32))
+    observer.add(np.zeros((0, 1, 8), np.float32))
+    assert observer.statistics() is None

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompiler.graph.census import Census, take_census
+from qcompiler.graph.weights import Expert
 from tests.small_models import Array, make_model, weight
 
 
@@ -66,7 +67,7 @@ def test_one_weight_in_two_float_types_is_two() -> None:
 @pytest.mark.parametrize(("text", "weights", "reason"), [
     ("y = MatMul(x, z)", {}, "both factors are activations"),
     ("y = MatMul(w, z)", {"w": weight(4, 32)}, "the constant is the left factor"),
-    ("y = MatMul(x, w)", {"w": weight(2, 32, 32)}, "3 dimensions"),
+    ("y = MatMul(x, w)", {"w": weight(2, 2, 32, 32)}, "4 dimensions"),
     ("s = Constant<value_ints=[-1,8]>() r = Reshape(x, s) y = MatMul(r, w)", {"w": weight(8, 32)}, "K=8 is less than"),
     ("c = DequantizeLinear(w, f) y = MatMul(x, c)", {"w": np.ones((32, 32), np.int8), "f": np.array(0.1, np.float32)}, "already quantized"),
     ("c = Cast<to=1>(w) y = MatMul(x, c)", {"w": np.ones((32, 32), np.int8)}, "already quantized"),
@@ -76,7 +77,7 @@ def test_one_weight_in_two_float_types_is_two() -> None:
 def test_why_a_product_is_left_alone(text: str, weights: dict[str, Array], reason: str) -> None:
     census = _census(
         f"g (float[M,32] x, float[32,32] z) => (float[A,B] y) {{ {text} }}".replace(
-            "[A,B]", "[A,B,C]" if "3 dim" in reason else "[A,B]"
+            "[A,B]", "[A,B,C,D]" if "4 dim" in reason else "[A,B]"
         ),
         weights,
     )
@@ -149,3 +150,75 @@ def test_names_come_from_the_exporters_scopes_and_stay_unique() -> None:
     assert names[0] == "layers.0.q_proj"
     assert len(set(names)) == 3
     assert isinstance(model, onnx.ModelProto)
+
+
+STACK = weight(3, 32, 48)
+TURNED = weight(3, 48, 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "stack"),
+    [
+        ("y = MatMul(x, w)", STACK),
+        ("t = Transpose<perm=[0,2,1]>(w) y = MatMul(x, t)", TURNED),
+        ('y = Einsum<equation="abc, acd -> abd">(x, w)', STACK),
+        ('y = Einsum<equation="etk,enk->etn">(x, w)', TURNED),
+        ("v = Gather(w, i) y = MatMul(x, v)", STACK),
+        ("v = Gather(w, i) t = Transpose<perm=[0,2,1]>(v) y = MatMul(x, t)", TURNED),
+    ],
+)
+def test_stacked_experts_are_a_weight_each(text: str, stack: Array) -> None:
+    census = _census(f"g (float[3,M,32] x, int64[3] i) => (float[3,M,48] y) {{ {text} }}", {"w": stack})
+    assert not census.left_alone
+    assert [found.name for found in census.weights] == ["w.0", "w.1", "w.2"]
+    for index, found in enumerate(census.weights):
+        assert found.shape == (48, 32) and found.expert == Expert("w", index, 3)
+        assert found.float_bytes == 4 * 48 * 32
+        np.testing.assert_array_equal(found.array(), stack[index].T if stack is STACK else stack[index])
+
+
+def test_slices_of_a_stack_are_its_experts() -> None:
+    census = _census(
+        """g (float[M,32] x) => (float[M,48] y) {
+            one = Constant<value_int=1>() u = Gather(w, one) a = MatMul(x, u)
+            last = Constant<value_int=-1>() z = Gather(w, last) b = MatMul(x, z) y = Add(a, b)
+        }""",
+        {"w": STACK},
+    )
+    assert [found.name for found in census.weights] == ["w.1", "w.2"]
+    np.testing.assert_array_equal(census.weights[1].array(), STACK[2].T)
+
+
+@pytest.mark.parametrize(
+    ("text", "signature", "reason"),
+    [
+        ("y = MatMul(x, w)", "(float[E,M,32] x)", "does not say which rows are whose"),
+        ('y = Einsum<equation="emk,fkn->efmn">(x, w)', "(float[3,M,32] x)", "no product of each expert"),
+        ("v = Gather(w, i) y = MatMul(x, v)", "(float[2,3,M,32] x, int64[2,3] i)", "ids of rank 2"),
+        ("v = GatherND(w, i) y = MatMul(x, v)", "(float[2,M,32] x, int64[2,1] i)", "a GatherND that is not read"),
+        ('v = Gather(w, i) y = Einsum<equation="tk,tkn->tn">(x, v)', "(float[2,32] x, int64[2] i)", "by Einsum"),
+    ],
+)  # fmt: skip
+def test_why_experts_are_left_alone(text: str, signature: str, reason: str) -> None:
+    outputs = {"efmn": "[3,3,M,48]", "rank 2": "[2,3,M,48]", "tn": "[2,48]"}
+    shape = next((s for key, s in outputs.items() if key in text + reason), "[E,M,48]")
+    census = _census(f"g {signature} => (float{shape} y) {{ {text} }}", {"w": STACK})
+    assert not census.weights
+    (alone,) = census.left_alone
+    assert reason in alone.reason and alone.role.value == "linear"
+
+
+def test_experts_inside_one_operator_are_left_alone() -> None:
+    text = """g (float[M,32] x, float[M,2] r) => (float[M,32] y) {
+        y = com.microsoft.MoE <k = 1> (x, r, up, "", down)
+    }""".replace(', "", ', ", none, ")
+    census = _census(
+        text,
+        {"up": weight(2, 48, 32), "none": np.zeros((2, 48), np.float32), "down": weight(2, 32, 48)},
+        domains={"com.microsoft": 1},
+    )
+    (alone,) = census.left_alone
+    assert (
+        alone.reason
+        == "experts inside one operator of ONNX Runtime: export them as products to quantize them"
+    )
