@@ -196,6 +196,7 @@ class _Edit:
         self._planned = {planned.weight.source: planned for planned in plan.quantized}
         self._shifts: list[tuple[Place, Rotation]] = []
         self._norms: list[tuple[NormWeight, Rotation]] = []
+        self._exits: list[tuple[int, Rotation]] = []  # by their place among the model's outputs
         self._ones: dict[tuple[ir.DataType, int, int], ir.Value] = {}
         self._rotated: dict[tuple[ir.Value, int], ir.Value] = {}
         self.turns: dict[Weight, WeightTurn] = {}
@@ -218,6 +219,8 @@ class _Edit:
             for product in norm.readers:
                 self.turns[product.weight].fold = norm.value
         self._shifts += [(place, stream.rotation) for place in stream.shifts]
+        outputs = self._model.graph.outputs
+        self._exits += [(i, stream.rotation) for i, value in enumerate(outputs) if value in stream.exits]
 
     def take_heads(self, heads: Heads) -> None:
         """The linears before and behind attention."""
@@ -247,6 +250,8 @@ class _Edit:
                 self._make_product(norm, rotation)
         for node, bias in biases:
             self._add_bias(node, bias)
+        for index, rotation in self._exits:
+            self._turn_back(index, rotation)
 
     def _note(self, weight: Weight, text: str) -> None:
         planned = self._planned.get(weight.source)
@@ -312,10 +317,33 @@ class _Edit:
             drop_unused(output)
         else:
             self._unite(norm.place, norm.offsets)
-        width, stored = rotation.size, dtype.bitwidth // 8 * rotation.size**2
-        reason = f"made by rotate: {old.name} in the rotated basis, for the linears behind it cannot take it"
+        self._tell_product(
+            product, f"{old.name} in the rotated basis, for the linears behind it cannot take it"
+        )
+
+    def _turn_back(self, index: int, rotation: Rotation) -> None:
+        """A product with R^T before an output of the model, which stays what it was."""
+        outputs = self._model.graph.outputs
+        turned = outputs[index]
+        name, dtype = turned.name, turned.dtype or ir.DataType.FLOAT
+        operand = self._constant(
+            np.ascontiguousarray(rotation.matrix().T).astype(dtype.numpy()), f"{name}.turned_back"
+        )
+        product = ir.node("MatMul", [turned, operand], name=self._names.node(f"{name}.turned_back"))
+        set_info(product.outputs[0], dtype, turned.shape)
+        self._model.graph.append(product)
+        outputs[index] = product.outputs[0]
+        turned.name, product.outputs[0].name = self._names.value(f"{name}.rotated"), name
+        self._tell_product(product, f"the output {name} in its own basis")
+
+    def _tell_product(self, product: ir.Node, what: str) -> None:
+        operand = product.inputs[1]
+        assert operand is not None and operand.const_value is not None
         known, _ = product_names(product, operand)  # as inspect will find it
-        self.products.append(SkippedProduct(known, Role.LINEAR, "MatMul", (width, width), reason, stored))
+        shape, size = tuple(operand.const_value.shape.numpy()), int(operand.const_value.nbytes)
+        self.products.append(
+            SkippedProduct(known, Role.LINEAR, "MatMul", shape, f"made by rotate: {what}", size)
+        )
 
     def _add_bias(self, node: ir.Node, bias: Floats) -> None:
         """Adds to the bias behind a linear, or makes it one."""
@@ -354,7 +382,7 @@ def _described(stream: Stream) -> str:
     rotation = stream.rotation
     folded = sum(bool(norm.readers) for norm in stream.norms)
     keeping = ", means kept" if rotation.keeps_ones else ""
-    explicit = len(stream.norms) - folded
+    explicit = len(stream.norms) - folded + len(stream.exits)
     extra = f", {explicit} explicit products of {rotation.size} x {rotation.size}" if explicit else ""
     return (
         f"{rotation.size} channels ({rotation.what}{keeping}): written by {len(stream.writers)}, read by {len(stream.readers)}, "

@@ -5,7 +5,12 @@ import onnx
 
 from tests.small_models import Array, make_model, weight
 
-WIDTH, HIDDEN, VOCABULARY, LAYERS = 32, 48, 320, 2  # a head wide enough for one explicit product to be little
+WIDTH, HIDDEN, VOCABULARY, LAYERS = (
+    32,
+    48,
+    1024,
+    2,
+)  # a head wide enough for one explicit product to be little
 TOKENS = np.array([[3, 17, 5, 39, 0, 8, 21]], np.int64)
 
 RMS = """
@@ -46,7 +51,7 @@ def decoder(
     outputs: str = "",
     dtype: type[np.floating] = np.float32,
 ) -> onnx.ModelProto:
-    """input_ids [B, S] -> logits [B, S, 320].
+    """input_ids [B, S] -> logits [B, S, 1024].
 
     Args:
         norm: one of ``NORMS``.
@@ -59,7 +64,7 @@ def decoder(
     name = {np.float32: "float", np.float16: "float16"}[dtype]
     outputs = f", {outputs}" if outputs else ""
     text = (
-        f"g (int64[B,S] input_ids) => ({name}[B,S,320] logits{outputs}) {{\n  h0 = Gather(table, input_ids)"
+        f"g (int64[B,S] input_ids) => ({name}[B,S,1024] logits{outputs}) {{\n  h0 = Gather(table, input_ids)"
     )
     stream = "h0"
     if positions:

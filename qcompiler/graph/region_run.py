@@ -30,8 +30,9 @@ class RegionRun:
     Args:
         model: the region belongs to it; not changed.
         feed: one feed of the model: its masks and positions are computed from it.
-        types: of the writers' outputs for that feed.
+        types: of values for that feed, as far as they are known.
         constants: constants of the region that a run may replace.
+        exits: values of the region that are wanted beside what its readers read.
     Raises:
         CalibrationError: what it needs does not follow from its writers and the model's inputs; the message says what.
     """
@@ -44,13 +45,14 @@ class RegionRun:
         feed: Mapping[str, Array],
         types: Types,
         constants: Collection[ir.Value] = (),
+        exits: Sequence[ir.Value] = (),
     ) -> None:
-        self.targets = list(dict.fromkeys(product.input for product in region.readers))
+        self.targets = list(dict.fromkeys([*(product.input for product in region.readers), *exits]))
         random = np.random.default_rng(0)
         self.given: dict[ir.Value, Array] = {value: constant_array(model, value) for value in constants}
         beside = {value: feed[value.name or ""] for value in model.graph.inputs if value.name in feed}
         for value, product in region.writers.items():
-            shape = types[value.name or ""][1] if value.name in types else _gathered(model, product, beside)
+            shape = (*_leading(model, regions, product, beside, types), product.width)
             self.given[value] = random.standard_normal(shape).astype(product.weight.dtype.numpy())
         beside |= _shapes_elsewhere(model, regions, region, types)
         own = set(region.nodes)
@@ -64,7 +66,7 @@ class RegionRun:
         self._piece = Piece(model, nodes, [*self.given, *beside], self.targets)
 
     def __call__(self, changed: Mapping[ir.Value, Array] | None = None) -> dict[ir.Value, Array]:
-        """What the readers read, float64 [rows, channels] each; ``changed`` replaces some of ``given``."""
+        """What the readers read, and the exits, float64 [rows, channels] each; ``changed`` replaces some of ``given``."""
         typed = {value: array.astype(self.given[value].dtype) for value, array in (changed or {}).items()}
         results = self._piece.run({**self._beside, **self.given, **typed})
         return {v: a.astype(np.float64).reshape(-1, a.shape[-1]) for v, a in results.items()}
@@ -113,19 +115,28 @@ def constant_array(model: ir.Model, value: ir.Value) -> Array:
     return Piece(model, list(model.graph), [], [value]).run({})[value]
 
 
-def _gathered(model: ir.Model, product: Product, inputs: Mapping[ir.Value, Array]) -> tuple[int, ...]:
-    """The shape of what a table writes, from its indices."""
-    indices = product.node.inputs[1]
-    if product.use.role is not Role.EMBEDDING or indices is None:
-        raise CalibrationError(
-            f"{product.output.name}: its shape does not follow from the shapes of the model's inputs"
-        )
-    found = (
-        inputs[indices]
-        if indices in inputs
-        else Piece(model, list(model.graph), list(inputs), [indices]).run(inputs)[indices]
+def _leading(
+    model: ir.Model, regions: Regions, product: Product, inputs: Mapping[ir.Value, Array], types: Types
+) -> tuple[int, ...]:
+    """The leading sizes of what a product writes; where its own do not follow (from an operator that ONNX does not know), a table's.
+
+    A wrong guess does not run, or runs on another number of rows, which proves as much.
+    """
+    known = types.get(product.output.name or "")
+    if known is not None:
+        return known[1][:-1]
+    tables = [each for each in regions.products.values() if each.use.role is Role.EMBEDDING]
+    for table in [product, *tables] if product.use.role is Role.EMBEDDING else tables:
+        indices = table.node.inputs[1]
+        if indices is None or indices in regions.computed:
+            continue
+        found = inputs.get(indices)
+        if found is None:
+            found = Piece(model, list(model.graph), list(inputs), [indices]).run(inputs)[indices]
+        return tuple(found.shape)
+    raise CalibrationError(
+        f"{product.output.name}: its shape does not follow from the shapes of the model's inputs"
     )
-    return (*found.shape, product.width)
 
 
 def _shapes_elsewhere(

@@ -71,6 +71,7 @@ class Stream:
         writers, readers: linears and tables whose written, linears whose read channels are turned.
         norms: weights [D] inside it.
         shifts: constants [..., D] that are added to it, to be turned too.
+        exits: outputs of the model among its values: an explicit product turns each back.
     """
 
     rotation: Rotation
@@ -78,6 +79,7 @@ class Stream:
     readers: list[Product]
     norms: list[NormWeight]
     shifts: list[Place]
+    exits: list[ir.Value]
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ def find_stream(
     where = f"stream of {width} channels from {writers[0].weight.name}"
     try:
         found = _Search(model, regions, region, width, writers, readers)
-        return found.stream(RegionRun(model, regions, region, feed, types, found.constants), seed)
+        return found.stream(
+            RegionRun(model, regions, region, feed, types, found.constants, found.exits), seed
+        )
     except CalibrationError as error:
         return LeftAlone(where, str(error))
     except _RefusalError as refusal:
@@ -183,19 +187,21 @@ class _Search:
         """The stream, once its region has proved to commute with a rotation."""
         self._check_folding(run)
         self._check_extra()
+        failed: ir.Value | None = None
         for keeps_ones in (False, True):
             rotation = make_rotation(self._width, seed, keeps_ones)
             failed = self._fails(run, rotation)
             if failed is None:
-                return Stream(rotation, self._writers, self._readers, self.norms, self.shifts)
-        reader = next(product for product in self._region.readers if product.input is failed)
+                return Stream(rotation, self._writers, self._readers, self.norms, self.shifts, self.exits)
+        reader = next((product for product in self._region.readers if product.input is failed), None)
+        if reader is None:
+            assert failed is not None
+            raise _RefusalError(f"{failed.name}, an output of the model, does not turn with it")
         raise _RefusalError(f"what {reader.weight.name} reads does not turn with it")
 
     def _check_nodes(self) -> None:
         nodes, values = downstream([product.output for product in self._writers], self._region)
-        for value in self._region.values:
-            if value in values and value.is_graph_output():
-                raise _RefusalError(f"{value.name} is an output of the model")
+        self.exits = [value for value in self._region.values if value in values and value.is_graph_output()]
         for node in self._region.nodes:
             if node in nodes and node.op_type in BOUNDING:
                 raise _RefusalError(f"{node.name} ({node.op_type}) bounds or compares its numbers")
@@ -298,6 +304,8 @@ class _Search:
         own = {product.node for product in readers}
         if not readers or any(use.node not in own for product in readers for use in product.weight.uses):
             return None
+        if any(value in values for value in self.exits):
+            return None
         if any(other is not norm and other.place[0] in nodes for other in self.norms):
             return None  # the next norm does not let a factor of each channel through
         for node in nodes:
@@ -332,11 +340,12 @@ class _Search:
     def _check_extra(self) -> None:
         explicit = [norm for norm in self.norms if not norm.readers]
         turned = {id(p.weight): p.weight.size for p in (*self._writers, *self._readers)}
-        share = len(explicit) * self._width**2 / sum(turned.values())
+        share = (len(explicit) + len(self.exits)) * self._width**2 / sum(turned.values())
         if share > MOST_EXTRA:
+            outputs = f", {len(self.exits)} of its values are outputs of the model" if self.exits else ""
             raise _RefusalError(
-                f"{len(explicit)} of its {len(self.norms)} norms cannot give their weight to the linears that read them, and products of "
-                f"{self._width} x {self._width} in their place would be {share:.0%} of the linears (at most {MOST_EXTRA:.0%})"
+                f"{len(explicit)} of its {len(self.norms)} norms cannot give their weight to the linears that read them{outputs}, and "
+                f"products of {self._width} x {self._width} for these would be {share:.0%} of the linears (at most {MOST_EXTRA:.0%})"
             )
 
     def _fails(self, run: RegionRun, rotation: Rotation) -> ir.Value | None:
@@ -345,7 +354,7 @@ class _Search:
         before = run(plain)
         sources = [product.output for product in self._writers] + [_value(place) for place in self.shifts]
         after = run(plain | {value: rotation.apply(plain[value]) for value in sources})
-        inputs = {product.input for product in self._readers}
+        inputs = {product.input for product in self._readers} | set(self.exits)
         expected = {v: rotation.apply(array) if v in inputs else array for v, array in before.items()}
         return first_difference(after, expected, run.tolerance)
 

@@ -136,9 +136,16 @@ def _left_alone(model: onnx.ModelProto, feed: dict[str, Array], folder: Path) ->
     return rotate.result.left_alone
 
 
-def test_a_stream_that_is_an_output_is_left_alone(tmp_path: Path) -> None:
-    (reason,) = _left_alone(decoder(outputs="float[B,S,32] L0h"), FEED, tmp_path)
-    assert reason == "stream of 32 channels from table: L0h is an output of the model"
+@pytest.mark.parametrize("wanted", ["L0h", "final"])
+def test_an_output_is_turned_back(wanted: str, tmp_path: Path) -> None:
+    """A value of the stream itself, and what the last norm makes of it, whose weight then cannot go into the head."""
+    model = decoder(outputs=f"float[B,S,32] {wanted}")
+    after, rotate, plan = _rotate(model, tmp_path)
+    products = ["L0h.turned_back"] if wanted == "L0h" else ["g.rotated", "final.turned_back"]
+    assert rotate.result.products == products
+    reasons = [skipped.reason for skipped in plan.skipped if skipped.name in products]
+    assert reasons[-1] == f"made by rotate: the output {wanted} in its own basis"
+    assert_equal_outputs(run(model, FEED), run(after, FEED), ROUNDING)
 
 
 def test_values_that_are_an_output_are_left_alone(tmp_path: Path) -> None:
@@ -147,6 +154,23 @@ def test_values_that_are_an_output_are_left_alone(tmp_path: Path) -> None:
     assert (len(rotate.result.streams), rotate.result.heads) == (1, 0)
     assert rotate.result.left_alone == ["heads before L0wo: L0v5 is an output of the model (2 such)"]
     del after
+
+
+def test_a_norm_that_adds_too(tmp_path: Path) -> None:
+    """ONNX Runtime's fused form: the sum is the norm's fourth output, and the next norm's input."""
+    model = make_model(
+        "g (int64[B,S] input_ids) => (float[B,S,320] logits) { h = Gather(table, input_ids) a = MatMul(h, w0) r = Relu(a) b = MatMul(r, w1)"
+        " n, m1, i1, s = com.microsoft.SkipSimplifiedLayerNormalization <epsilon=0.00001> (h, b, g1, bias)"
+        " c = MatMul(n, w2) q = Relu(c) d = MatMul(q, w3)"
+        " o, m2, i2 = com.microsoft.SkipSimplifiedLayerNormalization <epsilon=0.00001> (s, d, g2) logits = MatMul(o, head) }",
+        {"table": weight(320, 32), "w0": weight(32, 48), "w1": weight(48, 32), "w2": weight(32, 48), "w3": weight(48, 32),
+         "head": weight(32, 320), "g1": weight(32, scale=1), "g2": weight(32, seed=2, scale=1), "bias": weight(32, seed=3, scale=1)},
+        domains={"com.microsoft": 1},
+    )  # fmt: skip
+    after, rotate, _ = _rotate(model, tmp_path)
+    assert rotate.result.left_alone == ["no attention between two linears"]
+    assert "2 norms' weights folded" in rotate.result.streams[0]
+    assert_equal_outputs(run(model, FEED), run(after, FEED), ROUNDING)
 
 
 def test_a_norm_behind_the_sum_is_left_alone(tmp_path: Path) -> None:
