@@ -212,6 +212,9 @@ class _Search:
         """Every use of a weight has to ask for the same of it, for it is stored once."""
         inputs, outputs = {p.input for p in self._readers}, {p.output for p in self._writers}
         for weight in {id(p.weight): p.weight for p in (*self._writers, *self._readers)}.values():
+            if weight.expert is not None:
+                stack = f"one of {weight.expert.count} experts that are stored as one"
+                raise _RefusalError(f"{weight.name} is {stack}; stacks are not rotated")
             tables = [use for use in weight.uses if use.role is Role.EMBEDDING]
             linears = [use for use in weight.uses if use.role is not Role.EMBEDDING]
             columns = {use.node.outputs[0] in outputs for use in tables} | {

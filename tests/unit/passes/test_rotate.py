@@ -229,3 +229,14 @@ def test_nothing_to_rotate(tmp_path: Path) -> None:
         "no residual stream: nothing sums what linears write for linears of that width to read",
         "no attention between two linears",
     ]
+
+
+def test_stacked_experts_are_left_alone(tmp_path: Path) -> None:
+    """Their numbers are stored as one, and are not rewritten."""
+    model = make_model(
+        "g (int64[B,S] input_ids) => (float[B,S,64] y) { h = Gather(table, input_ids) x = Unsqueeze(h, one) a = MatMul(x, up) r = Relu(a)"
+        " d = MatMul(r, down) m = ReduceSum<keepdims=0>(d, one) s = Add(h, m) y = MatMul(s, head) }",
+        {"table": weight(64, 32), "up": weight(4, 32, 48), "down": weight(4, 48, 32), "head": weight(32, 64), "one": np.array([1])},
+    )  # fmt: skip
+    reasons = _left_alone(model, FEED, tmp_path)
+    assert "is one of 4 experts that are stored as one; stacks are not rotated" in reasons[0]
