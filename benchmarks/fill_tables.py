@@ -17,7 +17,7 @@ from benchmarks.measure.results import Results
 
 FILES = (
     "README.md",
-    *(f"docs/algorithms/{name}.md" for name in ("awq", "gptq", "mse", "rtn")),
+    *(f"docs/algorithms/{name}.md" for name in ("autoround", "awq", "gptq", "mse", "rtn")),
     "docs/calibration.md",
     "docs/recipes.md",
 )
@@ -37,6 +37,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": _quality(["off-grid", "original"]),
     "memory": lambda: memory.table(Results(memory.JSON)),
     "embeddings": lambda: embeddings.table(Results(embeddings.JSON)),
+    "autoround": _quality(
+        ["off-grid", "original"],
+        ["best", "autoround", "w3-best", "w3-autoround", "w2-rtn", "w2-gptq", "w2-best"],
+    ),
     "awq": _quality(["off-grid"], ["awq", "awq-float-ends", "awq-g32-sym", "mse-float-ends"]),
     "gptq": _quality(
         ["off-grid", "original"], ["gptq", "best", "best-g32-sym", "best-no-data", "w3-best", "w8-best"]

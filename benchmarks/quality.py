@@ -99,6 +99,12 @@ ROWS = (
     Row("w2-lorc", "w4a16-best at int2 g64 asym, lorc of rank 18 in float16: as many bits", "w4a16-best", None,
         ("bits=2", "algorithm=[awq, gptq, {name: lorc, rank: 18}]", "scale_dtype=float16")),
     Row("w3-best", "w3a16-best: int3 g64 asym, head and embedding int8", "w3a16-best", None),  # the peer knows no 3 bits
+    Row("autoround", "w4a16-autoround: int4 g64 asym, head and embedding int8", "w4a16-autoround", G64),
+    Row("w3-autoround", "w3a16-best, then autoround", "w3a16-best", None,
+        ("algorithm=[awq, gptq, {name: autoround, steps: 64, reach: 0.3}]",)),
+    Row("w2-best", "w2a16-best: int2 g64 asym, head and embedding int8", "w2a16-best", None),
+    Row("w2-gptq", "w2a16-best without autoround", "w2a16-best", None, ("algorithm=[awq, gptq]",)),
+    Row("w2-rtn", "w2a16-best by round to nearest", "w2a16-best", None, ("algorithm=rtn",)),
     Row("w8-best", "w8a16-best: int8 g32 sym, head and embedding too", "w8a16-best", G32_8),
     Row("mixed", "mixed-auto at 5 bits a weight", "mixed-auto", None),
     Row("hqq-float-ends", "hqq, g64 asym, head and embedding float", "w4a16-hqq", G64, FLOAT_ENDS, data=False),

@@ -34,6 +34,7 @@ from qcompiler.graph.weight_form import emit_weight, record_of, restore_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Expert, Role
 from qcompiler.passes.migrate_scales import AppliedScale, ScaleMigration
+from qcompiler.passes.tune_segment import Held, SegmentTuning
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor, base_of
 from qcompiler.recipe.plan import Plan, PlannedWeight
@@ -109,6 +110,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self._unsaved: list[dict[str, Any]] = []  # weights done since the last checkpoint
         self._applied: list[AppliedScale] = []  # likewise
         self._done: set[PlannedWeight] = set()
+        self._tuning: SegmentTuning | None = None
         self.results: list[LayerResult] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -149,26 +151,38 @@ class QuantizeWeights(ir.passes.InPlacePass):
         anchors += [
             u.top_level for w in take_census(self._model).weights for u in w.uses if u.role is Role.EMBEDDING
         ]
-        collector = Collector(self._model, anchors, run.feeds, run.folder, run.border_limit)
-        borders = SavedBorders(run.folder)
+        feeds = list(run.feeds)
+        collector = Collector(self._model, anchors, feeds, run.folder, run.border_limit)
+        borders, float_borders = SavedBorders(run.folder), SavedBorders(run.folder, "float")
+        if any(planned.settings.reconstruction is not None for planned in self._plan.quantized):
+            floats = Collector(self._model, anchors, feeds, run.folder, run.border_limit)
+            self._tuning = SegmentTuning(self._model, floats, run.folder)
         for segment in collector.segments:
             part = f"segment {segment.index}"
             saved = self._taken(part)
             if saved is not None:
                 if not self._more_taken():  # the borders of earlier ones are gone
                     collector.go_on_after(segment, borders.load(saved["borders"]))
+                    if self._tuning is not None:
+                        self._tuning.floats.go_on_after(segment, float_borders.load(saved["float_borders"]))
                 continue
             members = {
                 node: by_node[node]
                 for node in segment.nodes
                 if node in by_node and by_node[node] not in self._done
             }
+            if self._tuning is not None:
+                self._tuning.begin(segment, members)
             if members:
                 self._quantize_segment(collector, segment, members)
             collector.advance(segment)
             if self._checkpoints is not None:
-                self._save(part, borders.save(segment.index, collector.handed_on(segment)))
+                saved_floats = None
+                if self._tuning is not None:
+                    saved_floats = float_borders.save(segment.index, self._tuning.floats.handed_on(segment))
+                self._save(part, borders.save(segment.index, collector.handed_on(segment)), saved_floats)
                 borders.drop_old()
+                float_borders.drop_old()
 
     def _quantize_alone(self, planned: PlannedWeight) -> None:
         """A weight outside segments, from the weight alone."""
@@ -207,6 +221,11 @@ class QuantizeWeights(ir.passes.InPlacePass):
                         f"{seen.rows} rows of calibration for {planned.weight.shape[1]} channels: {FEW_ROWS}"
                     )
                 self._quantize(planned, seen)
+        if self._tuning is not None:
+            self._progress(f"tuning {first}", len(self._done), len(self._plan.quantized))
+            for tuned in self._tuning.finish(collector, segment):
+                self._store_weight(tuned.planned, tuned.quantized, tuned.statistics)
+            self._tuning.drop_untuned()
 
     def _migrate(
         self, collector: Collector, segment: Segment, members: Mapping[ir.Node, PlannedWeight]
@@ -254,7 +273,18 @@ class QuantizeWeights(ir.passes.InPlacePass):
             again = (quantizer,) if step.algorithm.requantizes else ()
             refined = call(step.algorithm, weight.name, values, quantized, statistics, step.options, *again)
             quantized = checked(refined, planned.scheme, weight.shape, f"{weight.name}: {step.name}")
-        loss = quantization_error(values, quantized, statistics)
+        if self._tuning is not None and self._tuning.waits_for(planned, quantized):
+            store = self._tuning.store
+            self._tuning.hold(Held(planned, quantized, statistics))
+            self._replace(planned, lambda layout, name: emit_weight(store, base_of(quantized), layout, name, weight.dtype), "untuned")  # fmt: skip
+        else:
+            self._store_weight(planned, quantized, statistics)
+
+    def _store_weight(
+        self, planned: PlannedWeight, quantized: QuantizedTensor, statistics: InputStatistics | None
+    ) -> None:
+        weight = planned.weight
+        loss = quantization_error(weight.array(), quantized, statistics)
         result = LayerResult(
             weight.name, weight.role.value, "/".join(dict.fromkeys(use.node.op_type for use in weight.uses)), weight.shape,
             planned.scheme.label, planned.algorithm, planned.settings.decided_by, weight.float_bytes, planned.stored_bytes,
@@ -295,11 +325,13 @@ class QuantizeWeights(ir.passes.InPlacePass):
             }
         )
 
-    def _save(self, part: str, borders: Any) -> None:
+    def _save(self, part: str, borders: Any, float_borders: Any = None) -> None:
         """Makes what was done since the last checkpoint one of its own."""
         if self._checkpoints is not None:
             scales = [applied.record(self._store) for applied in self._applied]
             content = {"scales": scales, "weights": self._unsaved, "borders": borders}
+            if float_borders is not None:
+                content["float_borders"] = float_borders
             self._checkpoints.add(part, content)
         self._unsaved, self._applied = [], []
 
@@ -335,11 +367,13 @@ class QuantizeWeights(ir.passes.InPlacePass):
     def _more_taken(self) -> bool:
         return self._checkpoints is not None and bool(self._checkpoints.found)
 
-    def _replace(self, planned: PlannedWeight, make: Callable[[Layout, str], list[ir.Node]]) -> ir.Node:
+    def _replace(
+        self, planned: PlannedWeight, make: Callable[[Layout, str], list[ir.Node]], word: str = "quantized"
+    ) -> ir.Node:
         """Make the weight's nodes, given its layout and a name, and have every use read what the last yields."""
         weight = planned.weight
         gathered = any(use.role is Role.EMBEDDING for use in weight.uses)
-        nodes = make("nk" if gathered else "kn", self._names.value(f"{weight.name}.quantized"))
+        nodes = make("nk" if gathered else "kn", self._names.value(f"{weight.name}.{word}"))
         node = nodes[-1]
         node.metadata_props[ALGORITHM_KEY] = planned.algorithm
         node.metadata_props[REASON_KEY] = planned.settings.decided_by

@@ -1,7 +1,8 @@
 """The algorithms: one file each, one row each in the table below.
 
 A transform finds a scale for a layer's input channels; a quantizer turns (weight, statistics, scheme, options)
-into a QuantizedTensor; a refinement makes a better one of that. None of them knows a graph. Users add theirs as
+into a QuantizedTensor; a refinement makes a better one of that; a reconstruction makes better ones of all that a
+segment of the model has. None of them knows a graph. Users add theirs as
 ``package.module:function`` or as an entry point in the group ``qcompiler.algorithms``.
 """
 
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qcompiler.algorithms import awq, codebook, gptq, hqq, lorc, mse, rtn
+from qcompiler.algorithms import autoround, awq, codebook, gptq, hqq, lorc, mse, rtn
 from qcompiler.errors import QCompilerError, SchemeError
 from qcompiler.nearest import nearest
 from qcompiler.quant.codebook import CodebookTensor
@@ -24,7 +25,7 @@ from qcompiler.user_code import describe, import_reference
 ENTRY_POINTS = "qcompiler.algorithms"
 
 
-Kind = Literal["transform", "quantizer", "refinement"]
+Kind = Literal["transform", "quantizer", "refinement", "reconstruction"]
 """In the order in which a recipe lists them."""
 
 
@@ -50,7 +51,9 @@ class Algorithm:
         kind: "quantizer": run(weight, statistics, scheme, options) -> QuantizedTensor, statistics may be None
             where ``needs`` is empty or the data is missing; "transform": run(weights, statistics, schemes,
             options, tie); "refinement": run(weight, quantized, statistics, options) -> QuantizedTensor, where it
-            ``requantizes`` with a last argument: what the quantizer makes of another weight [N, K].
+            ``requantizes`` with a last argument: what the quantizer makes of another weight [N, K];
+            "reconstruction": run(weights, quantized, segment, options) -> autoround.Tuned, over all weights of a
+            segment that it is asked for.
         needs: the statistics that make it better than without.
         options: a frozen dataclass, every field with a default.
         spreads: whether it makes up for the error of one column with others, so that transforms before it
@@ -107,6 +110,13 @@ ALGORITHMS = (
         codebooks=True,
         requantizes=True,
         beside=lorc.stored_bytes,
+    ),
+    Algorithm(
+        "autoround",
+        "reconstruction",
+        frozenset({Need.HESSIAN}),  # by which the errors of what it made are reported
+        autoround.AutoRoundOptions,
+        autoround.tune,
     ),
 )
 

@@ -144,6 +144,7 @@ class Collector:
                 self._borders.put(index, inputs[name], array)
         self._home = {node: segment.index for segment in self.segments for node in segment.nodes}
         self._last_reader = {value: segment.index for segment in self.segments for value in segment.inputs}
+        self._extra: list[ir.Value] = []  # kept past the segment that made them, for whoever asked for them
         self._kept: dict[ir.Value, None] = {}  # made inside the segment at hand, for its later stages
         self._ran: set[ir.Node] = set()  # its nodes that are done with
 
@@ -180,7 +181,7 @@ class Collector:
         given = [*segment.inputs, *self._kept]
         self._ran |= nodes_needed(nodes, given, [value for value in taps if value not in given])
         later = [node for node in nodes if node not in self._ran]
-        wanted = {value for node in later for value in node_reads(node)} | set(self._read_later(segment))
+        wanted = {value for node in later for value in node_reads(node)} | set(self.read_later(segment))
         made = [value for node in nodes if node in self._ran for value in node.outputs]
         border = [
             value for value in made if value in wanted and value not in given and not is_constant(value)
@@ -214,9 +215,22 @@ class Collector:
                 self._borders.put(index, value, made[value])
         return {value: observer.statistics() for value, observer in observers.items()}
 
-    def advance(self, segment: Segment) -> None:
-        """Run what is left of the segment as it now is and hand its outputs on; drop what no later segment reads."""
-        outputs = self._read_later(segment)
+    def begin_again(self, segment: Segment) -> None:
+        """Forget what the stages of a segment computed: its weights have changed."""
+        for value in self._kept:
+            self._borders.drop(value)
+        self._kept, self._ran = {}, set()
+
+    def advance(self, segment: Segment, keep: Sequence[ir.Value] = ()) -> None:
+        """Run what is left of the segment as it now is and hand its outputs on; drop what no later segment reads.
+
+        Args:
+            keep: outputs that stay although no later segment reads them, until the next is run.
+        """
+        self._drop_extra()
+        later = self.read_later(segment)
+        self._extra = [value for value in keep if value not in later]
+        outputs = [*later, *self._extra]
         wanted = [value for value in outputs if value not in self._kept]
         if wanted:
             given = [*segment.inputs, *self._kept]
@@ -232,7 +246,12 @@ class Collector:
             if reader == segment.index:
                 self._borders.drop(value)
 
-    def _read_later(self, segment: Segment) -> list[ir.Value]:
+    def _drop_extra(self) -> None:
+        for value in self._extra:
+            self._borders.drop(value)
+        self._extra = []
+
+    def read_later(self, segment: Segment) -> list[ir.Value]:
         """The segment's outputs that another segment reads; the graph's own outputs nobody here wants."""
         return [value for value in segment.outputs if self._last_reader.get(value, -1) > segment.index]
 
@@ -258,6 +277,15 @@ class Collector:
 
     def _made_until(self, segment: Segment) -> list[ir.Value]:
         return [value for earlier in self.segments[: segment.index + 1] for value in earlier.outputs]
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return len(self._borders)
+
+    def array(self, index: int, value: ir.Value) -> Array:
+        """A border activation of one sample."""
+        return self._borders.array(index, value)
 
     def sample(self, index: int) -> Mapping[ir.Value, Array]:
         """Border activations of one sample, for probing."""

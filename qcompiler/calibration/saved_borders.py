@@ -19,14 +19,15 @@ Array = npt.NDArray[Any]
 
 
 class SavedBorders:
-    """The files ``borders-N.bin`` in a work folder.
+    """The files ``borders-N.bin`` in a work folder; of another stream than the quantized one, with its name in front.
 
     A *table* says where the values are, in plain values for JSON:
     {"files": {file: [bytes, checksum]}, "values": {value: [file, [[offset, dtype, shape] of each sample]]}}.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stream: str = "") -> None:
         self._folder = folder
+        self._stem = f"{stream}-borders" if stream else "borders"
         self._table: dict[str, dict[str, Any]] = {"files": {}, "values": {}}
 
     def save(self, number: int, borders: Mapping[str, Iterable[Array]]) -> dict[str, dict[str, Any]]:
@@ -44,7 +45,7 @@ class SavedBorders:
         files = {name: self._table["files"][name] for name in sorted({place[0] for place in values.values()})}
         fresh = [name for name in borders if name not in values]
         if fresh:
-            with WeightStore(self._folder, f"borders-{number}.bin") as store:
+            with WeightStore(self._folder, f"{self._stem}-{number}.bin") as store:
                 file = store.path.name
                 for name in fresh:
                     values[name] = [file, [_add(store, array, name) for array in borders[name]]]
@@ -79,7 +80,7 @@ class SavedBorders:
 
     def drop_old(self) -> None:
         """Removes the files that the last table does not name."""
-        for path in self._folder.glob("borders-*.bin"):
+        for path in self._folder.glob(f"{self._stem}-*.bin"):
             if path.name not in self._table["files"]:
                 path.unlink()
 

@@ -74,6 +74,11 @@ class WeightSettings:
         """The steps that make a better weight of what the quantizer gave."""
         return tuple(step for step in self.algorithm if step.algorithm.kind == "refinement")
 
+    @property
+    def reconstruction(self) -> Step | None:
+        """The step that tunes all weights of a segment together."""
+        return next((step for step in self.algorithm if step.algorithm.kind == "reconstruction"), None)
+
     def scheme(self, model_float: ScaleDtype) -> QuantScheme:
         """What is asked for, before it is fitted to K; ``scale_dtype: auto`` is `model_float`."""
         double = self.double_quant and self.dtype != "int"

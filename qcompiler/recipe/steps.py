@@ -26,23 +26,25 @@ def make_steps(value: object, where: str = "algorithm") -> tuple[Step, ...]:
     """Steps from ``mse``, ``{name: mse, steps: 40}`` or a list of these.
 
     Raises:
-        RecipeError: unknown algorithm or option, an option of the wrong type, or another order than transforms,
-            exactly one quantizer, refinements.
+        RecipeError: unknown algorithm or option, an option of the wrong type, another order than transforms,
+            exactly one quantizer, refinements, a reconstruction, or more than one of the last.
     """
     items = value if isinstance(value, (list, tuple)) else [value]
     steps = tuple(item if isinstance(item, Step) else _make_step(item, where) for item in items)
     kinds = [step.algorithm.kind for step in steps]
     order = [typing.get_args(algorithms.Kind).index(kind) for kind in kinds]
-    if kinds.count("quantizer") != 1 or order != sorted(order):
+    if kinds.count("quantizer") != 1 or order != sorted(order) or kinds.count("reconstruction") > 1:
         given = ", ".join(f"{step.name} ({kind})" for step, kind in zip(steps, kinds, strict=True)) or "none"
         quantizer = next((step.name for step in reversed(steps) if step.algorithm.kind == "quantizer"), "mse")
         names = [
             *(step.name for step in steps if step.algorithm.kind == "transform"),
             quantizer,
             *(step.name for step in steps if step.algorithm.kind == "refinement"),
+            *[step.name for step in steps if step.algorithm.kind == "reconstruction"][:1],
         ]
         raise RecipeError(
-            f"{where}: needs transforms first, then exactly one quantizer, then refinements, got {given}; write [{','.join(names)}]"
+            f"{where}: needs transforms first, then exactly one quantizer, then refinements, then at most one reconstruction, "
+            f"got {given}; write [{','.join(names)}]"
         )
     return steps
 

@@ -1,5 +1,6 @@
 """--resume: whatever ends a compile, going on gives the bytes of an unbroken run, or one line says why it cannot."""
 
+import importlib.util
 import itertools
 import json
 import os
@@ -406,3 +407,24 @@ def test_interrupted(place: Place, unbroken: dict[str, bytes], name: str, status
     note = f"what is finished is in {place.work}: --resume goes on from there"
     assert stopped.stderr.strip() == f"error: {word}; {note}"
     assert place.compile(resume=True) == unbroken
+
+
+TUNED = """
+bits: 4
+group_size: 32
+symmetric: false
+algorithm: [awq, "sabotage:quantize", {name: autoround, steps: 3}]
+calibration: {samples: 3, length: 24}
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="autoround needs torch")
+@pytest.mark.parametrize("at", [5, 9])
+def test_tuned_segments_resume_with_the_float_stream(place: Place, at: int) -> None:
+    """``at``: a weight of the second segment, and one of the third; the float borders come from the checkpoint."""
+    place.recipe.write_text(TUNED)
+    unbroken = place.compile(output=place.folder / "unbroken")
+    place.fail(at)
+    assert list(place.work.glob("float-borders-*.bin"))
+    assert place.compile(resume=True) == unbroken
+    assert 0 < place.resumed() < WEIGHTS

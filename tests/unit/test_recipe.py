@@ -317,11 +317,17 @@ def test_a_function_of_the_user_is_an_algorithm(monkeypatch: pytest.MonkeyPatch)
         ("symmetric: 1", "symmetric: expected true or false, got 1"),
         ("algorithm: mze", "algorithm: 'mze' is not known; did you mean 'mse'?"),
         ("algorithm: 3", "algorithm: expected the name of an algorithm"),
-        ("algorithm: []", "exactly one quantizer, then refinements, got none"),
-        ("algorithm: awq", "exactly one quantizer, then refinements, got awq (transform); write [awq,mse]"),
+        (
+            "algorithm: []",
+            "exactly one quantizer, then refinements, then at most one reconstruction, got none",
+        ),
+        (
+            "algorithm: awq",
+            "exactly one quantizer, then refinements, then at most one reconstruction, got awq (transform); write [awq,mse]",
+        ),
         (
             "algorithm: [rtn, mse]",
-            "exactly one quantizer, then refinements, got rtn (quantizer), mse (quantizer); write [mse]",
+            "exactly one quantizer, then refinements, then at most one reconstruction, got rtn (quantizer), mse (quantizer); write [mse]",
         ),
         ("algorithm: [mse, awq]", "transforms first"),
         ("algorithm: {name: mse, stps: 3}", "algorithm: mse: unknown key 'stps'; did you mean 'steps'?"),

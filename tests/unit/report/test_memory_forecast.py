@@ -8,7 +8,7 @@ from qcompiler.pass_manager import run_passes
 from qcompiler.pipeline import plan_weights, preparing_passes
 from qcompiler.recipe import CalibrationSettings, Recipe
 from qcompiler.recipe.plan import FIXED_BYTES
-from qcompiler.report.memory_forecast import BORDER_FACTOR, RUN_FACTOR, forecast_peak_bytes
+from qcompiler.report.memory_forecast import BORDER_FACTOR, GRADIENT_FACTOR, RUN_FACTOR, forecast_peak_bytes
 from tests.small_models import make_model, weight
 
 # Scores of S x S in the middle: no border, but alive in a run.
@@ -55,3 +55,16 @@ def test_borders_past_the_share_of_the_limit_are_in_files() -> None:
 def test_a_feed_of_many_rows_takes_as_many_times_more() -> None:
     one, eight = (forecast("w4a16-awq", 1, 1024, rows=rows) - FIXED_BYTES for rows in (1, 8))
     assert eight == pytest.approx(8 * one, rel=0.01)
+
+
+def test_tuning_keeps_the_activations_of_a_segment_and_a_second_stream() -> None:
+    length, samples = 1024, 16
+    hidden, scores = 4 * length * 64, 4 * length * length
+    activations = (
+        2 * scores + 5 * hidden
+    )  # with the transposed keys; the table's rows are made in another segment or this one
+    borders = 2 * BORDER_FACTOR * samples * hidden
+    tuned = forecast("w4a16-autoround", samples, length) - FIXED_BYTES - borders
+    held = RUN_FACTOR * (2 * scores + hidden)
+    assert tuned >= held
+    assert tuned == pytest.approx(max(held, GRADIENT_FACTOR * activations), rel=0.2)
