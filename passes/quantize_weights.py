@@ -274,9 +274,11 @@ class QuantizeWeights(ir.passes.InPlacePass):
             refined = call(step.algorithm, weight.name, values, quantized, statistics, step.options, *again)
             quantized = checked(refined, planned.scheme, weight.shape, f"{weight.name}: {step.name}")
         if self._tuning is not None and self._tuning.waits_for(planned, quantized):
-            store = self._tuning.store
+            store, base = self._tuning.store, base_of(quantized)
             self._tuning.hold(Held(planned, quantized, statistics))
-            self._replace(planned, lambda layout, name: emit_weight(store, base_of(quantized), layout, name, weight.dtype), "untuned")  # fmt: skip
+            self._replace(
+                planned, lambda layout, name: emit_weight(store, base, layout, name, weight.dtype), "untuned"
+            )
         else:
             self._store_weight(planned, quantized, statistics)
 
