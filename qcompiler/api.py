@@ -37,6 +37,7 @@ from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.manifest import make_fingerprint, make_manifest
 from qcompiler.report.memory import PeakMemory
 from qcompiler.report.memory_forecast import forecast_peak_bytes
+from qcompiler.report.pareto import PARETO, pareto_svg
 from qcompiler.targets import Target, find_target
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
@@ -211,6 +212,8 @@ def compile(
             (staged / "recipe.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
             write_json(staged / MANIFEST, manifest)
             report.write(staged / "report.json")
+            if report.mixed:
+                (staged / PARETO).write_text(pareto_svg(report.mixed), encoding="utf-8")
     return CompiledModel(job.place, report)
 
 

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qcompiler.report.compile_report import CompileReport
+from qcompiler.report.pareto import PARETO, trade_rows
 from qcompiler.report.sizes import counted, format_bytes, format_memory, format_seconds, format_shape
 
 WORST = 5
@@ -23,6 +24,8 @@ def compile_summary(report: CompileReport, output: str) -> RenderableType:
     worst = sorted(report.layers, key=lambda layer: -layer["output_error"])[:WORST]
     if worst:
         parts += [_worst_table(worst, len(report.layers)), ""]
+    if report.mixed:
+        parts += [_trade_table(report.mixed), ""]
     return Group(*parts, facts)
 
 
@@ -51,6 +54,19 @@ def _worst_table(layers: list[dict[str, Any]], count: int) -> Table:
     return table
 
 
+def _trade_table(mixed: dict[str, Any]) -> Table:
+    title = f"other budgets (all: {PARETO})"
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style=""
+    )
+    table.add_column("weights", justify="right", no_wrap=True)
+    table.add_column(f"predicted {mixed['measure']}", justify="right", no_wrap=True)
+    table.add_column("")
+    for size, loss, chosen in trade_rows(mixed):
+        table.add_row(format_bytes(size), f"{loss:.3g}", "chosen" if chosen else "")
+    return table
+
+
 def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
     weights = sum(layer["shape"][0] * layer["shape"][1] for layer in report.layers)
     stored = sum(layer["stored_bytes"] for layer in report.layers)
@@ -72,19 +88,15 @@ def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
 
 
 def _mixed(mixed: dict[str, Any]) -> list[tuple[str, str]]:
-    """How many layers got how many bits, the predicted loss, and what other budgets would give."""
+    """How many layers got how many bits, and the predicted loss."""
     if not mixed:
         return []
     counts = ", ".join(f"{mixed['chosen'].count(bits)} at {bits} bits" for bits in mixed["bits"])
-    trade = mixed["trade"]
-    shown = [trade[round(i * (len(trade) - 1) / 4)] for i in range(5)] if len(trade) > 5 else trade
-    others = ", ".join(f"{format_bytes(size)}: {loss:.3g}" for size, loss in shown)
     return [
         (
             "mixed",
             f"{counts}; predicted {mixed['measure']} {mixed['loss']:.3g} with round to nearest's error",
         ),
-        ("trade", f"weights' size and predicted {mixed['measure']}: {others}"),
     ]
 
 

@@ -545,4 +545,7 @@ def test_a_budget_goes_with_settings_of_what_it_is_spent_on(run: Command, tmp_pa
     assert "gives out the bits" in ahead and "gives out the bits" not in run(source, *RTN, "--dry-run").out
     mixed = json.loads(outcome.out)["mixed"]
     assert mixed["bits"] == [4, 8] and set(mixed["chosen"]) <= {4, 8}
+    assert "<svg" in Path("out/pareto.svg").read_text("utf-8")
+    shown = run(source, *RTN, "--budget", "6bpw", "--set", "calib.length=16", "-o", "out", "--force").out
+    assert "predicted kl" in shown and "chosen" in shown
     assert run(source, *RTN, "--max-kl", "0", "-o", "out2").status == 2
