@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qcompiler.algorithms import autoround, awq, codebook, gptq, hqq, lorc, mse, rtn
+from qcompiler.algorithms import autoround, awq, codebook, gptq, hqq, kquant, lorc, mse, rtn
 from qcompiler.errors import QCompilerError, SchemeError
 from qcompiler.nearest import nearest
 from qcompiler.quant.codebook import CodebookTensor
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.quant.tensor import AffineTensor, CorrectedTensor, QuantizedTensor
+from qcompiler.quant.two_level import TwoLevelTensor
 from qcompiler.user_code import describe, import_reference
 
 ENTRY_POINTS = "qcompiler.algorithms"
@@ -59,6 +60,7 @@ class Algorithm:
         spreads: whether it makes up for the error of one column with others, so that transforms before it
             should weigh an error by what remains (InputStatistics.remaining).
         codebooks: whether it knows codes that are indices of a table (QuantScheme.dtype nf4 and the like).
+        two_level: of a quantizer: it finds two-level scales (QuantScheme.two_level), and no others.
         beside: of one whose result is a CorrectedTensor: the bytes that stand beside the codes, from its options, the scheme, N and K.
             Such a result is for products alone; no row of it can be gathered.
     """
@@ -71,6 +73,7 @@ class Algorithm:
     spreads: bool = False
     codebooks: bool = False
     requantizes: bool = False
+    two_level: bool = False
     beside: Callable[[Any, QuantScheme, int, int], int] | None = None
 
 
@@ -92,6 +95,14 @@ ALGORITHMS = (
         codebooks=True,
     ),
     Algorithm("hqq", "quantizer", frozenset(), hqq.HqqOptions, hqq.quantize),
+    Algorithm(
+        "kquant",
+        "quantizer",
+        frozenset({Need.CHANNELS}),
+        kquant.KquantOptions,
+        kquant.quantize,
+        two_level=True,
+    ),
     Algorithm("gptq", "quantizer", frozenset({Need.HESSIAN}), gptq.GptqOptions, gptq.quantize, spreads=True),
     Algorithm(
         "awq",
@@ -179,9 +190,9 @@ def checked(result: object, scheme: QuantScheme, shape: tuple[int, int], where: 
     if isinstance(result, CorrectedTensor):  # what stands beside the codes checks itself
         checked(result.base, scheme, shape, where)
         return result
-    kind = CodebookTensor if scheme.is_codebook else AffineTensor
-    if not isinstance(result, (AffineTensor, CodebookTensor)):
-        article = "a" if scheme.is_codebook else "an"
+    kind = CodebookTensor if scheme.is_codebook else TwoLevelTensor if scheme.two_level else AffineTensor
+    if not isinstance(result, (AffineTensor, CodebookTensor, TwoLevelTensor)):
+        article = "an" if kind is AffineTensor else "a"
         raise SchemeError(f"{where}: returned {type(result).__name__}; return {article} {kind.__name__}")
     if result.scheme != scheme:
         raise SchemeError(
@@ -192,7 +203,7 @@ def checked(result: object, scheme: QuantScheme, shape: tuple[int, int], where: 
         raise SchemeError(
             f"{where}: returned {result.shape} for a weight of {shape}; give every weight its code"
         )
-    parts = (result.codes, getattr(result, "zero_point", None))
+    parts = (result.codes, getattr(result, "code_zero_point", None))
     largest = max(part.max(initial=0) for part in parts if part is not None)
     if largest > scheme.max_code:
         raise SchemeError(
@@ -200,6 +211,10 @@ def checked(result: object, scheme: QuantScheme, shape: tuple[int, int], where: 
         )
     if not np.isfinite(result.scale).all():
         raise SchemeError(f"{where}: returned a scale of NaN or infinity; every scale must be a number")
+    if scheme.has_float_zero_points and not np.isfinite(getattr(result, "zero_point", 0)).all():
+        raise SchemeError(
+            f"{where}: returned a zero point of NaN or infinity; every zero point must be a number"
+        )
     return result
 
 

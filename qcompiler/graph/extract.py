@@ -185,6 +185,8 @@ _OF_CONSTANTS = frozenset(
         "Mul",
         "Sub",
         "Add",
+        "BitShift",
+        "BitwiseAnd",
         "Slice",
         "Split",
     }

@@ -73,6 +73,11 @@ def uncast(value: ir.Value) -> ir.Value:
     return value
 
 
+def is_computed(value: ir.Value | None) -> bool:
+    """Whether nodes other than Casts make it."""
+    return value is not None and ir.convenience.get_const_tensor(uncast(value)) is None
+
+
 def constant_of(node: ir.Node | None, index: int) -> ir.TensorProtocol | None:
     """The tensor of an input that no feed can change."""
     value = node.inputs[index] if node is not None and index < len(node.inputs) else None
@@ -86,7 +91,7 @@ def integers_of(node: ir.Node, index: int) -> npt.NDArray[np.int64] | None:
 
 
 def constants_behind(*values: ir.Value | None) -> dict[ir.Value, ir.TensorProtocol]:
-    """The numbers that values are computed from: constants of more than one number, but no shapes (int64)."""
+    """The numbers that values are computed from: constants of two dimensions, so no shapes."""
     found: dict[ir.Value, ir.TensorProtocol] = {}
     stack = [value for value in values if value is not None]
     while stack:
@@ -94,7 +99,7 @@ def constants_behind(*values: ir.Value | None) -> dict[ir.Value, ir.TensorProtoc
         tensor = ir.convenience.get_const_tensor(value)
         node = value.producer()
         if tensor is not None:
-            if tensor.size > 1 and tensor.dtype != ir.DataType.INT64:
+            if len(tensor.shape) > 1:
                 found[value] = tensor
         elif node is not None:
             stack += [source for source in node.inputs if source is not None]

@@ -24,12 +24,13 @@ from qcompiler.graph.mapped_tensor import MappedTensor
 from qcompiler.graph.node_chain import NodeChain, constant_of, integers_of, producer_of
 from qcompiler.graph.quantized import SCHEME_KEY
 from qcompiler.graph.stored_quantized import SCALE_TYPES, Layout, StoredQuantized
+from qcompiler.graph.stored_two_level import StoredTwoLevel
 from qcompiler.graph.streamed_tensor import StreamedTensor
 from qcompiler.quant import packing
 from qcompiler.quant.scheme import ScaleDtype
 
 Bytes = npt.NDArray[np.uint8]
-Stored: TypeAlias = StoredQuantized
+Stored: TypeAlias = StoredQuantized | StoredTwoLevel
 
 FLOAT = ir.DataType.FLOAT
 _CHUNK = 1 << 22  # bytes turned at a time

@@ -30,9 +30,12 @@ from qcompiler.graph.quantized import (
 from qcompiler.graph.quantized import stored as stored_quantized
 from qcompiler.graph.stored_codebook import StoredCodebook, restore_codebook
 from qcompiler.graph.stored_quantized import Layout, StoredQuantized, restore, store_quantized
+from qcompiler.graph.stored_two_level import StoredTwoLevel, restore_two_level, store_two_level
+from qcompiler.graph.two_level_form import read_two_level, two_level_nodes
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant.codebook import CodebookTensor
 from qcompiler.quant.tensor import BaseTensor
+from qcompiler.quant.two_level import TwoLevelTensor
 
 
 def emit_weight(
@@ -46,6 +49,9 @@ def emit_weight(
     """
     if isinstance(quantized, CodebookTensor):
         return emit_codebook(store, quantized, layout, name, out_dtype)
+    if isinstance(quantized, TwoLevelTensor):
+        check_scales(quantized.scheme, name, out_dtype)
+        return two_level_nodes(store_two_level(store, quantized, name), layout, name, out_dtype)
     if quantized.scheme.has_float_zero_points:
         check_scales(quantized.scheme, name, out_dtype)
         return float_zero_point_nodes(store_quantized(store, quantized, name), layout, name, out_dtype)
@@ -62,6 +68,8 @@ def restore_weight(
     """
     if "step" in record:
         return codebook_nodes(restore_codebook(store, record, name), layout, name, out_dtype)
+    if "minima" in record:
+        return two_level_nodes(restore_two_level(store, record, name), layout, name, out_dtype)
     stored = restore(store, record, name)
     if stored.scheme.has_float_zero_points:
         return float_zero_point_nodes(stored, layout, name, out_dtype)
@@ -71,7 +79,7 @@ def restore_weight(
 def record_of(node: ir.Node) -> dict[str, Any]:
     """What ``restore_weight`` needs, of the last node of a weight that this run stored; plain JSON."""
     form, with_offsets = codebook_form(node), offset_form(node)
-    kept: StoredQuantized | StoredCodebook | None
+    kept: StoredQuantized | StoredCodebook | StoredTwoLevel | None
     if form is not None:
         kept = stored_codebook(form)
     else:
@@ -90,7 +98,9 @@ def read_weight(node: ir.Node | None) -> tuple[BaseTensor, Layout] | None:
         return None
     with_offsets = offset_form(node)
     if with_offsets is not None:
-        parts = float_zero_points(with_offsets)
+        two_level, parts = read_two_level(with_offsets), float_zero_points(with_offsets)
+        if two_level is not None:
+            return two_level, with_offsets.layout
         return None if parts is None else (read_float_zero_points(with_offsets, *parts), with_offsets.layout)
     if node.op_type == "DequantizeLinear":
         codes = node.inputs[0]

@@ -58,7 +58,12 @@ def store_zero_point(zero_point: Array, scheme: QuantScheme) -> Array:
         return round_to_codes(zero_point, scheme)
     xp = array_namespace(zero_point)
     most = _LARGEST[scheme.scale_dtype]
-    held: Array = _cast(_cast(xp.clip(zero_point, -most, most), scheme.scale_dtype), "float32")
+    return held_in(xp.clip(zero_point, -most, most), scheme.scale_dtype)
+
+
+def held_in(values: Array, dtype: ScaleDtype) -> Array:
+    """Numbers as ``dtype`` holds them, float32."""
+    held: Array = _cast(_cast(values, dtype), "float32")
     return held
 
 
@@ -67,12 +72,7 @@ def offsets(scale: Array, zero_point: Array, scheme: QuantScheme) -> Array:
 
     The middle is that of the codes as they are stored: of four bits for three.
     """
-    middle = 1 << (scheme.storage_bits - 1)
-    most = _LARGEST[scheme.scale_dtype]
-    xp = array_namespace(scale)
-    exact = xp.clip((middle - zero_point) * scale, -most, most)
-    held: Array = _cast(_cast(exact, scheme.scale_dtype), "float32")
-    return held
+    return held_in((scheme.stored_middle - zero_point) * scale, scheme.scale_dtype)
 
 
 def store_scale(scale: Array, dtype: ScaleDtype) -> Array:
@@ -135,7 +135,7 @@ def dequantize_codes(codes: Array, scale: Array, zero_point: Array | None, schem
     xp = array_namespace(codes)
     values = to_groups(codes, scheme)
     if zero_point is not None and scheme.has_float_zero_points:
-        values -= 1 << (scheme.storage_bits - 1)
+        values -= scheme.stored_middle
         values *= scale[..., None]
         values += offsets(scale, zero_point, scheme)[..., None]
         return from_groups(values, int(codes.shape[-1]))

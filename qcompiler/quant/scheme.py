@@ -16,6 +16,7 @@ ZeroPoint = Literal["int", "float"]
 """What a zero point may be: one of the codes, or any number."""
 
 BITS = (2, 3, 4, 8)
+TWO_LEVEL_BITS = (2, 3, 4)
 SCALE_BLOCK = 256
 """Scales that share a step where scales are themselves quantized (QLoRA, section 3)."""
 SMALLEST_GROUP = 16
@@ -46,6 +47,7 @@ class QuantScheme:
 
     Codes are unsigned, 0..2^bits - 1. A symmetric scheme stores no zero points: they are the midpoint,
     2^(bits - 1). ``zero_point`` "float" stores them in the type of the scales, so that a range need neither hold 0 nor begin at a code.
+    ``two_level`` stores scales and minima as whole numbers (see ``two_level``).
 
     With a ``dtype`` other than "int" a code is the index of a table, w = table[code] * scale, and groups are blocks of the row-major weight
     (see ``codebook``); ``double_quant`` stores their scales in 8 bits.
@@ -62,6 +64,7 @@ class QuantScheme:
     dtype: Dtype = "int"
     double_quant: bool = False
     zero_point: ZeroPoint = "int"
+    two_level: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -82,6 +85,7 @@ class QuantScheme:
             )
         self._check_dtype()
         self._check_zero_point()
+        self._check_two_level()
 
     def _check_dtype(self) -> None:
         if self.dtype not in get_args(Dtype):
@@ -119,6 +123,19 @@ class QuantScheme:
                 "set group_size to a number"
             )
 
+    def _check_two_level(self) -> None:
+        if not self.two_level:
+            return
+        if self.is_codebook or self.bits not in TWO_LEVEL_BITS:
+            raise SchemeError(
+                f"two_level: {self.label} has one level; set dtype: int and bits: "
+                f"{', '.join(map(str, TWO_LEVEL_BITS))} (for 8 bits scale_dtype: float16 is the same size)"
+            )
+        if self.has_float_zero_points or self.granularity is not Granularity.GROUP:
+            raise SchemeError(
+                "two_level: minima take the place of zero points, for each group; set zero_point: int and a group_size"
+            )
+
     @property
     def is_codebook(self) -> bool:
         """Whether codes are indices of a table."""
@@ -144,8 +161,8 @@ class QuantScheme:
         if self.is_codebook:
             return f"{self.dtype} g{self.group_size}{' dq' if self.double_quant else ''}"
         width = f"g{self.group_size}" if self.granularity is Granularity.GROUP else self.granularity.value
-        zeros = " float-zp" if self.has_float_zero_points else ""
-        return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}{zeros}"
+        extra = " two-level" if self.two_level else " float-zp" if self.has_float_zero_points else ""
+        return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}{extra}"
 
     def group_width(self, k: int) -> int:
         """Weights of one row that share a scale; the last group of a row may hold fewer."""
@@ -154,6 +171,25 @@ class QuantScheme:
     def groups(self, k: int) -> int:
         """Groups in one row of K weights (1 for channel and tensor)."""
         return 1 if self.group_size is None else -(-k // self.group_size)
+
+    @property
+    def level_bits(self) -> int:
+        """Bits of a two-level scale's code."""
+        return 4 if self.bits == 2 else 6
+
+    @property
+    def super_groups(self) -> int:
+        """Groups that share the step of two-level scales."""
+        return 16 if self.group_size is not None and self.group_size <= 16 else 8
+
+    def supers(self, n: int, k: int) -> int:
+        """Super-blocks S of an [N, K] weight with two-level scales."""
+        return -(-n * self.groups(k) // self.super_groups)
+
+    @property
+    def stored_middle(self) -> int:
+        """The middle of the codes as they are stored: of four bits for three."""
+        return 1 << (self.storage_bits - 1)
 
     @property
     def storage_bits(self) -> int:
@@ -181,6 +217,9 @@ class QuantScheme:
         width = k if self.group_size is None else groups * self.group_size
         bits = self.storage_bits
         codes = n * -(-width * bits // 8)
+        if self.two_level:
+            level = self.supers(n, k) * (self.super_groups * self.level_bits // 8 + 2)
+            return codes + (level if self.symmetric else 2 * level)
         scales = rows * groups * SCALE_BYTES[self.scale_dtype]
         zero_points = 0 if self.symmetric else rows * -(-groups * bits // 8)
         return codes + scales + (scales if self.has_float_zero_points else zero_points)

@@ -11,6 +11,7 @@ from qcompiler.quant.affine import dequantize_codes
 from qcompiler.quant.codebook import CodebookTensor
 from qcompiler.quant.corrections import LowRank
 from qcompiler.quant.scheme import Granularity, QuantScheme
+from qcompiler.quant.two_level import TwoLevelTensor
 
 ZeroPoints: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
@@ -77,7 +78,7 @@ class AffineTensor:
         return result
 
 
-BaseTensor: TypeAlias = AffineTensor | CodebookTensor
+BaseTensor: TypeAlias = AffineTensor | CodebookTensor | TwoLevelTensor
 """A weight that is nothing but codes, scales and zero points."""
 
 

@@ -53,6 +53,7 @@ class WeightSettings:
     group_size: GroupSize
     symmetric: bool
     zero_point: ZeroPoint
+    two_level: bool
     algorithm: tuple[Step, ...]
     scale_dtype: ScaleDtype | Literal["auto"]
     double_quant: bool
@@ -82,10 +83,18 @@ class WeightSettings:
     def scheme(self, model_float: ScaleDtype) -> QuantScheme:
         """What is asked for, before it is fitted to K; ``scale_dtype: auto`` is `model_float`."""
         double = self.double_quant and self.dtype != "int"
-        # What 8 bits stand for has the type that the weight is computed in.
-        scale_dtype = model_float if self.scale_dtype == "auto" or double else self.scale_dtype
+        # What 8 bits, or two levels, stand for has the type that the weight is computed in.
+        computed = double or self.two_level
+        scale_dtype = model_float if self.scale_dtype == "auto" or computed else self.scale_dtype
         return make_scheme(
-            self.bits, self.dtype, self.group_size, self.symmetric, scale_dtype, double, self.zero_point
+            self.bits,
+            self.dtype,
+            self.group_size,
+            self.symmetric,
+            scale_dtype,
+            double,
+            self.zero_point,
+            self.two_level,
         )
 
 
@@ -113,6 +122,7 @@ class Recipe:
     group_size: GroupSize = 32
     symmetric: bool = True
     zero_point: ZeroPoint = "int"
+    two_level: bool = False
     algorithm: tuple[Step, ...] = field(default_factory=lambda: make_steps("rtn"))
     group_fallback: GroupFallback = GroupFallback.ADJUST
     scale_dtype: ScaleDtype | Literal["auto"] = "auto"

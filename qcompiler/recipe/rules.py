@@ -14,7 +14,7 @@ from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int, chec
 ROLES = ("linear", "head", "embedding", "conv")
 OPS = ("MatMul", "Gemm", "Gather", "Conv")
 GroupSize = int | str  # a positive number, "channel" or "tensor"
-SETTINGS = ("bits", "dtype", "group_size", "symmetric", "zero_point", "algorithm")
+SETTINGS = ("bits", "dtype", "group_size", "symmetric", "zero_point", "two_level", "algorithm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class RoleSettings:
     symmetric: bool = True
     algorithm: tuple[Step, ...] = field(default_factory=lambda: make_steps("mse"))
     zero_point: ZeroPoint = "int"
+    two_level: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "algorithm", make_steps(self.algorithm))
@@ -86,6 +87,7 @@ class Rule:
     group_size: GroupSize | None = None
     symmetric: bool | None = None
     zero_point: ZeroPoint | None = None
+    two_level: bool | None = None
     algorithm: tuple[Step, ...] | None = None
     quantize: bool | None = None
     reason: str | None = None
@@ -111,6 +113,7 @@ class Rule:
             32 if self.group_size is None else self.group_size,
             True if self.symmetric is None else self.symmetric,
             "int" if self.zero_point is None else self.zero_point,
+            False if self.two_level is None else self.two_level,
             self.algorithm or (),
         )
 
@@ -129,6 +132,7 @@ def make_scheme(
     scale_dtype: ScaleDtype,
     double_quant: bool = False,
     zero_point: ZeroPoint = "int",
+    two_level: bool = False,
 ) -> QuantScheme:
     """The scheme that these settings ask for; what has no zero points takes no notice of their type. Raises SchemeError where none can be
     stored so."""
@@ -143,6 +147,7 @@ def make_scheme(
         dtype,
         double_quant and dtype != "int",
         "int" if symmetric or dtype != "int" else zero_point,
+        two_level,
     )
 
 
@@ -152,6 +157,7 @@ def check_scheme(
     group_size: GroupSize,
     symmetric: bool,
     zero_point: ZeroPoint,
+    two_level: bool,
     algorithm: tuple[Step, ...],
 ) -> None:
     """Raises RecipeError unless these say a scheme that can be stored, and the steps can find its codes."""
@@ -159,11 +165,12 @@ def check_scheme(
     check_int(bits, 2, 8, "bits")
     check_bool(symmetric, "symmetric")
     check_choice(zero_point, get_args(ZeroPoint), "zero_point")
+    check_bool(two_level, "two_level")
     whole = isinstance(group_size, int) and not isinstance(group_size, bool)
     if not whole and group_size not in ("channel", "tensor"):
         raise RecipeError(f"group_size: expected a number, channel or tensor, got {group_size!r}")
     try:
-        scheme = make_scheme(bits, dtype, group_size, symmetric, "float32", zero_point=zero_point)
+        scheme = make_scheme(bits, dtype, group_size, symmetric, "float32", False, zero_point, two_level)
     except SchemeError as error:
         raise RecipeError(str(error)) from error
     unfit = [step.name for step in algorithm if scheme.is_codebook and not step.algorithm.codebooks]
@@ -171,3 +178,10 @@ def check_scheme(
         raise RecipeError(
             f"algorithm: {unfit[0]} finds integers, not codes of a table; use rtn or mse with dtype: {dtype}"
         )
+    for step in algorithm:
+        if step.algorithm.kind == "quantizer" and step.algorithm.two_level is not two_level:
+            remedy = "use kquant" if two_level else "set two_level: true"
+            raise RecipeError(
+                f"algorithm: {step.name} finds {'one level' if two_level else 'two levels'} of scales, "
+                f"and two_level is {str(two_level).lower()}; {remedy}"
+            )

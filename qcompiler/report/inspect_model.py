@@ -41,6 +41,7 @@ class InspectedProduct:
         double_quant: whether scales are in 8 bits themselves.
         beside: what is added to the product, and counted in ``bytes``: "rank 16".
         float_zero_points: whether zero points are numbers of the scales' type.
+        two_level: whether scales are whole numbers times the step of a super-block.
     """
 
     name: str
@@ -59,6 +60,7 @@ class InspectedProduct:
     double_quant: bool = False
     beside: str = ""
     float_zero_points: bool = False
+    two_level: bool = False
 
     @property
     def label(self) -> str:
@@ -72,8 +74,8 @@ class InspectedProduct:
         if self.dtype in TABLES:
             return f"{self.dtype} g{self.group_size}{' dq' if self.double_quant else ''}"
         width = f"g{self.group_size}" if self.group_size is not None else self.granularity
-        zeros = " float-zp" if self.float_zero_points else ""
-        return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}{zeros}"
+        extra = " two-level" if self.two_level else " float-zp" if self.float_zero_points else ""
+        return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}{extra}"
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def _of_quantized(weight: StoredWeight) -> tuple[ir.Node, InspectedProduct]:
         weight.double_quant,
         weight.beside,
         weight.float_zero_points,
+        weight.two_level,
     )
 
 

@@ -14,7 +14,7 @@ from qcompiler.graph.census import product_names, reaches_output
 from qcompiler.graph.codebook_form import CodebookForm, codebook_form, double_scales
 from qcompiler.graph.correction_form import corrected_output, corrections_of
 from qcompiler.graph.edits import all_nodes
-from qcompiler.graph.node_chain import constants_behind
+from qcompiler.graph.node_chain import constants_behind, is_computed
 from qcompiler.graph.offset_form import OffsetForm, offset_form
 from qcompiler.graph.offset_product import offset_of
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY
@@ -34,6 +34,7 @@ class StoredWeight:
         double_quant: whether scales are in 8 bits themselves.
         beside: what is added to the product: "rank 16".
         float_zero_points: whether zero points are numbers of the scales' type.
+        two_level: whether scales (and minima) are whole numbers times the step of a super-block.
         reason, algorithm: from the node's metadata; empty in models of other tools.
     """
 
@@ -52,6 +53,7 @@ class StoredWeight:
     double_quant: bool = False
     beside: str = ""
     float_zero_points: bool = False
+    two_level: bool = False
 
     @property
     def size(self) -> int:
@@ -164,6 +166,7 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, Store
     if computed is not None:
         sides = [codes.const_value, *constants_behind(*computed).values()]
     offset = None if computed is None else computed[1]
+    two_level = computed is not None and is_computed(computed[0])
     stored = StoredWeight(
         _name(node, codes),
         [],
@@ -178,7 +181,8 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, Store
         holder.metadata_props.get(REASON_KEY, ""),
         holder.metadata_props.get(ALGORITHM_KEY, ""),
         double is not None,
-        float_zero_points=offset is not None,
+        float_zero_points=offset is not None and not two_level,
+        two_level=two_level,
     )
     return codes, stored
 
@@ -197,7 +201,8 @@ def _of_offsets(node: ir.Node, holder: ir.Node, form: OffsetForm) -> StoredWeigh
     return StoredWeight(
         _name(node, form.source), [], [node], form.shape, str(form.codes.dtype.name).lower(), form.bits, "group", form.group,
         form.offset is None, sum(int(part.nbytes) for part in parts),
-        notes.get(REASON_KEY, ""), notes.get(ALGORITHM_KEY, ""), float_zero_points=form.offset is not None,
+        notes.get(REASON_KEY, ""), notes.get(ALGORITHM_KEY, ""),
+        float_zero_points=form.offset is not None and not is_computed(form.scale), two_level=is_computed(form.scale),
     )  # fmt: skip
 
 

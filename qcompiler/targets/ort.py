@@ -43,7 +43,7 @@ def remark(scheme: QuantScheme, gathered: bool) -> str | None:
     """None, or why a weight (of which rows are ``gathered``) is stored, but read by no kernel of its own."""
     if scheme.is_codebook:
         return codebook_stays_plain(scheme.dtype, gathered)
-    return stays_plain(scheme, gathered) if scheme.has_float_zero_points else None
+    return stays_plain(scheme, gathered) if scheme.has_float_zero_points or scheme.two_level else None
 
 
 def lowering(recipe: Recipe) -> list[NamedPass]:
