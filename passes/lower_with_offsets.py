@@ -6,7 +6,7 @@ groups, added to it (see ``offset_product``). Scales and offsets keep the nodes 
 the model.
 
 MatMulNBits takes float zero points itself, but ONNX Runtime's CPU kernel then unpacks the whole weight in every run
-(docs/decisions/0013). Rows of such a weight cannot be gathered by a kernel: an embedding stays in the middle form (``stays_plain``).
+(docs/decisions/0015). Rows of such a weight cannot be gathered by a kernel: an embedding stays in the middle form (``stays_plain``).
 """
 
 import onnx_ir as ir

@@ -118,11 +118,20 @@ def fit_rows(
     xp = array_namespace(rows)
     fit = _Fit(to_groups(rows, scheme), present, scheme, options)
     lo, hi = xp.min(fit.weight, axis=-1), xp.max(fit.weight, axis=-1)
-    # Float zero points start from whole ones: zeros, of which many weights have more than their share, are then stored exactly.
+    shares = mse.range_shares(scheme, mse.MseOptions(options.steps, options.shrink))
+    # Float zero points start from whole ones too: zeros, of which many weights have more than their share, are then stored exactly.
     whole = replace(scheme, zero_point="int")
     fit.start(*range_to_scale(lo, hi, whole))
-    for share in mse.range_shares(scheme, mse.MseOptions(options.steps, options.shrink)):
+    for share in shares:
         fit.offer(*range_to_scale(lo * share, hi * share, whole))
+    if scheme.has_float_zero_points:
+        centre, reach = (hi + lo) / 2, (hi - lo) / 2
+        for share in shares:
+            for start in (
+                range_to_scale(lo * share, hi * share, whole),
+                range_to_scale(centre - reach * share, centre + reach * share, scheme),
+            ):
+                fit.offer_refitted(*start, options.beta)
     fit.restart()
     beta = options.beta
     for _ in range(options.iterations):
@@ -153,6 +162,11 @@ class _Fit:
         _, error = self._rounded(scale, zero_point)
         self._keep(scale, zero_point, error, xp.ones_like(scale, dtype=xp.bool))
 
+    def offer_refitted(self, scale: Array, zero_point: Array | None, beta: float) -> None:
+        """Take over what these come to after one round, where it is better."""
+        codes, error = self._rounded(scale, zero_point)
+        self.offer(*self._solved(scale, zero_point, codes, error, beta))
+
     def restart(self) -> None:
         """Every group moves, from its present codes."""
         xp = array_namespace(self.scale)
@@ -161,29 +175,29 @@ class _Fit:
 
     def step(self, beta: float) -> None:
         """One round, in the groups that still move."""
-        scale, zero_point = self.solved(beta)
+        scale, zero_point = self._solved(self.scale, self.zero_point, self.codes, self.error, beta)
         # Where a group stops here these are not its own, and not used any more.
         self.codes, self.error = self._rounded(scale, zero_point)
         self.moving = self._keep(scale, zero_point, self.error, self.moving)
 
-    def solved(self, beta: float) -> tuple[Array, Array | None]:
-        """Scales and zero points of least squares for the present codes, large errors given up."""
+    def _solved(
+        self, scale: Array, zero_point: Array | None, codes: Array, error: Array, beta: float
+    ) -> tuple[Array, Array | None]:
+        """Scales and zero points of least squares for these codes, large errors given up."""
         xp = array_namespace(self.weight)
-        target = self.weight - self._shrunk(beta) * self.scale[..., None]
-        if self.zero_point is None:
+        target = self.weight - self._shrunk(error, beta) * scale[..., None]
+        if zero_point is None:
             if not self.options.fit_scale:
-                return self.scale, None
-            return self._scale_for(self.codes - self.scheme.midpoint, target), None
+                return scale, None
+            return self._scale_for(codes - self.scheme.midpoint, target, scale), None
         count = xp.sum(self.present, axis=-1)
-        code_mean = xp.sum(self.codes * self.present, axis=-1) / count
+        code_mean = xp.sum(codes * self.present, axis=-1) / count
         target_mean = xp.sum(target * self.present, axis=-1) / count
-        scale = self.scale
         if self.options.fit_scale:
-            centred = (self.codes - code_mean[..., None]) * self.present
-            scale = self._scale_for(centred, target)
+            scale = self._scale_for((codes - code_mean[..., None]) * self.present, target, scale)
         zero_point = store_zero_point(code_mean - target_mean / scale, self.scheme)
         if self.options.fit_scale and not self.scheme.has_float_zero_points:
-            scale = self._scale_for((self.codes - zero_point[..., None]) * self.present, target)
+            scale = self._scale_for((codes - zero_point[..., None]) * self.present, target, scale)
         return scale, zero_point
 
     def _keep(self, scale: Array, zero_point: Array | None, error: Array, where: Array) -> Array:
@@ -198,27 +212,27 @@ class _Fit:
             self.zero_point = xp.where(better, zero_point, self.zero_point)
         return better
 
-    def _shrunk(self, beta: float) -> Array:
+    def _shrunk(self, error: Array, beta: float) -> Array:
         """What to give up of each error, in steps."""
-        xp = array_namespace(self.error)
+        xp = array_namespace(error)
         p = self.options.p
-        kept = xp.abs(self.error)
+        kept = xp.abs(error)
         if p == 1:  # a power costs as much as all the rest of a round
             kept -= 1 / beta
         else:
             kept += _SMALLEST
             kept -= (p / beta) * kept ** (p - 1)
         kept = xp.clip(kept, 0, None)
-        kept *= xp.sign(self.error)
+        kept *= xp.sign(error)
         return kept
 
-    def _scale_for(self, centred: Array, target: Array) -> Array:
+    def _scale_for(self, centred: Array, target: Array, present: Array) -> Array:
         """s = <c t> / <c c>, or the present scale where there is nothing to fit."""
         xp = array_namespace(centred)
         across = xp.sum(centred * target, axis=-1)
         along = xp.sum(centred * centred, axis=-1)
         fits = (along > 0) & (across > 0)
-        scale = xp.where(fits, across, self.scale) / xp.where(fits, along, xp.ones_like(along))
+        scale = xp.where(fits, across, present) / xp.where(fits, along, xp.ones_like(along))
         return store_scale(scale, self.scheme.scale_dtype)
 
     def _rounded(self, scale: Array, zero_point: Array | None) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """Integer codes with float zero points, in the ``offset_form``: offset = (middle - zero_point) * scale, by Sub and Mul over constants.
 
 ONNX's DequantizeLinear takes zero points of the codes' type alone. Those of MatMulNBits may be floats, but ONNX Runtime's CPU kernel then
-unpacks the whole weight in every run (docs/decisions/0013).
+unpacks the whole weight in every run (docs/decisions/0015).
 """
 
 import numpy as np

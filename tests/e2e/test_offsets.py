@@ -1,4 +1,4 @@
-"""compile() with float zero points: what runs, that it computes what is stored, and what inspect, diff and resume make of it."""
+"""compile() with float zero points and two-level scales: what runs, that it computes what is stored, and what inspect, diff and resume make of it."""
 
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,23 @@ from tests.small_models import (
 # The same products summed in another order; float16 results are rounded at each linear.
 ROUNDING = {np.float32: 1e-5, np.float16: 4e-3}
 NAMES: dict[Any, str] = {np.float32: "float", np.float16: "float16"}
+KINDS = {  # scheme: recipe, settings, head
+    "int4 g{} asym float-zp": (
+        "w4a16-hqq",
+        ["symmetric=false"],
+        "symmetric: false, zero_point: float, algorithm: rtn",
+    ),
+    "int4 g{} asym two-level": (
+        "w4a16-kquant",
+        ["symmetric=false"],
+        "symmetric: false, two_level: true, algorithm: kquant",
+    ),
+    "int4 g{} sym two-level": (
+        "w4a16-kquant",
+        ["symmetric=true"],
+        "symmetric: true, two_level: true, algorithm: kquant",
+    ),
+}
 FLOAT_POINTS = ["zero_point=float", "bits=4", "symmetric=false", "accuracy_level=0"]
 
 
@@ -32,10 +49,14 @@ def _x(*shape: int, dtype: Any = np.float32) -> Array:
     return np.random.default_rng(1).standard_normal(shape).astype(dtype)
 
 
-@pytest.mark.parametrize("scale_dtype", ["auto", "float16"])
+@pytest.mark.parametrize(
+    ("kind", "scale_dtype"), [*((kind, "auto") for kind in KINDS), ("int4 g{} asym float-zp", "float16")]
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("k", [64, 72])
-def test_lowered_middle_form_and_numpy_agree(k: int, dtype: Any, scale_dtype: str, tmp_path: Path) -> None:
+def test_lowered_middle_form_and_numpy_agree(
+    k: int, dtype: Any, kind: str, scale_dtype: str, tmp_path: Path
+) -> None:
     """A linear with a bias, a Gemm, and two linears that read one input, of which one is the head."""
     name = NAMES[dtype]
     model = make_model(
@@ -47,21 +68,27 @@ def test_lowered_middle_form_and_numpy_agree(k: int, dtype: Any, scale_dtype: st
         },
     )  # fmt: skip
     path = save_model(model, tmp_path)
-    head = "head={bits: 4, symmetric: false, zero_point: float, group_size: 16, algorithm: rtn}"
-    settings = [*FLOAT_POINTS, "group_size=32", "group_fallback=pad", f"scale_dtype={scale_dtype}", head]
+    recipe, given, inner = KINDS[kind]
+    settings = [
+        *given,
+        "group_size=32",
+        "group_fallback=pad",
+        f"scale_dtype={scale_dtype}",
+        "accuracy_level=0",
+    ]
+    settings.append(f"head={{bits: 4, group_size: 16, {inner}}}")
     results = {}
     for stop in ("quantize_weights", None):
         made = compile(
             path,
-            "w4a16-hqq",
+            recipe,
             settings=settings,
             output=tmp_path / f"{stop}",
+            calibration=[{"x": _x(4, 8, k, dtype=dtype)}],
             options=Options(verify_each=True, stop_after=stop),
         )
         results[stop] = run(made.path, {"x": _x(2, 5, k, dtype=dtype)})
-        assert [layer["scheme"] for layer in made.report.layers] == ["int4 g32 asym float-zp"] * 3 + [
-            "int4 g16 asym float-zp"
-        ]
+        assert [layer["scheme"] for layer in made.report.layers] == [kind.format(32)] * 3 + [kind.format(16)]
         seen = inspect(made.path)
         quantized = [product for product in seen.products if product.granularity is not None]
         assert [product.label for product in quantized] == [layer["scheme"] for layer in made.report.layers]
@@ -128,9 +155,10 @@ def test_an_embedding_stays_plain_and_says_why(tmp_path: Path) -> None:
     assert any("no kernel looks up rows" in note for note in ahead.plan.quantized[0].notes)
 
 
+@pytest.mark.parametrize("recipe", ["w4a16-awq", "w4a16-kquant"])
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_stopped_compile_goes_on_with_the_same_bytes(
-    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add, count = checkpoints.Checkpoints.add, 0
 
@@ -145,13 +173,17 @@ def test_a_stopped_compile_goes_on_with_the_same_bytes(
     data = tmp_path / "data"
     data.mkdir()
     np.savez(data / "0.npz", input_ids=np.arange(24, dtype=np.int64)[None])
-    given: dict[str, Any] = {"settings": ["zero_point=float", "group_size=16"], "calibration": data}
-    whole = compile(path, "w4a16-awq", output=tmp_path / "whole", **given).folder
+    given: dict[str, Any] = {
+        "settings": ["zero_point=float"] if recipe == "w4a16-awq" else [],
+        "calibration": data,
+    }
+    given["settings"].append("group_size=16")
+    whole = compile(path, recipe, output=tmp_path / "whole", **given).folder
     monkeypatch.setattr(checkpoints.Checkpoints, "add", stopping)
     with pytest.raises(KeyboardInterrupt):
-        compile(path, "w4a16-awq", output=tmp_path / "out", **given)
+        compile(path, recipe, output=tmp_path / "out", **given)
     monkeypatch.setattr(checkpoints.Checkpoints, "add", add)
-    again = compile(path, "w4a16-awq", output=tmp_path / "out", options=Options(resume=True), **given).folder
+    again = compile(path, recipe, output=tmp_path / "out", options=Options(resume=True), **given).folder
     for name in ("model.onnx", "model.onnx.data"):
         if (whole / name).exists():
             assert (again / name).read_bytes() == (whole / name).read_bytes()

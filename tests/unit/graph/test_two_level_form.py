@@ -43,7 +43,11 @@ def _model(nodes: list[ir.Node], dtype: ir.DataType) -> ir.Model:
     last = nodes[-1].outputs[0]
     y = ir.Value(name="y", type=ir.TensorType(dtype), shape=last.shape)
     graph = ir.Graph(
-        [], [y], nodes=[*nodes, ir.node("Identity", [last], outputs=[y], name="out")], opset_imports={"": 25}, name="g"
+        [],
+        [y],
+        nodes=[*nodes, ir.node("Identity", [last], outputs=[y], name="out")],
+        opset_imports={"": 25},
+        name="g",
     )
     for node in nodes:
         register_constants(graph, node)
@@ -56,7 +60,9 @@ def _model(nodes: list[ir.Node], dtype: ir.DataType) -> ir.Model:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
 def test_the_same_numbers_everywhere(scheme: QuantScheme, shape, layout, dtype, tmp_path: Path) -> None:
     held: ScaleDtype = "float32" if dtype == FLOAT else "float16"
-    scheme = QuantScheme(scheme.bits, scheme.symmetric, scheme.granularity, scheme.group_size, held, two_level=True)
+    scheme = QuantScheme(
+        scheme.bits, scheme.symmetric, scheme.granularity, scheme.group_size, held, two_level=True
+    )
     weight = random_two_level(scheme, *shape)
     expected = weight.dequantize()
     with WeightStore(tmp_path / "store") as store:
@@ -83,5 +89,7 @@ def test_bytes_in_the_file_are_those_of_the_scheme(scheme: QuantScheme, tmp_path
     n, k = 32, 256
     with WeightStore(tmp_path) as store:
         nodes = emit_weight(store, random_two_level(scheme, n, k), "kn", "w", FLOAT)
-        assert abs(store.nbytes - scheme.stored_bytes(n, k)) < 7 * 64  # 7 parts at the most, each aligned to 64
+        assert (
+            abs(store.nbytes - scheme.stored_bytes(n, k)) < 7 * 64
+        )  # 7 parts at the most, each aligned to 64
     assert record_of(nodes[-1])["shape"] == [n, k]
