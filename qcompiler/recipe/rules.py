@@ -185,3 +185,7 @@ def check_scheme(
                 f"algorithm: {step.name} finds {'one level' if two_level else 'two levels'} of scales, "
                 f"and two_level is {str(two_level).lower()}; {remedy}"
             )
+        if two_level and step.algorithm.kind != "quantizer" and not step.algorithm.codebooks:
+            raise RecipeError(
+                f"algorithm: {step.name} works on scales of one level; leave it out, or two_level: false"
+            )

@@ -450,3 +450,28 @@ def test_a_recipe_built_in_python_is_checked_too() -> None:
     with pytest.raises(RecipeError, match="accuracy_level"):
         Recipe(name="r", accuracy_level=9)
     assert Recipe(name="r", algorithm=make_steps(["awq", "mse"])).algorithm == AWQ.algorithm
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["algorithm=mse"], "mse finds one level of scales, and two_level is true; use kquant"),
+        (
+            ["two_level=false"],
+            "kquant finds two levels of scales, and two_level is false; set two_level: true",
+        ),
+        (["algorithm=[kquant, autoround]"], "autoround works on scales of one level"),
+        (["bits=8"], "two_level: int8 g32 asym two-level has one level; set dtype: int and bits: 2, 3, 4"),
+        (["zero_point=float"], "minima take the place of zero points"),
+        (["zero_point=half"], "zero_point: 'half' is unknown"),
+    ],
+)
+def test_two_level_scales_want_their_quantizer(settings: list[str], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        Recipe.load("w4a16-kquant").with_settings(settings)
+
+
+def test_symmetric_weights_take_no_notice_of_float_zero_points() -> None:
+    recipe = Recipe.load("w4a16-hqq").with_settings(["symmetric=true"])
+    found = recipe.settings_for("fc", "linear", "MatMul")
+    assert not isinstance(found, Skip) and not found.scheme("float32").has_float_zero_points
