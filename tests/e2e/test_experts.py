@@ -156,3 +156,17 @@ def test_experts_that_a_rule_keeps_float_stay_one_product(model: Path) -> None:
     assert made.report.running == {"MatMulNBits": 1 + EXPERTS}
     operators = [node.op_type for node in onnx.load(made.path, load_external_data=False).graph.node]
     assert operators.count("MatMul") == 1
+
+
+def test_experts_are_tuned_with_what_is_routed_to_them(model: Path, tmp_path: Path) -> None:
+    """autoround's gradient goes through the routing; an expert that no row reaches stays as it was."""
+    pytest.importorskip("torch")
+    feeds, unseen = [{"x": rows(seed)} for seed in range(4)], {"x": rows(77)}
+    errors = []
+    for number, algorithm in enumerate(("mse", "[mse, {name: autoround, steps: 40}]")):
+        settings = ["group_size=32", "bits=3", "accuracy_level=0", f"algorithm={algorithm}"]
+        done = compile(
+            model, "w4a16-best", calibration=feeds, output=tmp_path / str(number), settings=settings
+        )
+        errors.append(relative_error(run(model, unseen)["y"], run(done.path, unseen)["y"]))
+    assert errors[1] < 0.85 * errors[0]  # measured: 0.71 of it with 60 steps

@@ -8,7 +8,7 @@ float16 and bfloat16 are computed in float32, as gradients of weights in 16 bits
 from collections.abc import Callable
 from typing import Any
 
-from qcompiler.calibration.torch_operators import elementwise, products, reductions, shapes
+from qcompiler.calibration.torch_operators import elementwise, products, reductions, selections, shapes
 
 Operator = Callable[..., Any]
 
@@ -16,9 +16,14 @@ OPERATORS: dict[str, Operator] = {
     **elementwise.OPERATORS,
     **products.OPERATORS,
     **reductions.OPERATORS,
+    **selections.OPERATORS,
     **shapes.OPERATORS,
 }
 """By operator; one of another domain than ONNX's own as ``domain::operator``."""
 
-HOST_INPUTS: dict[str, frozenset[int]] = {**reductions.HOST_INPUTS, **shapes.HOST_INPUTS}
-"""The inputs of an operator that are read as plain numbers; all of a shape's own operators where it names none."""
+HOST_INPUTS: dict[str, frozenset[int]] = {
+    **reductions.HOST_INPUTS,
+    **selections.HOST_INPUTS,
+    **shapes.HOST_INPUTS,
+}
+"""The inputs of an operator that are read as plain numbers."""
