@@ -88,6 +88,7 @@ ROWS = (
     Row("mse-float-ends", "mse alone, g64 asym, head and embedding float", "w4a16-awq", G64,
         ("algorithm=mse", *FLOAT_ENDS)),
     Row("gptq", "w4a16-gptq: int4 g64 asym, head and embedding int8", "w4a16-gptq", G64),
+    Row("gptq-rotated", "w4a16-gptq, rotated", "w4a16-gptq", G64, ("transform=rotate",)),
     Row("best", "w4a16-best: int4 g64 asym, head and embedding int8", "w4a16-best", G64),
     Row("best-damping-0.01", "w4a16-best with gptq's damping 0.01", "w4a16-best", G64,
         ("algorithm=[awq, {name: gptq, damping: 0.01}]",)),

@@ -77,6 +77,7 @@ def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
         ("size", f"{format_bytes(report.float_bytes)} -> {format_bytes(report.bytes)}{ratio}"),
         ("weights", f"{len(report.layers)} quantized, {8 * stored / max(weights, 1):.2f} bits per weight; "
                     f"{counted(len(report.skipped), 'node')} left alone (qcompile inspect says why)"),
+        *_rotated(report.rotation),
         *_mixed(report.mixed),
         ("runs as", running or "not checked: stopped before the target's operators"),
         ("calibration", _calibration(report.calibration)),
@@ -85,6 +86,16 @@ def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
                  + (f"; {report.resumed} weights were finished before" if report.resumed else "")),
     ]  # fmt: skip
     return [*facts, *(("warning", warning) for warning in report.warnings)]
+
+
+def _rotated(rotation: dict[str, Any]) -> list[tuple[str, str]]:
+    """Each residual stream that was rotated, and how many layers' heads."""
+    if not rotation:
+        return []
+    lines = [f"stream of {stream}" for stream in rotation["streams"]]
+    if rotation["heads"]:
+        lines.append(f"heads of {counted(rotation['heads'], 'layer')}")
+    return [("rotated", line) for line in lines or ["nothing"]]
 
 
 def _mixed(mixed: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,15 +1,19 @@
 """transform: rotate through a whole compile: said in the report, kept on the way, and made again by a run that goes on."""
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 from qcompiler.api import Options, compile
 from qcompiler.graph import model_file
+from qcompiler.report.compile_summary import compile_summary
 from qcompiler.report.inspect_model import inspect
 from tests.small_decoders import TOKENS, decoder
 from tests.small_models import run
@@ -38,9 +42,12 @@ def test_the_report_says_what_was_rotated(tmp_path: Path) -> None:
         "32 channels (Hadamard 32): written by 5, read by 9, 4 norms' weights folded, 1 explicit"
     )
     assert report["rotation"]["heads"] == 2
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(compile_summary(done.report, "out"))
+    assert re.search(r"rotated +stream of 32 channels .*\nrotated +heads of 2 layers", console.export_text())
     rows = {row.name: row for row in inspect(done.path).products}
     assert rows[product].reason.startswith("made by rotate: g in the rotated basis")
-    assert (tmp_path / "ir" / "05-rotate" / "model.onnx").exists()
+    assert len(list((tmp_path / "ir").glob("*-rotate/model.onnx"))) == 1
 
 
 def test_rotation_alone_keeps_the_function(tmp_path: Path) -> None:
