@@ -19,7 +19,7 @@ from qcompiler.calibration.segments import Segment
 from qcompiler.errors import SchemeError
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant.statistics import InputStatistics
-from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor
+from qcompiler.quant.tensor import AffineTensor, CorrectedTensor, QuantizedTensor
 from qcompiler.recipe.plan import PlannedWeight
 from qcompiler.recipe.steps import Step
 
@@ -76,9 +76,10 @@ class SegmentTuning:
         self.floats.advance(segment, self._outputs)
 
     def waits_for(self, planned: PlannedWeight, quantized: QuantizedTensor) -> bool:
-        """Whether a weight is tuned before it is finished; one that only half consists of codes is not, and its notes say so."""
-        if planned in self._waits and isinstance(quantized, CorrectedTensor):
-            planned.notes.append(f"not tuned: {quantized.label} stands beside its codes")
+        """Whether a weight is tuned before it is finished; one that is more than codes and plain scales is not, and its notes say so."""
+        if planned in self._waits and not isinstance(quantized, AffineTensor):
+            what = quantized.label if isinstance(quantized, CorrectedTensor) else planned.scheme.label
+            planned.notes.append(f"not tuned: that is for codes with plain scales alone, and this is {what}")
             return False
         return planned in self._waits
 

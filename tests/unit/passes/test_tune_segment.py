@@ -105,6 +105,14 @@ def test_a_weight_that_is_read_twice_is_left_as_it_was(store: WeightStore, tmp_p
     assert "on held-out samples" in notes["v"]
 
 
+def test_what_stands_beside_codes_is_not_tuned_and_says_so(store: WeightStore, tmp_path: Path) -> None:
+    rule = "\nrules: [{match: w2, algorithm: [rtn, {name: lorc, rank: 4}, {name: autoround, steps: 40}]}]"
+    _, transform = quantize(model(), TUNED, store, tmp_path, rule)
+    notes = {result.name: " ".join(result.notes) for result in transform.results}
+    assert "not tuned: that is for codes with plain scales alone, and this is rank 4" in notes["w2"]
+    assert "on held-out samples" in notes["w1"]
+
+
 def test_other_options_in_one_segment_are_refused(store: WeightStore, tmp_path: Path) -> None:
     rule = "\nrules: [{match: w2, algorithm: [rtn, {name: autoround, steps: 3}]}]"
     with pytest.raises(SchemeError, match=r"w2: is tuned together with w1, with other options"):
