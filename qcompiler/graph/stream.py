@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.absorb import NORMS
+from qcompiler.graph.extract import is_constant
 from qcompiler.graph.region_run import (
     BOUNDING,
     RegionRun,
@@ -193,6 +194,9 @@ class _Search:
             failed = self._fails(run, rotation)
             if failed is None:
                 return Stream(rotation, self._writers, self._readers, self.norms, self.shifts, self.exits)
+        other = self._added_beside()
+        if other is not None:
+            raise _RefusalError(f"{other.name} is added to it, and neither a linear nor a table writes that")
         reader = next((product for product in self._region.readers if product.input is failed), None)
         if reader is None:
             assert failed is not None
@@ -207,6 +211,17 @@ class _Search:
                 raise _RefusalError(f"{node.name} ({node.op_type}) bounds or compares its numbers")
         if not self._readers:
             raise _RefusalError("no linear reads it")
+
+    def _added_beside(self) -> ir.Value | None:
+        """What follows from the model's inputs alone and is added to the stream."""
+        for node in self._region.nodes:
+            for index in SHIFTS.get(node.op_type, ()):
+                value = node.inputs[index] if index < len(node.inputs) else None
+                if value is None or value in self._regions.computed or is_constant(value):
+                    continue
+                if value.shape is None or (len(value.shape) and value.shape[-1] == self._width):
+                    return value
+        return None
 
     def _check_uses(self) -> None:
         """Every use of a weight has to ask for the same of it, for it is stored once."""

@@ -12,6 +12,7 @@ from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import check_model
 from qcompiler.passes.normalize import Normalize
 from qcompiler.passes.rotate import ROTATED_KEY, Rotate
+from qcompiler.passes.widen_bfloat16 import WidenBfloat16
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan, make_plan
 from qcompiler.recipe.transform import TransformSettings
@@ -92,6 +93,30 @@ def test_half_precision(tmp_path: Path) -> None:
     assert len(rotate.result.streams) == 1
     assert _table(after).dtype == np.float16
     assert_equal_outputs(run(model, FEED), run(after, FEED), 1e-2)
+
+
+@pytest.mark.parametrize("norm", ["rms_pow", "layer"])
+def test_bfloat16_stays_in_the_file(norm: str, tmp_path: Path) -> None:
+    """Computed in float32 behind Casts; rounding the turned weights to 8 bits is what differs."""
+    model = decoder(norm, tied=True, biases=True)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            narrow = onnx.numpy_helper.to_array(tensor).astype(ir.DataType.BFLOAT16.numpy())
+            tensor.CopyFrom(
+                onnx.TensorProto(name=tensor.name, dims=narrow.shape, data_type=16, raw_data=narrow.tobytes())
+            )
+    model.graph.node[-1].output[0] = "narrow"
+    model.graph.node.append(onnx.helper.make_node("Cast", ["narrow"], ["logits"], to=onnx.TensorProto.FLOAT))
+    widened = ir.from_proto(model)
+    Normalize()(widened)
+    assert WidenBfloat16()(widened).modified
+    before = run(widened, FEED)
+    plan = make_plan(take_census(widened), Recipe.load("w4a16-rtn"))
+    rotate = Rotate(plan, TransformSettings(), 0, WeightStore(tmp_path), lambda what, done, total: None)
+    assert rotate(widened).modified
+    assert len(rotate.result.streams) == 1
+    assert _table(widened).dtype == ir.DataType.BFLOAT16.numpy()
+    assert_equal_outputs(before, run(widened, FEED), 1e-2)  # 2^-8 of each number, over two layers
 
 
 def test_twice(tmp_path: Path) -> None:
@@ -196,6 +221,26 @@ def test_what_does_not_turn_is_left_alone(tmp_path: Path) -> None:
     )
     reasons = _left_alone(model, {"x": weight(9, 32, seed=4, scale=1)}, tmp_path)
     assert reasons[0] == "stream of 32 channels from w0: what w3 reads does not turn with it"
+
+
+def test_a_stream_that_begins_as_an_input_is_left_alone(tmp_path: Path) -> None:
+    """As in a decoder that takes embeddings; also what a convolution writes."""
+    model = make_model(
+        "g (float[M,32] x) => (float[M,40] y) { a = MatMul(x, w1) r = Relu(a) b = MatMul(r, w2) s = Add(x, b) c = MatMul(s, w3)"
+        " q = Relu(c) d = MatMul(q, w4) t = Add(s, d) y = MatMul(t, w5) }",
+        {
+            "w1": weight(32, 48),
+            "w2": weight(48, 32),
+            "w3": weight(32, 48, seed=1),
+            "w4": weight(48, 32, seed=1),
+            "w5": weight(32, 40),
+        },
+    )
+    reasons = _left_alone(model, {"x": weight(9, 32, seed=4, scale=1)}, tmp_path)
+    assert (
+        reasons[0]
+        == "stream of 32 channels from w2: x is added to it, and neither a linear nor a table writes that"
+    )
 
 
 def test_a_bound_is_left_alone(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from qcompiler.graph import model_file
 from qcompiler.graph.census import take_census
 from qcompiler.recipe import Recipe
-from qcompiler.recipe.plan import Plan, make_plan
+from qcompiler.recipe.plan import FIXED_BYTES, TRANSFORM_BYTES, Plan, make_plan
 from tests import command_models as models
 from tests.small_models import make_model, save_model, weight
 
@@ -50,3 +50,8 @@ def test_settings_of_a_tied_embedding_do_not_count(tmp_path: Path, settings: lis
 def test_equal_settings_of_both_need_no_word(tmp_path: Path) -> None:
     assert plan_of(models.decoder(tmp_path)).warnings == []
     assert plan_of(models.decoder(tmp_path), "head.bits=4", "embedding.bits=4").warnings == []
+
+
+def test_a_rotation_holds_the_largest_weight_once(tmp_path: Path) -> None:
+    plan = plan_of(models.mlp(tmp_path), "transform=rotate")
+    assert plan.forecast_peak_bytes() == FIXED_BYTES + 4 * 64 * 128 + TRANSFORM_BYTES
