@@ -20,11 +20,14 @@ from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import AffineTensor
 
-QUANTIZERS = [algorithm for algorithm in ALGORITHMS if algorithm.kind == "quantizer"]
+# Those of two-level scales give another kind of tensor: test_kquant.
+QUANTIZERS = [
+    algorithm for algorithm in ALGORITHMS if algorithm.kind == "quantizer" and not algorithm.two_level
+]
 SCHEMES = [
     QuantScheme(bits, symmetric, granularity, 32 if granularity is Granularity.GROUP else None)
     for bits, symmetric, granularity in itertools.product((2, 3, 4, 8), (True, False), Granularity)
-]
+] + [QuantScheme(bits, False, Granularity.GROUP, 32, zero_point="float") for bits in (2, 3, 4, 8)]
 by_name = pytest.mark.parametrize("algorithm", QUANTIZERS, ids=lambda algorithm: algorithm.name)
 by_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
 
