@@ -96,6 +96,7 @@ ROWS = (
     Row("best-no-data", "w4a16-best without data: sampled from the model", "w4a16-best", G64, (), data=False),
     Row("lorc", "w4a16-best, lorc of rank 32 in float16", "w4a16-best", G64,
         ("algorithm=[awq, gptq, {name: lorc, rank: 32}]", "scale_dtype=float16")),
+    Row("spqr", "w4a16-spqr: int4 g64 asym, 1 % outliers, in float16", "w4a16-spqr", G64, ("scale_dtype=float16",)),
     Row("w2-g16", "w4a16-best at int2 g16 asym", "w4a16-best", None, ("bits=2", "group_size=16", "scale_dtype=float16")),
     Row("w2-lorc", "w4a16-best at int2 g64 asym, lorc of rank 18 in float16: as many bits", "w4a16-best", None,
         ("bits=2", "algorithm=[awq, gptq, {name: lorc, rank: 18}]", "scale_dtype=float16")),

@@ -2,7 +2,7 @@
 
 *Given* any valid model.
 *Result* the same function with: no weight of a product that is also an input (other initializers that a caller may override stay
-inputs); calls of model-local functions inlined; nodes that nothing reads
+inputs); calls of model-local functions inlined, but for operators of our own domain; nodes that nothing reads
 gone; tensors of Constant nodes, and initializers of control-flow bodies, as initializers of the main graph, one for each distinct tensor;
 a name of its own for every node; types and shapes inferred.
 """
@@ -15,6 +15,7 @@ from onnx_ir.passes import common
 from qcompiler.graph.census import take_census
 from qcompiler.graph.edits import Names, all_graphs, all_nodes
 from qcompiler.graph.shape_inference import infer_types
+from qcompiler.graph.sparse_matmul import is_ours
 
 FIRST_OVERRIDABLE = 4  # IR version from which on an initializer that is an input is a default, not a constant
 SMALLEST_LIFTED = 16  # elements; smaller Constant nodes are shapes and scalars and stay where they are
@@ -25,7 +26,7 @@ class Normalize(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = _rename_body_initializers(model)
-        modified = common.InlinePass()(model).modified or modified
+        modified = common.InlinePass(lambda function: not is_ours(function))(model).modified or modified
         modified = _close_weights(model) or modified
         for step in (
             common.LiftConstantsToInitializersPass(size_limit=SMALLEST_LIFTED),

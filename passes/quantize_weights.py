@@ -312,7 +312,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         if corrections is not None:
             uses = planned.weight.uses
             products = add_corrections(
-                self._model.graph, [use.node for use in uses], corrections, planned.weight.name, self._names
+                self._model, [use.node for use in uses], corrections, planned.weight.name, self._names
             )
             for use, product in zip(uses, products, strict=True):
                 use.node = product

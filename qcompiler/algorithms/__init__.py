@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qcompiler.algorithms import autoround, awq, codebook, gptq, hqq, kquant, lorc, mse, rtn
+from qcompiler.algorithms import autoround, awq, codebook, gptq, hqq, kquant, lorc, mse, rtn, spqr
 from qcompiler.errors import QCompilerError, SchemeError
 from qcompiler.nearest import nearest
 from qcompiler.quant.codebook import CodebookTensor
@@ -104,6 +104,15 @@ ALGORITHMS = (
         two_level=True,
     ),
     Algorithm("gptq", "quantizer", frozenset({Need.HESSIAN}), gptq.GptqOptions, gptq.quantize, spreads=True),
+    Algorithm(
+        "spqr",
+        "quantizer",
+        frozenset({Need.HESSIAN}),
+        spqr.SpqrOptions,
+        spqr.quantize,
+        spreads=True,
+        beside=spqr.stored_bytes,
+    ),
     Algorithm(
         "awq",
         "transform",

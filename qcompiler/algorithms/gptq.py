@@ -87,23 +87,46 @@ def quantize(
         return mse.quantize(weight, statistics, scheme, options.search)
     plan = factor(statistics, options.damping, options.device)
     start = mse.quantize(weight, statistics, scheme, options.search)
-    hessian = _placed(_damped(statistics.hessian, plan.damping), options.device)
-    for rows in row_blocks(weight):
-        target = _placed(np.asarray(weight[rows], np.float32).T, options.device)
-        grid = _Grid.of(start, rows, options.device)
-        codes = round_columns(target, grid, plan)
-        for _ in range(options.refine):
-            if scheme.granularity is not Granularity.TENSOR:
-                grid = refit(target, codes, grid, hessian)
-            codes = descend(target, codes, grid, hessian)
-        start.codes[rows] = fetch(codes).T
-        if scheme.granularity is not Granularity.TENSOR:
-            start.scale[rows] = fetch(grid.scale).T
+    spread_errors(weight, start, statistics, plan, options)
     return start
 
 
+def spread_errors(
+    weight: npt.NDArray[Any],
+    start: AffineTensor,
+    statistics: InputStatistics,
+    plan: Factor,
+    options: GptqOptions,
+    mask: npt.NDArray[np.bool_] | None = None,
+) -> None:
+    """Rounds with the scales of ``start``, then refines; its codes and scales are overwritten.
+
+    Args:
+        mask: [N, K], the weights that are kept as floats; ``weight``, then float32 in memory, is overwritten with what they should be.
+    """
+    assert statistics.hessian is not None
+    hessian = _placed(_damped(statistics.hessian, plan.damping), options.device)
+    for rows in row_blocks(weight):
+        target = _placed(np.asarray(weight[rows], np.float32).T, options.device)
+        grid = Grid.of(start, rows, options.device)
+        loose = None
+        if mask is not None:
+            kept = _placed(mask[rows].T, options.device)
+            loose = Loose(kept > 0, kept * 0)
+        codes = round_columns(target, grid, plan, loose)
+        for _ in range(options.refine):
+            if start.scheme.granularity is not Granularity.TENSOR:
+                grid = refit(target if loose is None else target - loose.values, codes, grid, hessian)
+            codes = descend(target, codes, grid, hessian, loose)
+        start.codes[rows] = fetch(codes).T
+        if start.scheme.granularity is not Granularity.TENSOR:
+            start.scale[rows] = fetch(grid.scale).T
+        if mask is not None and loose is not None:
+            weight[rows][mask[rows]] = fetch(loose.values).T[mask[rows]]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class _Grid:
+class Grid:
     """Scales and zero points of n rows, laid out so that what a column needs is contiguous.
 
     Attributes:
@@ -118,7 +141,7 @@ class _Grid:
     group: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, tensor: AffineTensor, rows: slice, device: Device) -> "_Grid":
+    def of(cls, tensor: AffineTensor, rows: slice, device: Device) -> "Grid":
         k = tensor.shape[1]
         scheme = tensor.scheme
         rows = slice(None) if scheme.granularity is Granularity.TENSOR else rows
@@ -131,8 +154,24 @@ class _Grid:
         return cls(scheme, scale, _placed(stored.T, device), np.arange(k) // scheme.group_width(k))
 
 
-def round_columns(target: Array, grid: _Grid, plan: Factor) -> Array:
-    """Codes of W^T [K, n], each column's error spread over those after it in the plan's order; float32 whole numbers [K, n]."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Loose:
+    """Weights that are stored as floats of their own; their codes are the zero point, so they mean 0 there.
+
+    Attributes:
+        mask: bool [K, n], which.
+        values: float32 [K, n], their numbers, 0 elsewhere; rounding and descent write them.
+    """
+
+    mask: Array
+    values: Array
+
+
+def round_columns(target: Array, grid: Grid, plan: Factor, loose: Loose | None = None) -> Array:
+    """Codes of W^T [K, n], each column's error spread over those after it in the plan's order; float32 whole numbers [K, n].
+
+    What is ``loose`` takes up the errors of the columns before it, and has none.
+    """
     xp = array_namespace(target)
     spread = _like(plan.spread, target)
     left = target[plan.order]  # a copy: what is still to be rounded, errors of earlier columns taken up
@@ -148,14 +187,19 @@ def round_columns(target: Array, grid: _Grid, plan: Factor) -> Array:
                 exact -= spread[j, start:j] @ errors[start:j]
             codes[j] = round_to_codes(exact * inverse[g] + grid.zero_point[g], grid.scheme)
             errors[j] = exact - (codes[j] - grid.zero_point[g]) * grid.scale[g]
+            if loose is not None:
+                free = loose.mask[plan.order[j]]
+                loose.values[plan.order[j]] = exact * free
+                codes[j] = xp.where(free, grid.zero_point[g], codes[j])
+                errors[j] *= ~free
         left[stop:] -= spread[stop:, start:stop] @ errors[start:stop]
     back = xp.empty_like(codes)
     back[plan.order] = codes
     return back
 
 
-def descend(target: Array, codes: Array, grid: _Grid, hessian: Array) -> Array:
-    """One sweep over the columns, each code set to the best given all the others; the output error never rises.
+def descend(target: Array, codes: Array, grid: Grid, hessian: Array, loose: Loose | None = None) -> Array:
+    """One sweep over the columns, each code (and loose number) set to the best given all the others; the output error never rises.
 
     Args:
         target, codes: [K, n].
@@ -163,7 +207,10 @@ def descend(target: Array, codes: Array, grid: _Grid, hessian: Array) -> Array:
     """
     xp = array_namespace(target)
     codes = xp.asarray(codes, copy=True)
-    slope = hessian @ (_values(codes, grid) - target)  # half the gradient with respect to Q^T
+    error = _values(codes, grid) - target
+    if loose is not None:
+        error += loose.values
+    slope = hessian @ error  # half the gradient with respect to Q^T
     k = codes.shape[0]
     for start in range(0, k, COLUMNS):
         stop = min(start + COLUMNS, k)
@@ -174,13 +221,19 @@ def descend(target: Array, codes: Array, grid: _Grid, hessian: Array) -> Array:
             if j > start:
                 here = here + hessian[j, start:j] @ moved[: j - start]
             best = round_to_codes(codes[j] - here / (hessian[j, j] * grid.scale[g]), grid.scheme)
+            if loose is not None:
+                best = xp.where(loose.mask[j], codes[j], best)
             moved[j - start] = (best - codes[j]) * grid.scale[g]
+            if loose is not None:
+                free = -here / hessian[j, j] * loose.mask[j]
+                loose.values[j] += free
+                moved[j - start] += free
             codes[j] = best
         slope += hessian[:, start:stop] @ moved
     return codes
 
 
-def refit(target: Array, codes: Array, grid: _Grid, hessian: Array) -> _Grid:
+def refit(target: Array, codes: Array, grid: Grid, hessian: Array) -> Grid:
     """The scales of least output error for these codes, row by row; a row that would gain nothing keeps its own.
 
     With c the centred codes, the error of a row is  s^T A s - 2 b^T s + const,  A_gh = c_g^T H c_h,  b_g = c_g^T H w.
@@ -194,7 +247,7 @@ def refit(target: Array, codes: Array, grid: _Grid, hessian: Array) -> _Grid:
         scale[:, rows] = _least_squares(
             centred[rows], pulled[rows], grid.scale[:, rows].T, grid.scheme, hessian
         ).T
-    return _Grid(grid.scheme, scale, grid.zero_point, grid.group)
+    return Grid(grid.scheme, scale, grid.zero_point, grid.group)
 
 
 def _least_squares(c: Array, pulled: Array, old: Array, scheme: QuantScheme, hessian: Array) -> Array:
@@ -226,7 +279,7 @@ def _least_squares(c: Array, pulled: Array, old: Array, scheme: QuantScheme, hes
     return xp.where(loss(new) < loss(old), new, old)
 
 
-def _values(codes: Array, grid: _Grid) -> Array:
+def _values(codes: Array, grid: Grid) -> Array:
     """W^T that codes [K, n] mean."""
     return (codes - grid.zero_point[grid.group]) * grid.scale[grid.group]
 

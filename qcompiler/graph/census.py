@@ -13,6 +13,7 @@ from qcompiler.graph.codebook_form import codebook_form
 from qcompiler.graph.correction_form import correction_at
 from qcompiler.graph.offset_form import offset_form
 from qcompiler.graph.offset_product import is_group_sum, is_offset_part
+from qcompiler.graph.sparse_matmul import OUR_DOMAIN
 from qcompiler.graph.stacked_product import StackedProduct, stacked_product
 from qcompiler.graph.weights import (
     FLOAT_TYPES,
@@ -114,6 +115,9 @@ class _Found:
 
 def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
     """Weights, or why this product has none, or None for a node that is no product."""
+    if node.domain == OUR_DOMAIN:
+        beside = correction_at(node)
+        return None if beside is None else f"{ALREADY_A_CORRECTION}: {beside.kind} beside a quantized weight"
     if node.domain not in ("", "ai.onnx"):
         if node.op_type == "MoE":
             return "experts inside one operator of ONNX Runtime: export them as products to quantize them"
@@ -164,7 +168,7 @@ def _classify_linear(node: ir.Node) -> _Found | str:
     right = constant_view(node.inputs[1])
     correction = None if right is None else correction_at(node)
     if correction is not None:
-        return f"{ALREADY_A_CORRECTION}: {correction.label} beside a quantized weight"
+        return f"{ALREADY_A_CORRECTION}: {correction.kind} beside a quantized weight"
     if right is None:
         if constant_view(node.inputs[0]) is not None:
             return "the constant is the left factor"

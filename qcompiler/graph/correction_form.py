@@ -2,13 +2,15 @@
 
     y = MatMul(x, weight)          becomes          y = Add(MatMul(x, weight), MatMul(MatMul(x, B^T), A^T))
 
-so that a kernel may read the codes of the weight, and the part of low rank costs r (N + K) multiplications a row. ``add_corrections``
-makes it; ``corrections_of`` finds it beside a quantized product, by its structure alone, also in a model that went through other
-tools. Letters: M rows, N outputs, K reduction, r rank.
+so that a kernel may read the codes of the weight, and the part of low rank costs r (N + K) multiplications a row. Outliers are added
+likewise, as SparseMatMul(x, values, columns, offsets) of our domain (see ``sparse_matmul``). ``add_corrections`` makes it;
+``corrections_of`` finds it beside a quantized product, by its structure alone, also in a model that went through other tools.
+Letters: M rows, N outputs, K reduction, r rank.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -16,8 +18,10 @@ from qcompiler.graph.edits import Names, constant, set_info
 from qcompiler.graph.extract import is_constant
 from qcompiler.graph.kernel_node import DOMAIN
 from qcompiler.graph.offset_product import with_offsets
+from qcompiler.graph.sparse_matmul import OP, OUR_DOMAIN, provide
 from qcompiler.graph.stored_corrections import StoredCorrections, StoredLowRank
 from qcompiler.graph.weights import ConstantView, constant_view
+from qcompiler.quant.corrections import outliers_label
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +44,18 @@ class LowRankForm:
         return view.final_shape[0]
 
     @property
-    def label(self) -> str:
-        """Short text for reports: "rank 16"."""
+    def kind(self) -> str:
+        """What it is: "rank 16"."""
         return f"rank {self.rank}"
+
+    def label(self, size: int) -> str:
+        """Short text for reports, beside a weight of ``size`` numbers."""
+        return self.kind
+
+    @property
+    def x(self) -> ir.Value | None:
+        """What it multiplies."""
+        return self.down.inputs[0]
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
@@ -56,8 +69,45 @@ class LowRankForm:
         return [view.source for view in views if view is not None]
 
 
+@dataclass(frozen=True, eq=False)
+class OutlierForm:
+    """Outliers beside a product.
+
+    Attributes:
+        node: the SparseMatMul; ``total`` is the Add.
+    """
+
+    node: ir.Node
+    total: ir.Node
+    kind = "outliers"
+
+    def label(self, size: int) -> str:
+        """Short text for reports, beside a weight of ``size`` numbers: "1 % outliers"."""
+        values = self.node.inputs[1]
+        tensor = None if values is None else values.const_value
+        return self.kind if tensor is None else outliers_label(int(tensor.size), size)
+
+    @property
+    def x(self) -> ir.Value | None:
+        """What it multiplies."""
+        return self.node.inputs[0]
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The products of the correction, in order."""
+        return (self.node,)
+
+    @property
+    def sources(self) -> list[ir.Value]:
+        """The initializers it reads."""
+        return [value for value in self.node.inputs[1:] if value is not None]
+
+
+CorrectionForm: TypeAlias = LowRankForm | OutlierForm
+
+
 def add_corrections(
-    graph: ir.Graph, products: Sequence[ir.Node], stored: StoredCorrections, name: str, names: Names
+    model: ir.Model, products: Sequence[ir.Node], stored: StoredCorrections, name: str, names: Names
 ) -> list[ir.Node]:
     """Adds to products of one weight what stands beside it.
 
@@ -65,37 +115,46 @@ def add_corrections(
     and notes multiplies.
 
     Args:
-        graph: the main graph, which holds the constants; products may be inside its control-flow bodies.
+        model: its main graph holds the constants; products may be inside its control-flow bodies.
         products: MatMul nodes that read the weight as [K, N].
         name: for new values and nodes.
     Returns:
         The nodes that now multiply, in the order of ``products``.
     """
-    if stored.low_rank is None:
-        return list(products)
-    part = stored.low_rank
-    down, up = (
-        constant(tensor, names.value(f"{name}.{suffix}"))
-        for tensor, suffix in ((part.down, "down"), (part.up, "up"))
-    )
-    graph.register_initializer(down)
-    graph.register_initializer(up)
-    return [_add_low_rank(product, part, down, up, names) for product in products]
+
+    def constants(tensors: Mapping[str, ir.TensorProtocol]) -> list[ir.Value]:
+        values = [constant(tensor, names.value(f"{name}.{suffix}")) for suffix, tensor in tensors.items()]
+        for value in values:
+            model.graph.register_initializer(value)
+        return values
+
+    made = list(products)
+    low_rank, outliers = stored.low_rank, stored.outliers
+    if low_rank is not None:
+        factors = constants({"down": low_rank.down, "up": low_rank.up})
+        made = [_add_low_rank(product, low_rank, factors, names) for product in made]
+    if outliers is not None:
+        provide(model)
+        numbers = constants(
+            {"outliers": outliers.values, "columns": outliers.columns, "offsets": outliers.offsets}
+        )
+        made = [_add_outliers(product, numbers, names) for product in made]
+    return made
 
 
-def corrections_of(product: ir.Node) -> Iterator[LowRankForm]:
+def corrections_of(product: ir.Node) -> Iterator[CorrectionForm]:
     """What is added to a quantized product, in order; offsets of its weight come before."""
     value = with_offsets(product)
     while True:
         found = next((form for user in value.consumers() if (form := _sum_with(user, value))), None)
-        if found is None or found.down.inputs[0] is not product.inputs[0]:
+        if found is None or found.x is not product.inputs[0]:
             return
         yield found
         value = found.total.outputs[0]
 
 
-def correction_at(node: ir.Node) -> LowRankForm | None:
-    """The correction beside a quantized product that this MatMul is a node of, or None."""
+def correction_at(node: ir.Node) -> CorrectionForm | None:
+    """The correction beside a quantized product that this product is a node of, or None."""
     for value in (node.outputs[0], *(user.outputs[0] for user in node.outputs[0].consumers())):
         for total in value.consumers():
             for index, other in enumerate(total.inputs[:2]):
@@ -103,7 +162,7 @@ def correction_at(node: ir.Node) -> LowRankForm | None:
                 if form is None or node not in form.nodes:
                     continue
                 product = _product_behind(total.inputs[index])
-                if product is not None and product.inputs[0] is form.down.inputs[0]:
+                if product is not None and product.inputs[0] is form.x:
                     return form
     return None
 
@@ -116,60 +175,73 @@ def corrected_output(product: ir.Node) -> ir.Value:
     return value
 
 
-def _add_low_rank(
-    product: ir.Node, part: StoredLowRank, down: ir.Value, up: ir.Value, names: Names
-) -> ir.Node:
-    x, weight, result = product.inputs[0], product.inputs[1], product.outputs[0]
-    assert x is not None and weight is not None and product.graph is not None
-    dtype = result.dtype or weight.dtype or part.up.dtype
-    made: list[ir.Node] = []
+class _Beside:
+    """Nodes that are put in front of a product, the first of which multiplies in its place."""
+
+    def __init__(self, product: ir.Node, names: Names) -> None:
+        weight, result = product.inputs[1], product.outputs[0]
+        assert weight is not None and product.inputs[0] is not None
+        self.x = product.inputs[0]
+        self.dtype = result.dtype or weight.dtype or ir.DataType.FLOAT
+        self._product = product
+        self._names = names
+        self._made: list[ir.Node] = []
+        self._multiplied = self.add("MatMul", [self.x, weight], "codes", result.shape)
+        self._made[0].metadata_props.update(product.metadata_props)
 
     def add(
-        op_type: str, inputs: list[ir.Value], suffix: str, width: int | None = None, **attributes: int
-    ) -> ir.Value:
-        output = ir.Value(name=names.value(f"{result.name}.{suffix}"))
-        node = ir.node(
-            op_type, inputs, attributes=attributes, outputs=[output],
-            name=names.node(f"{product.name}.{suffix}"),
-        )  # fmt: skip
-        set_info(output, dtype, inputs[0].shape if width is None else _with_last(result.shape, width))
-        made.append(node)
+        self, op_type: str, inputs: Sequence[ir.Value], suffix: str, shape: ir.Shape | None, domain: str = "",
+        **attributes: int,
+    ) -> ir.Value:  # fmt: skip
+        """The output of a new node."""
+        output = ir.Value(name=self._names.value(f"{self._product.outputs[0].name}.{suffix}"))
+        name = self._names.node(f"{self._product.name}.{suffix}")
+        node = ir.node(op_type, inputs, attributes=attributes, domain=domain, outputs=[output], name=name)
+        set_info(output, self.dtype, shape)
+        self._made.append(node)
         return output
 
-    if part.up.dtype != dtype:
-        down, up = (
-            add("Cast", [value], suffix, to=dtype.value)
-            for value, suffix in ((down, "down.cast"), (up, "up.cast"))
-        )
-    multiplied = add("MatMul", [x, weight], "codes")
-    multiply = made[-1]
-    multiply.metadata_props.update(product.metadata_props)
-    multiplied.shape = result.shape
-    narrow = add("MatMul", [x, down], "narrow", part.rank)
-    wide = add("MatMul", [narrow, up], "low_rank", part.n)
-    product.graph.insert_before(product, made)
-    _become_sum(product, multiply, wide, names)
-    return multiply
+    def finish(self, addend: ir.Value) -> ir.Node:
+        """The product's node now adds; the one that multiplies, which has its name."""
+        product, multiply = self._product, self._made[0]
+        assert product.graph is not None
+        product.graph.insert_before(product, self._made)
+        product.op_type = "Add"
+        product.metadata_props.clear()
+        product.replace_input_with(0, self._multiplied)
+        product.replace_input_with(1, addend)
+        multiply.name, product.name = product.name, self._names.node(f"{product.name}.corrected")
+        return multiply
 
 
-def _become_sum(product: ir.Node, multiply: ir.Node, addend: ir.Value, names: Names) -> None:
-    """The old node adds; its name goes to the one that multiplies."""
-    product.op_type = "Add"
-    product.metadata_props.clear()
-    product.replace_input_with(0, multiply.outputs[0])
-    product.replace_input_with(1, addend)
-    multiply.name, product.name = product.name, names.node(f"{product.name}.corrected")
+def _add_low_rank(
+    product: ir.Node, part: StoredLowRank, factors: Sequence[ir.Value], names: Names
+) -> ir.Node:
+    beside, shape = _Beside(product, names), product.outputs[0].shape
+    if part.up.dtype != beside.dtype:
+        factors = [
+            beside.add("Cast", [value], suffix, value.shape, to=beside.dtype.value)
+            for value, suffix in zip(factors, ("down.cast", "up.cast"), strict=True)
+        ]
+    down, up = factors
+    narrow_shape = None if shape is None else ir.Shape([*list(shape)[:-1], part.rank])
+    narrow = beside.add("MatMul", [beside.x, down], "narrow", narrow_shape)
+    return beside.finish(beside.add("MatMul", [narrow, up], "low_rank", shape))
 
 
-def _with_last(shape: ir.Shape | None, size: int) -> ir.Shape | None:
-    return None if shape is None else ir.Shape([*list(shape)[:-1], size])
+def _add_outliers(product: ir.Node, numbers: Sequence[ir.Value], names: Names) -> ir.Node:
+    beside, shape = _Beside(product, names), product.outputs[0].shape
+    return beside.finish(beside.add(OP, [beside.x, *numbers], "sparse", shape, OUR_DOMAIN))
 
 
-def _sum_with(total: ir.Node, value: ir.Value) -> LowRankForm | None:
-    """The part of low rank that ``total`` adds to ``value``."""
+def _sum_with(total: ir.Node, value: ir.Value) -> CorrectionForm | None:
+    """The correction that ``total`` adds to ``value``."""
     if total.op_type != "Add" or total.domain != "" or len(total.inputs) != 2:
         return None
     other = total.inputs[1] if total.inputs[0] is value else total.inputs[0]
+    sparse = None if other is None else other.producer()
+    if sparse is not None and (sparse.domain, sparse.op_type) == (OUR_DOMAIN, OP):
+        return OutlierForm(sparse, total)
     up = _multiplies(other)
     down = None if up is None else _multiplies(up[0].inputs[0])
     if up is None or down is None or up[1].final_shape[0] != down[1].final_shape[1]:

@@ -9,10 +9,12 @@ known, or the last group is short, the sums are a product with a matrix of zeros
 """
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.graph.edits import Names, add_initializer, replace_value, set_info
 from qcompiler.graph.node_chain import producer_of
+from qcompiler.graph.weights import constant_view
 
 
 class GroupSums:
@@ -40,10 +42,8 @@ class GroupSums:
         leading = None if x.shape is None else list(x.shape)[:-1]
         set_info(output, dtype, None if leading is None else ir.Shape([*leading, groups]))
         if leading is None or k % group:
-            members = (np.arange(k)[:, None] // group == np.arange(groups)).astype(dtype.numpy())
-            held = add_initializer(
-                self._main, ir.Tensor(members, dtype), self._names.value(f"{base}.members")
-            )
+            members = ir.Tensor(_members(k, group).astype(dtype.numpy()), dtype)
+            held = add_initializer(self._main, members, self._names.value(f"{base}.members"))
             nodes = [ir.node("MatMul", [x, held], outputs=[output], name=self._names.node(base))]
         else:
             numbers = {"shape": [0] * len(leading) + [groups, group], "axis": [-1]}
@@ -63,6 +63,12 @@ class GroupSums:
             ]
         graph.insert_before(reader, nodes)
         return output
+
+
+def _members(k: int, group: int) -> npt.NDArray[np.bool_]:
+    """Which of K belong to which group, [K, G]."""
+    members: npt.NDArray[np.bool_] = np.arange(k)[:, None] // group == np.arange(-(-k // group))
+    return members
 
 
 def add_offsets(product: ir.Node, sums: ir.Value, offset: ir.Value, names: Names) -> None:
@@ -116,7 +122,7 @@ def is_offset_part(node: ir.Node) -> bool:
     if add.op_type != "Add" or index != 1 or product is None:
         return False
     sums = node.inputs[0].producer()
-    return sums is not None and _summed(sums) is product.inputs[0]
+    return sums is not None and _summed(sums, product) is product.inputs[0]
 
 
 def is_group_sum(node: ir.Node) -> bool:
@@ -125,9 +131,14 @@ def is_group_sum(node: ir.Node) -> bool:
     return node.op_type == "MatMul" and bool(users) and all(is_offset_part(user) for user in users)
 
 
-def _summed(sums: ir.Node) -> ir.Value | None:
-    """The activation behind its sums."""
+def _summed(sums: ir.Node, product: ir.Node) -> ir.Value | None:
+    """The activation behind its sums over the product's groups."""
     if sums.op_type == "MatMul":
-        return sums.inputs[0]
+        # Its matrix is looked at: a part of low rank beside the product has the same nodes (see ``correction_form``).
+        view = constant_view(sums.inputs[1])
+        k, group = (product.attributes.get_int(name, 0) for name in ("K", "block_size"))
+        if view is None or not group or view.shape != (k, -(-k // group)) or view.source.const_value is None:
+            return None
+        return sums.inputs[0] if np.array_equal(view.source.const_value.numpy(), _members(k, group)) else None
     apart = producer_of(sums, 0, "Reshape") if sums.op_type == "ReduceSum" else None
     return None if apart is None else apart.inputs[0]

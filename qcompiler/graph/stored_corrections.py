@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from qcompiler.graph.mapped_tensor import MappedTensor
 from qcompiler.graph.stored_quantized import SCALE_NAMES, SCALE_TYPES
 from qcompiler.graph.weight_store import WeightStore
-from qcompiler.quant.corrections import LowRank
+from qcompiler.quant.corrections import LowRank, Outliers, column_type
 from qcompiler.quant.tensor import CorrectedTensor
 
 
@@ -52,14 +53,46 @@ class StoredLowRank:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class StoredOutliers:
+    """``Outliers`` in the spill file, as SparseMatMul reads them.
+
+    Attributes:
+        values: [E]; columns: uint16 or int32 [E]; offsets: int32 [N + 1].
+    """
+
+    values: MappedTensor
+    columns: MappedTensor
+    offsets: MappedTensor
+    k: int
+
+    def outliers(self) -> Outliers:
+        """The part in memory."""
+        values, columns = self.values.numpy().astype(np.float32), self.columns.numpy().astype(np.int32)
+        return Outliers(values, columns, self.offsets.numpy().copy(), self.k, SCALE_NAMES[self.values.dtype])
+
+    def record(self) -> dict[str, Any]:
+        """What ``_restore_outliers`` needs; plain JSON."""
+        (count,), (offsets,) = self.values.shape.numpy(), self.offsets.shape.numpy()
+        return {
+            "dtype": SCALE_NAMES[self.values.dtype],
+            "shape": [offsets - 1, self.k, count],
+            "values": self.values.offset,
+            "columns": self.columns.offset,
+            "offsets": self.offsets.offset,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class StoredCorrections:
     """All that stands beside one weight."""
 
     low_rank: StoredLowRank | None
+    outliers: StoredOutliers | None
 
     def record(self) -> dict[str, Any]:
         """What ``restore_corrections`` needs to find it again in the same spill file; plain JSON."""
-        return {"low_rank": None if self.low_rank is None else self.low_rank.record()}
+        parts = {"low_rank": self.low_rank, "outliers": self.outliers}
+        return {name: None if part is None else part.record() for name, part in parts.items()}
 
 
 def store_corrections(store: WeightStore, corrected: CorrectedTensor, name: str) -> StoredCorrections:
@@ -68,8 +101,10 @@ def store_corrections(store: WeightStore, corrected: CorrectedTensor, name: str)
     Raises:
         ResourceError: the disk is full.
     """
+    low_rank, outliers = corrected.low_rank, corrected.outliers
     return StoredCorrections(
-        None if corrected.low_rank is None else _store_low_rank(store, corrected.low_rank, name)
+        None if low_rank is None else _store_low_rank(store, low_rank, name),
+        None if outliers is None else _store_outliers(store, outliers, name),
     )
 
 
@@ -79,8 +114,11 @@ def restore_corrections(store: WeightStore, record: dict[str, Any], name: str) -
     Raises:
         ValueError: the file ends before it.
     """
-    low_rank = record["low_rank"]
-    return StoredCorrections(None if low_rank is None else _restore_low_rank(store, low_rank, name))
+    low_rank, outliers = record["low_rank"], record["outliers"]
+    return StoredCorrections(
+        None if low_rank is None else _restore_low_rank(store, low_rank, name),
+        None if outliers is None else _restore_outliers(store, outliers, name),
+    )
 
 
 def _store_low_rank(store: WeightStore, part: LowRank, name: str) -> StoredLowRank:
@@ -97,4 +135,26 @@ def _restore_low_rank(store: WeightStore, record: dict[str, Any], name: str) -> 
     return StoredLowRank(
         store.at(record["down"], dtype, (k, rank), f"{name}.down"),
         store.at(record["up"], dtype, (rank, n), f"{name}.up"),
+    )
+
+
+def _store_outliers(store: WeightStore, part: Outliers, name: str) -> StoredOutliers:
+    dtype = SCALE_TYPES[part.dtype]
+    columns = part.columns.astype(column_type(part.k))
+    return StoredOutliers(
+        store.add(part.values.astype(dtype.numpy()), dtype, part.values.shape, f"{name}.outliers"),
+        store.add(columns, ir.DataType.from_numpy(columns.dtype), columns.shape, f"{name}.columns"),
+        store.add(part.offsets, ir.DataType.INT32, part.offsets.shape, f"{name}.offsets"),
+        part.k,
+    )
+
+
+def _restore_outliers(store: WeightStore, record: dict[str, Any], name: str) -> StoredOutliers:
+    n, k, count = record["shape"]
+    columns = ir.DataType.from_numpy(np.dtype(column_type(k)))
+    return StoredOutliers(
+        store.at(record["values"], SCALE_TYPES[record["dtype"]], (count,), f"{name}.outliers"),
+        store.at(record["columns"], columns, (count,), f"{name}.columns"),
+        store.at(record["offsets"], ir.DataType.INT32, (n + 1,), f"{name}.offsets"),
+        k,
     )

@@ -1,6 +1,6 @@
 """QuantizedTensor: a weight as it will be stored, whatever the layout. The one home of what codes mean."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import dequantize_codes
 from qcompiler.quant.codebook import CodebookTensor
-from qcompiler.quant.corrections import LowRank
+from qcompiler.quant.corrections import Correction, LowRank, Outliers
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.two_level import TwoLevelTensor
 
@@ -92,6 +92,7 @@ class CorrectedTensor:
 
     base: BaseTensor
     low_rank: LowRank | None = None
+    outliers: Outliers | None = None
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -101,9 +102,9 @@ class CorrectedTensor:
                 raise SchemeError(f"{part.label}: is for a weight of {part.shape}, not of {self.shape}")
 
     @property
-    def parts(self) -> list[LowRank]:
+    def parts(self) -> list[Correction]:
         """What stands beside the base."""
-        return [part for part in (self.low_rank,) if part is not None]
+        return [part for part in (self.low_rank, self.outliers) if part is not None]
 
     @property
     def scheme(self) -> QuantScheme:
@@ -117,7 +118,7 @@ class CorrectedTensor:
 
     @property
     def label(self) -> str:
-        """What stands beside the base, for reports: "rank 16"."""
+        """What stands beside the base, for reports: "rank 16 + 1 % outliers"."""
         return " + ".join(part.label for part in self.parts)
 
     @property
@@ -127,7 +128,7 @@ class CorrectedTensor:
 
     def without_low_rank(self) -> "QuantizedTensor":
         """The rest of it."""
-        return self.base
+        return self.base if self.outliers is None else replace(self, low_rank=None)
 
     def dequantize(self, rows: slice | None = None) -> npt.NDArray[np.float32]:
         """The weights, float32 [N, K], or those of some rows."""

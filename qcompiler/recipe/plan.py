@@ -1,7 +1,7 @@
 """A recipe applied to a model: for every product of the graph, how it will be stored, or why it is left alone."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -112,10 +112,11 @@ class Plan:
             if refusal is not None:
                 raise SchemeError(f"{planned.weight.name}: {refusal}")
 
-    def note(self, remark: Callable[[QuantScheme, bool], str | None]) -> None:
-        """Adds what a target has to say of each weight's scheme, and whether rows of it are gathered."""
+    def note(self, remark: Callable[[QuantScheme, bool, Collection[str]], str | None]) -> None:
+        """Adds what a target has to say of each weight's scheme, whether rows of it are gathered, and its algorithms."""
         for planned in self.quantized:
-            said = remark(planned.scheme, any(use.role is Role.EMBEDDING for use in planned.weight.uses))
+            gathered = any(use.role is Role.EMBEDDING for use in planned.weight.uses)
+            said = remark(planned.scheme, gathered, [step.name for step in planned.settings.algorithm])
             if said is not None:
                 planned.notes.append(said)
 

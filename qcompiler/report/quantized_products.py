@@ -85,7 +85,7 @@ def read_products(model: ir.Model) -> list[StoredWeight]:
 def _take_corrections(weight: StoredWeight) -> None:
     """Counts in what is added to the products of a weight: its nodes, its bytes, its label."""
     forms = [form for node in weight.nodes for form in corrections_of(node)]
-    weight.beside = " + ".join(dict.fromkeys(form.label for form in forms))
+    weight.beside = " + ".join(dict.fromkeys(form.label(weight.size) for form in forms))
     sources = {source for form in forms for source in form.sources}
     weight.bytes += sum(
         int(source.const_value.nbytes) for source in sources if source.const_value is not None

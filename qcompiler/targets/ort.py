@@ -7,7 +7,7 @@ once, the graph that ONNX Runtime's optimizer left is read back, and each quanti
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import onnx
@@ -17,6 +17,7 @@ from qcompiler.errors import PromiseError, ResourceError
 from qcompiler.graph.disk import require_free, writing
 from qcompiler.graph.model_file import files_of
 from qcompiler.graph.session_errors import SESSION_ERRORS
+from qcompiler.graph.sparse_matmul import OP
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.fuse_bias import FuseBias
 from qcompiler.passes.lower_to_matmul_bnb4 import LowerToMatMulBnb4
@@ -39,8 +40,13 @@ def supports(scheme: QuantScheme) -> str | None:
     return None
 
 
-def remark(scheme: QuantScheme, gathered: bool) -> str | None:
-    """None, or why a weight (of which rows are ``gathered``) is stored, but read by no kernel of its own."""
+def remark(scheme: QuantScheme, gathered: bool, algorithms: Collection[str] = ()) -> str | None:
+    """None, or why a weight (of which rows are ``gathered``, found by ``algorithms``) is stored, but read by no kernel of its own.
+
+    A part of low rank is two stock MatMuls.
+    """
+    if "spqr" in algorithms:
+        return f"outliers are added by {OP}, an operator of ours that runs as plain ONNX nodes: there is no stock kernel for it"
     if scheme.is_codebook:
         return codebook_stays_plain(scheme.dtype, gathered)
     return stays_plain(scheme, gathered) if scheme.has_float_zero_points or scheme.two_level else None

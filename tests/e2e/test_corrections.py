@@ -1,4 +1,4 @@
-"""compile() with refinements: a part of low rank beside the codes in every kind of model, what is said of it, and a user's own refinement."""
+"""compile() with floats beside the codes (low rank, outliers) in every kind of model, what is said of them, and a user's own refinement."""
 
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from tests.e2e.test_compile import BODIES
 from tests.small_models import Array, make_model, relative_error, run, save_model, weight
 
 LORC = "algorithm=[mse, {name: lorc, rank: 16}]"
+SPQR = "algorithm={name: spqr, share: 0.02}"
+BOTH = "algorithm=[{name: spqr, share: 0.02}, {name: lorc, rank: 4}]"
 FULL = "algorithm=[mse, {name: lorc, rank: 64, rounds: 0}]"  # of a 64 x 64 weight: nothing is left
 ENDS = ("bits=2", "group_size=32", "accuracy_level=0", "head={bits: 8, group_size: 32, algorithm: rtn}")
 # Linears at full rank are exact but for the roundings of their factors; the head is rounded to 8 bits, 0.4 % of a normal weight's spread.
@@ -116,14 +118,77 @@ def test_more_rank_is_better_and_counted(tmp_path: Path) -> None:
     assert np.diff(sizes).tolist() == [12 * 128 * 4, 16 * 128 * 4]
 
 
-def test_inspect_knows_the_middle_form_too(tmp_path: Path) -> None:
-    made = _compile(_mlp(), tmp_path, LORC, options=Options(stop_after="quantize_weights"))
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("setting", [SPQR, BOTH])
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+def test_outliers_run_as_they_are_stored(symmetric: str, setting: str, dtype: Any, tmp_path: Path) -> None:
+    """Few rows and many, the middle form and the lowered one; what runs is what the report judged."""
+    results = {}
+    data = [{"x": _x(90, 64, dtype=dtype)}]
+    for stop in ("quantize_weights", None):
+        options = Options(verify_each=True, stop_after=stop)
+        made = _compile(
+            _mlp(dtype),
+            tmp_path,
+            setting,
+            f"symmetric={symmetric}",
+            name=str(stop),
+            calibration=data,
+            options=options,
+        )
+        for rows in (2, 90):
+            results[stop, rows] = run(made.path, {"x": _x(rows, 64, dtype=dtype)}, optimize=stop is None)["y"]
+        linear = made.report.layers[0]
+        assert linear["beside"].endswith("2 % outliers")
+        assert any("SparseMatMul" in note and "no stock kernel" in note for note in linear["notes"])
+        product = inspect(made.path).products[0]
+        kind = "sym" if symmetric == "true" else "asym"
+        assert set(product.label.split(" + ")) == {f"int2 g32 {kind}", *linear["beside"].split(" + ")}
+        # DequantizeLinear packs zero points of 2 bits without a gap, the kernel begins each row with a byte.
+        assert product.bytes == linear["stored_bytes"] or stop is not None
+    onnx.checker.check_model(onnx.load(tmp_path / "None" / "model.onnx"))
+    for rows in (2, 90):
+        # The same weights in other nodes; float16 is rounded at each.
+        assert relative_error(results["quantize_weights", rows], results[None, rows]) <= (
+            1e-5 if dtype is np.float32 else 4e-3
+        )
+    plain = _compile(
+        _mlp(dtype), tmp_path, "algorithm=gptq", f"symmetric={symmetric}", name="plain", calibration=data
+    )
+    feed = {"x": _x(90, 64, dtype=dtype)}
+    wanted = run(tmp_path / "float.onnx", feed)["y"]
+    assert relative_error(wanted, results[None, 90]) < relative_error(wanted, run(plain.path, feed)["y"])
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_outliers_inside_control_flow(kind: str, tmp_path: Path) -> None:
+    model = make_model(BODIES[kind], {"v": weight(64, 64), "w": weight(64, 64, seed=1)})
+    half = "algorithm={name: spqr, share: 0.5}"  # at 8 bits: the others are nearly exact
+    made = _compile(model, tmp_path, half, "head=float", "bits=8")
+    for c in (True, False):
+        feed = {"x": _x(5, 64), "c": np.array(c)}
+        wanted, got = run(tmp_path / "float.onnx", feed)["y"], run(made.path, feed)["y"]
+        assert relative_error(wanted, got) <= EIGHT_BIT
+
+
+def test_outliers_of_a_tied_weight_are_refused(tmp_path: Path) -> None:
+    head = "head={bits: 8, group_size: 32, algorithm: spqr}"
+    with pytest.raises(SchemeError, match=r"spqr: rows of the weight are gathered.*such as mse"):
+        _compile(models.decoder(tmp_path), tmp_path, head)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("setting", [LORC, SPQR])
+def test_inspect_knows_the_middle_form_too(setting: str, tmp_path: Path) -> None:
+    made = _compile(_mlp(), tmp_path, setting, options=Options(stop_after="quantize_weights"))
+    beside = "rank 16" if setting == LORC else "2 % outliers"
     found = inspect(made.path)
-    assert [product.label for product in found.products] == ["int2 g32 sym + rank 16", "int8 g32 sym"]
+    assert [product.label for product in found.products] == [f"int2 g32 sym + {beside}", "int8 g32 sym"]
 
 
-def test_a_compiled_model_has_nothing_left(tmp_path: Path) -> None:
-    made = _compile(_mlp(), tmp_path, LORC)
+@pytest.mark.parametrize("setting", [LORC, SPQR, BOTH])
+def test_a_compiled_model_has_nothing_left(setting: str, tmp_path: Path) -> None:
+    made = _compile(_mlp(), tmp_path, setting)
     with pytest.raises(InputError, match="already quantized"):
         compile(made.path, "w4a16-rtn", output=tmp_path / "again")
 
@@ -137,9 +202,10 @@ def test_a_tied_weight_goes_without_and_says_why(tmp_path: Path) -> None:
     assert [layer["beside"] for layer in made.report.layers if layer["role"] == "linear"] == ["rank 16"] * 2
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("steps", ["awq, gptq, {name: lorc, rank: 4}", "awq, spqr"])
+@pytest.mark.parametrize("at", [1, 3])
 def test_a_stopped_compile_goes_on_with_the_same_bytes(
-    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int, steps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add, count = checkpoints.Checkpoints.add, 0
 
@@ -155,7 +221,7 @@ def test_a_stopped_compile_goes_on_with_the_same_bytes(
     data.mkdir()
     np.savez(data / "0.npz", input_ids=np.arange(24, dtype=np.int64)[None])
     given: dict[str, Any] = {"calibration": data, "options": Options()}
-    settings = ("algorithm=[awq, gptq, {name: lorc, rank: 4}]", "symmetric=false", "scale_dtype=float16")
+    settings = (f"algorithm=[{steps}]", "symmetric=false", "scale_dtype=float16")
     whole = _compile(path, tmp_path, *settings, name="whole", **given).folder
     monkeypatch.setattr(checkpoints.Checkpoints, "add", stopping)
     with pytest.raises(KeyboardInterrupt):

@@ -136,10 +136,10 @@ def test_refining_never_raises_the_error_that_it_minimises(scheme: QuantScheme) 
     statistics, weight = _statistics(64, 256), _weight(16, 64)
     tensor = mse.quantize(weight, statistics, scheme)
     h = np.ascontiguousarray(statistics.hessian) + 0.1 * np.eye(64, dtype=np.float32)
-    grid = gptq._Grid.of(tensor, slice(None), "cpu")
+    grid = gptq.Grid.of(tensor, slice(None), "cpu")
     target, codes = np.ascontiguousarray(weight.T), tensor.codes.T.astype(np.float32)
 
-    def loss(codes: Float, grid: gptq._Grid) -> float:
+    def loss(codes: Float, grid: gptq.Grid) -> float:
         e = gptq._values(codes, grid) - target
         return float((e * (h @ e)).sum())
 
@@ -157,8 +157,8 @@ def test_refining_never_raises_the_error_that_it_minimises(scheme: QuantScheme) 
 def test_torch_gives_the_same_as_numpy() -> None:
     statistics, weight = _statistics(96, 400), _weight(8, 96)
     plan = hessian.factor(statistics, 0.01, "cpu")
-    grid = gptq._Grid.of(mse.quantize(weight, statistics, INT4), slice(None), "cpu")
-    placed = gptq._Grid(
+    grid = gptq.Grid.of(mse.quantize(weight, statistics, INT4), slice(None), "cpu")
+    placed = gptq.Grid(
         grid.scheme, torch.from_numpy(grid.scale), torch.from_numpy(grid.zero_point), grid.group
     )
     target, h = np.ascontiguousarray(weight.T), np.ascontiguousarray(statistics.hessian)

@@ -16,7 +16,7 @@ from qcompiler.graph.stored_corrections import restore_corrections, store_correc
 from qcompiler.graph.weight_form import emit_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import check_model
-from qcompiler.quant.corrections import LowRank
+from qcompiler.quant.corrections import LowRank, Outliers
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 from qcompiler.quant.tensor import CorrectedTensor
 from tests.small_models import Array, make_model, op_types, relative_error, run, weight
@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> Iterator[WeightStore]:
         yield opened
 
 
-def _corrected(dtype: ScaleDtype = "float32") -> CorrectedTensor:
+def _corrected(dtype: ScaleDtype = "float32", outliers: bool = False) -> CorrectedTensor:
     from qcompiler.algorithms import rtn
 
     scheme = QuantScheme(4, False, Granularity.GROUP, 32, dtype)
@@ -44,7 +44,13 @@ def _corrected(dtype: ScaleDtype = "float32") -> CorrectedTensor:
         weight(*shape, seed=seed, scale=0.05, dtype=held).astype(np.float32)
         for seed, shape in enumerate(((N, RANK), (RANK, K)), 1)
     )
-    return CorrectedTensor(base, LowRank(left, right, dtype))
+    random = np.random.default_rng(3)
+    sparse = (
+        Outliers.at(random.random((N, K)) < 0.05, weight(N, K, seed=5, scale=0.2), dtype)
+        if outliers
+        else None
+    )
+    return CorrectedTensor(base, LowRank(left, right, dtype), sparse)
 
 
 def _correct(
@@ -63,7 +69,7 @@ def _correct(
     stored = store_corrections(store, corrected, "w")
     if restored:
         stored = restore_corrections(store, stored.record(), "w")
-    products = add_corrections(loaded.graph, [use.node for use in weight_.uses], stored, "w", Names(loaded))
+    products = add_corrections(loaded, [use.node for use in weight_.uses], stored, "w", Names(loaded))
     assert all(node.op_type == "MatMul" for node in products)
     check_model(loaded, "the test")
     return loaded
@@ -73,16 +79,17 @@ def _x(dtype: type = np.float32) -> Array:
     return np.random.default_rng(1).standard_normal((5, K)).astype(dtype)
 
 
+@pytest.mark.parametrize("outliers", [False, True])
 @pytest.mark.parametrize("restored", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "scales"), [(np.float32, "float32"), (np.float32, "float16"), (np.float16, "float16")]
 )
 def test_the_product_is_that_of_the_corrected_weight(
-    dtype: type, scales: ScaleDtype, restored: bool, store: WeightStore
+    dtype: type, scales: ScaleDtype, restored: bool, outliers: bool, store: WeightStore
 ) -> None:
     text = ONE.format(t="float" if dtype is np.float32 else "float16")
     model = make_model(text, {"w": weight(K, N, dtype=dtype)})
-    corrected = _corrected(scales)
+    corrected = _corrected(scales, outliers)
     loaded = _correct(model, corrected, store, restored)
     exact = _x(dtype).astype(np.float32) @ corrected.dequantize().T
     found = run(loaded, {"x": _x(dtype)}, optimize=False)["y"]
@@ -96,13 +103,30 @@ def test_it_is_found_again_and_is_no_weight(store: WeightStore) -> None:
         node for node in loaded.graph if node.op_type == "MatMul" and corrected_output(node).name == "y"
     ]
     (form,) = corrections_of(product)
-    assert (form.label, form.rank, len(form.sources)) == ("rank 5", RANK, 2)
+    assert (form.kind, form.rank, len(form.sources)) == ("rank 5", RANK, 2)
     census = take_census(loaded)
     assert not census.weights
     reasons = [alone.reason for alone in census.left_alone]
     assert sorted(reasons) == ["already a correction: rank 5 beside a quantized weight"] * 2 + [
         "already quantized"
     ]
+
+
+def test_outliers_are_found_beside_the_low_rank_part(store: WeightStore) -> None:
+    corrected = _corrected(outliers=True)
+    loaded = _correct(make_model(ONE.format(t="float"), {"w": weight(K, N)}), corrected, store)
+    (product,) = [
+        node for node in loaded.graph if node.op_type == "MatMul" and corrected_output(node).name == "y"
+    ]
+    assert corrected.outliers is not None
+    labels = [form.label(N * K) for form in corrections_of(product)]
+    assert labels == [corrected.outliers.label, "rank 5"]
+    reasons = {alone.reason for alone in take_census(loaded).left_alone}
+    assert reasons == {
+        "already quantized",
+        "already a correction: rank 5 beside a quantized weight",
+        "already a correction: outliers beside a quantized weight",
+    }
 
 
 def test_two_products_share_the_factors(store: WeightStore) -> None:

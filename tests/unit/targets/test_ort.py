@@ -37,6 +37,12 @@ def test_blocks_of_codebooks_are_those_of_their_kernel() -> None:
     assert refusal == "group_size 48: MatMulBnb4 has no such blocks; use one of 16, 32, 64, 128, 256"
 
 
+def test_outliers_are_remarked_on() -> None:
+    int4 = QuantScheme(4, True, Granularity.GROUP, 64)
+    assert "no stock kernel" in (ort.remark(int4, False, ["awq", "spqr"]) or "")
+    assert ort.remark(int4, False, ["gptq", "lorc"]) is None
+
+
 def test_a_codebook_that_no_kernel_reads_is_remarked_on() -> None:
     nf4, e2m1 = (QuantScheme(4, True, Granularity.GROUP, 64, "float32", dtype) for dtype in ("nf4", "e2m1"))  # type: ignore[arg-type]
     assert ort.remark(nf4, False) is None
