@@ -36,6 +36,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "session": _session,
     "quality": _quality(["off-grid", "original"]),
     "memory": lambda: memory.table(Results(memory.JSON)),
+    "forecast": lambda: memory.forecast_table(Results(memory.JSON)),
     "embeddings": lambda: embeddings.table(Results(embeddings.JSON)),
     "autoround": _quality(
         ["off-grid", "original"],

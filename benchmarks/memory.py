@@ -7,6 +7,9 @@ python -m benchmarks.memory --markdown             and the table for the README
 
 weights: --gb of float32 in external data through w4a16-rtn, in a process of its own; at --peer-gb the same
          again, and ONNX Runtime's round to nearest as the peer, since that one holds the whole model.
+gptq:    decoders of several sizes, up to --gb, through w4a16-gptq on 2 windows of 64 tokens; beside each the forecast that a dry
+         run gives. Weights are random, so only memory is measured: the search for scales and the refinement of codes, which
+         need no more of it, are cut short.
 nodes:   a chain of 20,000 nodes loaded, prepared, half of its nodes replaced one by one, and saved. The peer
          is onnx.load and onnx.save of the same file, which change nothing.
 """
@@ -21,6 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -37,7 +41,15 @@ from qcompiler.recipe import Recipe
 JSON = OUT / "memory.json"
 NODES = 20_000
 REPEATS = 3  # of the node timings; the least is taken
-ROWS = ("weights", "nodes")
+ROWS = ("weights", "gptq", "nodes")
+DECODERS = {
+    "small": (0.3, synthetic.DecoderSizes(512, 2048, 4, 32_000)),
+    "half": (0.5, synthetic.DecoderSizes(1024, 4096, 8, 16_000)),
+    "wide": (0.3, synthetic.DecoderSizes(1024, 8192, 8, 8_000)),
+    "large": (None, synthetic.DecoderSizes(3072, 8192, 24, 32_000)),
+}
+"""Gigabytes (None: those of --gb) and sizes."""
+QUICK = ("algorithm=[{name: gptq, refine: 0, steps: 1, rounds: 0}]", "calib.samples=2", "calib.length=64")
 
 
 def weights(results: Results, gb: float, peer_gb: float, again: bool) -> None:
@@ -56,6 +68,32 @@ def weights(results: Results, gb: float, peer_gb: float, again: bool) -> None:
                 scheme = {"bits": 4, "group": 32, "symmetric": True}
                 arguments = {"model": str(model), "output": str(work / "theirs")}
                 results.put(theirs, child.run("ort", arguments | scheme | {"tool": "rtn"}))
+
+
+def gptq(results: Results, gb: float, again: bool) -> None:
+    """Compile decoders with Hessians, and note what was forecast."""
+    for name, (asked, sizes) in DECODERS.items():
+        size = gb if asked is None else asked
+        key = f"gptq/{name} {size:g}GB"
+        if key in results and not again:
+            continue
+        with _folder(f"gptq-{name}") as work:
+            print(
+                f"{size:g} GB decoder, hidden {sizes.hidden}, inner {sizes.inner}",
+                file=sys.stderr,
+                flush=True,
+            )
+            model = synthetic.decoder(work / "model", int(size * 1e9), sizes)
+            for index in range(2):
+                ids = np.random.default_rng(index).integers(0, sizes.vocabulary, (1, 64))
+                (work / "data").mkdir(exist_ok=True)
+                np.savez(work / "data" / f"{index}.npz", input_ids=ids)
+            arguments: dict[str, Any] = {"model": str(model), "recipe": "w4a16-gptq", "settings": list(QUICK)}
+            arguments |= {"calibration": str(work / "data"), "output": str(work / "ours")}
+            found = child.run("forecast", arguments)
+            weights = (work / "model" / synthetic.DATA).stat().st_size
+            what = {"hidden": sizes.hidden, "inner": sizes.inner, "weight_bytes": weights}
+            results.put(key, what | found | child.run("compile", arguments))
 
 
 def nodes(results: Results, again: bool) -> None:
@@ -148,6 +186,29 @@ def table(results: Results) -> str:
     return markdown(["", "seconds", "peak anonymous MB", "ours / peer (memory; nodes: time)"], lines)
 
 
+def forecast_table(results: Results) -> str:
+    """Markdown of the finished decoders: what was forecast, and what was measured."""
+    heads = [
+        "",
+        "hidden, inner",
+        "weights, GB",
+        "seconds",
+        "peak anonymous MB",
+        "forecast MB",
+        "forecast / measured",
+    ]
+    lines = []
+    for key, row in sorted(results.rows.items(), key=lambda entry: entry[1].get("weight_bytes", 0)):
+        if key.startswith("gptq/"):
+            peak, forecast = row["peak_anonymous_bytes"], row["forecast_bytes"]
+            sizes = f"{row['hidden']}, {row['inner']}"
+            lines.append(
+                [key.split("/")[1].split()[0], sizes, f"{row['weight_bytes'] / 1e9:.2f}", f"{row['wall_seconds']:.0f}",
+                 f"{peak / 1e6:.0f}", f"{forecast / 1e6:.0f}", f"{forecast / peak:.2f}"]
+            )  # fmt: skip
+    return markdown(heads, lines)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -163,10 +224,12 @@ def main() -> None:
     results = Results(given.json)
     if "nodes" in given.rows:
         nodes(results, given.again)
+    if "gptq" in given.rows:
+        gptq(results, given.gb, given.again)
     if "weights" in given.rows:
         weights(results, given.gb, given.peer_gb, given.again)
     if given.markdown:
-        print(table(results))
+        print(f"{table(results)}\n\n{forecast_table(results)}")
         return
     for key, row in results.rows.items():
         print(

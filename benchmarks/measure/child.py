@@ -53,6 +53,13 @@ def compile_model(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def forecast(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What ``qcompile --dry-run`` says of the compile's peak memory."""
+    from qcompiler.api import dry_run
+
+    return {"forecast_bytes": dry_run(**arguments).peak_bytes}
+
+
 def ort(arguments: dict[str, Any]) -> dict[str, Any]:
     """ONNX Runtime's own quantizers: ``tool`` is rtn, hqq or k-quant; head and embedding stay float."""
     import onnx
@@ -124,7 +131,7 @@ def _heads(model: Any) -> list[str]:
     return [node.name for node in model.graph.node if node.op_type == "MatMul" and outputs & set(node.output)]
 
 
-JOBS = {"compile": compile_model, "ort": ort, "nncf": nncf}
+JOBS = {"compile": compile_model, "forecast": forecast, "ort": ort, "nncf": nncf}
 
 if __name__ == "__main__":
     print(

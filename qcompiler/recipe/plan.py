@@ -16,6 +16,13 @@ from qcompiler.recipe.recipe import Recipe, Skip, WeightSettings
 
 FIXED_BYTES = 300 << 20  # Python, torch, ONNX Runtime and the graph of a model of some thousand nodes
 
+BLOCK = 1 << 22  # numbers of a weight that algorithms turn to float32 at a time
+FACTOR_COPIES = 4.8  # of the Hessian while it is factored: itself, its factor, the inverse, a copy in another order, workspace
+
+TURNED_COPIES = (
+    2  # of a float weight that is read transposed: ONNX Runtime lays it out anew when the output is checked
+)
+
 TRANSFORM_BYTES = 128 << 20  # a block of a weight that is rotated, with its copies
 
 
@@ -45,6 +52,36 @@ class PlannedWeight:
     def algorithm(self) -> str:
         """Names of the steps: "awq + mse"."""
         return " + ".join(step.name for step in self.settings.algorithm)
+
+    @property
+    def observes_hessian(self) -> bool:
+        """Whether calibration holds a K x K matrix for it."""
+        return Need.HESSIAN in self.needs
+
+    @property
+    def hessian_bytes(self) -> int:
+        """Of a float32 matrix K x K."""
+        return 4 * self.weight.shape[1] ** 2
+
+    def work_bytes(self, mixed: bool) -> int:
+        """Anonymous memory while its codes are found: Hessian, codes, blocks of rows; the weight itself is mapped.
+
+        The numbers of copies were measured, GPTQ with K from 1024 to 6144: the factor takes 4.8 Hessians, rounding 3 and some 8 blocks.
+        """
+        n, k = self.weight.shape
+        block, codes, square = 4 * min(n * k, BLOCK), n * k, self.hessian_bytes
+        if not self.needs and not mixed:
+            return 3 * block + 2 * codes
+        settings = self.settings
+        if mixed or settings.refinements:  # these hold the whole weight and its error as float32
+            return 14 * n * k + (7 if settings.quantizer.algorithm.spreads else 3) * square
+        scaled = (
+            4 * n * k if settings.transforms else 0
+        )  # factors that are still to be multiplied make a copy
+        if settings.quantizer.algorithm.spreads:
+            return codes + scaled + max(int(FACTOR_COPIES * square), 3 * square + 8 * block)
+        held = (2 if settings.transforms else 1) * square if self.observes_hessian else 0
+        return codes + scaled + held + 6 * block
 
     @property
     def stored_bytes(self) -> int:
@@ -82,6 +119,7 @@ class Plan:
         warnings: what of the recipe has no effect on this model, one line each.
         mixed: whether bits are still to be given out, by what the model does on data.
         transformed: whether weights are rewritten before they are quantized, those that stay float too.
+        turned_bytes: of the weights that stay float and are read transposed.
     """
 
     quantized: list[PlannedWeight]
@@ -89,6 +127,7 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
     mixed: bool = False
     transformed: bool = False
+    turned_bytes: int = 0
 
     @property
     def float_bytes(self) -> int:
@@ -121,23 +160,13 @@ class Plan:
                 planned.notes.append(said)
 
     def forecast_peak_bytes(self) -> int:
-        """Anonymous memory that the compile will need: the largest weight at work, its Hessian, and the fixed cost.
-
-        A weight at work is held as float32 values and codes; calibration adds the Hessian: three times over (sum, scaled, a product), seven
-        times for a quantizer that factors it (in another order, its factor, the inverse, a damped copy).
-        """
-        work = 0
-        for planned in self.quantized:
-            n, k = planned.weight.shape
-            observed = self.mixed or bool(planned.needs)
-            copies = 7 if planned.settings.quantizer.algorithm.spreads else 3
-            dense = n * k * (4 * 3 + 2) if observed else min(n * k, 1 << 22) * 12 + 2 * n * k
-            work = max(work, dense + (copies * 4 * k * k if observed else 0))
+        """Anonymous memory that the compile will need for the weights, one after the other, and the fixed cost."""
+        work = max((planned.work_bytes(self.mixed) for planned in self.quantized), default=0)
         if self.transformed:
             sizes = [planned.weight.size for planned in self.quantized]
             sizes += [math.prod(skipped.shape) for skipped in self.skipped if skipped.bytes]
             work = max(work, 4 * max(sizes) + TRANSFORM_BYTES)
-        return FIXED_BYTES + work
+        return FIXED_BYTES + max(work, TURNED_COPIES * self.turned_bytes)
 
 
 def make_plan(census: Census, recipe: Recipe) -> Plan:
@@ -159,6 +188,7 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
                 f"{line} holds for both, what the recipe says of the embedding does not"
             )
         if isinstance(settings, Skip):
+            plan.turned_bytes += _turned_bytes(weight)
             plan.skipped.append(
                 SkippedProduct(
                     weight.name,
@@ -209,6 +239,12 @@ def _without_corrections(weight: Weight, settings: WeightSettings) -> tuple[Weig
         )
     kept = tuple(step for step in settings.algorithm if step not in unfit)
     return replace(settings, algorithm=kept), f"no {unfit[0].name}: {why}"
+
+
+def _turned_bytes(weight: Weight) -> int:
+    """Bytes of a weight [N, K] that a MatMul reads behind a Transpose."""
+    turned = not weight.transposed and any(use.node.op_type == "MatMul" for use in weight.uses)
+    return weight.float_bytes if turned else 0
 
 
 def _deciding_use(weight: Weight) -> WeightUse:

@@ -17,7 +17,7 @@ from qcompiler.graph.extract import is_constant
 from qcompiler.graph.reads import node_reads
 from qcompiler.graph.shape_inference import activation_bytes
 from qcompiler.recipe import CalibrationSettings
-from qcompiler.recipe.plan import FIXED_BYTES, Plan
+from qcompiler.recipe.plan import FIXED_BYTES, Plan, PlannedWeight
 
 BORDER_SHARE = 4
 """Border activations stay in memory up to a quarter of the limit."""
@@ -26,6 +26,8 @@ RUN_FACTOR = 5
 grows by powers of two and the last segment's is still there when the next begins."""
 BORDER_FACTOR = 2
 """What a segment reads and what it hands on are kept side by side."""
+HEAP_BYTES = 60 << 20
+"""Blocks of 16 MB and less that were freed and stay with the process."""
 TUNED_BYTES = 4 * 9
 """Of each weight of a segment that is tuned: itself, its latent and its momentum, the values and their gradient, and the parts of a step
 that are alive at once."""
@@ -47,19 +49,55 @@ def forecast_peak_bytes(
     weights = plan.forecast_peak_bytes()
     if not plan.needs_data:
         return weights
+    # What comes after the last weight is run where bits are given out or data is sampled, and not by calibration.
+    to_the_end = plan.mixed or feed is None
     feed = (
         example_feed(model, calibration.length) if feed is None else complete_feed(feed, input_specs(model))
     )
     sizes = activation_bytes(model, {name: array.shape for name, array in feed.items()})
     anchors = {use.top_level for planned in plan.quantized for use in planned.weight.uses}
-    live, border = _alive(model.graph, sizes, anchors)
+    run = None if to_the_end else _before(model.graph, anchors)
+    live, border = _alive(model.graph, sizes, anchors, run)
     tuned = _tuned_bytes(model, plan, sizes, anchors)
     # The float model's border activations go along where segments are tuned.
     streams = 2 if tuned else 1
     borders = BORDER_FACTOR * border * calibration.samples
     # A segment runs, then its weights are worked on, then tuned.
-    work = max(weights, FIXED_BYTES + max(RUN_FACTOR * live, tuned))
+    work = max(weights, FIXED_BYTES + max(RUN_FACTOR * live, tuned, _segment_bytes(model, plan, anchors)))
     return work + streams * min(borders, limit // BORDER_SHARE)
+
+
+def _segment_bytes(model: ir.Model, plan: Plan, anchors: Collection[ir.Node]) -> int:
+    """The most that the weights of any segment take with the Hessians that are held for others of it meanwhile, and the heap that stays.
+
+    Where scales move, a segment's Hessians are there at once; else those of one stage, which is about those of one input (of one stack of
+    experts).
+    """
+    planned_by_node: dict[ir.Node, list[PlannedWeight]] = {}
+    for planned in plan.quantized:
+        for use in planned.weight.uses:
+            if use.in_body is None and planned.needs:
+                planned_by_node.setdefault(use.node, []).append(planned)
+    most = 0
+    for segment in cut_segments(model.graph, set(anchors)):
+        groups: dict[ir.Value | str | None, dict[int | None, PlannedWeight]] = {}
+        for node in segment.nodes:
+            for planned in planned_by_node.get(node, ()):
+                expert = planned.weight.expert
+                key = node.inputs[0] if expert is None else expert.stack
+                groups.setdefault(key, {})[None if expert is None else expert.index] = planned
+        every = [planned for group in groups.values() for planned in group.values()]
+        moves = any(planned.settings.transforms for planned in every)
+        for group in groups.values():
+            stage = every if moves else list(group.values())
+            squares = [planned.hessian_bytes for planned in stage if planned.observes_hessian]
+            for planned in group.values():
+                own = planned.hessian_bytes if planned.observes_hessian else 0
+                # Observing: the sums and one product of rows. Working: its own, and what waits for the others.
+                observing = sum(squares) + max(squares, default=0)
+                working = planned.work_bytes(plan.mixed) + sum(squares) - own
+                most = max(most, observing, working)
+    return most + HEAP_BYTES
 
 
 def _tuned_bytes(model: ir.Model, plan: Plan, sizes: Mapping[str, int], anchors: Collection[ir.Node]) -> int:
@@ -85,13 +123,35 @@ def _tuned_bytes(model: ir.Model, plan: Plan, sizes: Mapping[str, int], anchors:
     return most
 
 
-def _alive(graph: ir.Graph, sizes: Mapping[str, int], anchors: Collection[ir.Node]) -> tuple[int, int]:
-    """(the most bytes of activations alive at once, the most at one of the nodes that read a weight to be quantized)."""
-    readers = Counter(value for node in graph for value in node_reads(node))
-    readers.update(graph.outputs)
+def _before(graph: ir.Graph, anchors: Collection[ir.Node]) -> set[ir.Node]:
+    """The nodes that make what the anchors read."""
+    stack = [value for node in anchors for value in node_reads(node)]
+    found: set[ir.Node] = set()
+    while stack:
+        node = stack.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            stack.extend(node_reads(node))
+    return found
+
+
+def _alive(
+    graph: ir.Graph,
+    sizes: Mapping[str, int],
+    anchors: Collection[ir.Node],
+    run: Collection[ir.Node] | None,
+) -> tuple[int, int]:
+    """(the most bytes of activations alive at once, the most at one of the nodes that read a weight to be quantized).
+
+    Only of the nodes ``run``; None: all of them.
+    """
+    nodes = [node for node in graph if run is None or node in run]
+    readers = Counter(value for node in nodes for value in node_reads(node))
+    if run is None:
+        readers.update(graph.outputs)
     alive: dict[ir.Value, int] = {}
     now = peak = border = 0
-    for node in graph:
+    for node in nodes:
         if node in anchors:
             border = max(border, now)
         for value in node.outputs:

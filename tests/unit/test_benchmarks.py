@@ -65,6 +65,13 @@ def test_memory_table(tmp_path: Path) -> None:
     assert "| 1GB of float32 weights, w4a16-rtn | 1 | 1000 | 0.250 |" in memory.table(results)
 
 
+def test_forecast_table(tmp_path: Path) -> None:
+    results = Results(tmp_path / "memory.json")
+    sizes = {"hidden": 64, "inner": 256, "weight_bytes": 3 * 10**9, "forecast_bytes": 9 * 10**8}
+    results.put("gptq/large 3GB", MADE | sizes)
+    assert "| large | 64, 256 | 3.00 | 1 | 1000 | 900 | 0.90 |" in memory.forecast_table(results)
+
+
 def test_only_tables_with_figures_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fill_tables.TABLES, "full", lambda: "a\nb\nc")
     monkeypatch.setitem(fill_tables.TABLES, "empty", lambda: "head\nrule")

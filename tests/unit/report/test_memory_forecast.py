@@ -7,8 +7,14 @@ import pytest
 from qcompiler.pass_manager import run_passes
 from qcompiler.pipeline import plan_weights, preparing_passes
 from qcompiler.recipe import CalibrationSettings, Recipe
-from qcompiler.recipe.plan import FIXED_BYTES
-from qcompiler.report.memory_forecast import BORDER_FACTOR, GRADIENT_FACTOR, RUN_FACTOR, forecast_peak_bytes
+from qcompiler.recipe.plan import FACTOR_COPIES, FIXED_BYTES
+from qcompiler.report.memory_forecast import (
+    BORDER_FACTOR,
+    GRADIENT_FACTOR,
+    HEAP_BYTES,
+    RUN_FACTOR,
+    forecast_peak_bytes,
+)
 from tests.small_models import make_model, weight
 
 # Scores of S x S in the middle: no border, but alive in a run.
@@ -39,7 +45,7 @@ def test_a_recipe_without_calibration_holds_no_activations() -> None:
     assert forecast("w4a16-rtn", 16, 512) == forecast("w4a16-rtn", 64, 2048)
 
 
-@pytest.mark.parametrize(("samples", "length"), [(1, 1024), (16, 1024), (16, 2048)])
+@pytest.mark.parametrize(("samples", "length"), [(1, 2048), (16, 2048), (16, 4096)])
 def test_activations_of_a_sample_and_borders_of_all(samples: int, length: int) -> None:
     hidden, scores = 4 * length * 64, 4 * length * length
     run = RUN_FACTOR * (2 * scores + hidden)  # the scores, their softmax and the embedded tokens
@@ -53,12 +59,12 @@ def test_borders_past_the_share_of_the_limit_are_in_files() -> None:
 
 
 def test_a_feed_of_many_rows_takes_as_many_times_more() -> None:
-    one, eight = (forecast("w4a16-awq", 1, 1024, rows=rows) - FIXED_BYTES for rows in (1, 8))
+    one, eight = (forecast("w4a16-awq", 1, 2048, rows=rows) - FIXED_BYTES for rows in (1, 8))
     assert eight == pytest.approx(8 * one, rel=0.01)
 
 
 def test_tuning_keeps_the_activations_of_a_segment_and_a_second_stream() -> None:
-    length, samples = 1024, 16
+    length, samples = 2048, 16
     hidden, scores = 4 * length * 64, 4 * length * length
     activations = (
         2 * scores + 5 * hidden
@@ -68,3 +74,41 @@ def test_tuning_keeps_the_activations_of_a_segment_and_a_second_stream() -> None
     held = RUN_FACTOR * (2 * scores + hidden)
     assert tuned >= held
     assert tuned == pytest.approx(max(held, GRADIENT_FACTOR * activations), rel=0.2)
+
+
+CHAIN = "g (float[M,{k}] x) => (float[M,{k}] y) {{ h = MatMul (x, up) r = Relu (h) d = MatMul (r, down) y = Add (x, d) }}"
+
+
+def of_weights(recipe: str, k: int, inner: int, *settings: str) -> int:
+    """The forecast without what is fixed or kept by the heap, of a product [k, inner] and one back on one row."""
+    model = ir.from_proto(make_model(CHAIN.format(k=k), {"up": weight(k, inner), "down": weight(inner, k)}))
+    loaded = Recipe.load(recipe).with_settings(settings)
+    run_passes(model, preparing_passes(loaded), [])
+    feed = {"x": np.zeros((1, k), np.float32)}
+    plan = plan_weights(model, loaded)
+    return forecast_peak_bytes(model, plan, CalibrationSettings(1, 1), feed, LIMIT) - FIXED_BYTES - HEAP_BYTES
+
+
+def test_gptq_holds_one_hessian_and_what_it_is_factored_with() -> None:
+    square, numbers = 4 * 2048**2, 64 * 2048
+    assert of_weights("w4a16-gptq", 64, 2048) == pytest.approx(numbers + FACTOR_COPIES * square, rel=0.01)
+
+
+def test_a_scale_that_moves_wants_all_hessians_of_the_segment() -> None:
+    alone, moved = (of_weights(recipe, 512, 2048) for recipe in ("w4a16-gptq", "w4a16-best"))
+    waiting, copy = 4 * 512**2, 4 * 512 * 2048  # of the first input, and of the weight with its scale
+    assert moved - alone == pytest.approx(waiting + copy, rel=0.01)
+
+
+def test_without_calibration_a_weight_is_read_in_blocks() -> None:
+    small, large = (of_weights("w4a16-rtn", 4096, inner) for inner in (2048, 4096))
+    assert large - small == 2 * 4096 * 2048  # codes, twice; blocks are full in both
+
+
+def test_a_float_head_that_is_turned_is_laid_out_anew() -> None:
+    text = "g (int64[B,S] i) => (float[B,S,20000] y) { e = Gather (t, i) h = MatMul (e, w) q = Transpose <perm = [1, 0]> (t) y = MatMul (h, q) }"
+    weights = {"t": weight(20_000, 512), "w": weight(512, 512)}
+    loaded = Recipe.load("w4a16-rtn").with_settings(["head=float", "embedding=float"])
+    model = ir.from_proto(make_model(text, weights))
+    run_passes(model, preparing_passes(loaded), [])
+    assert plan_weights(model, loaded).forecast_peak_bytes() == FIXED_BYTES + 2 * 4 * 20_000 * 512
