@@ -22,7 +22,9 @@ from qcompiler.quant.tensor import AffineTensor
 
 # Those of two-level scales give another kind of tensor: test_kquant.
 QUANTIZERS = [
-    algorithm for algorithm in ALGORITHMS if algorithm.kind == "quantizer" and not algorithm.two_level
+    algorithm
+    for algorithm in ALGORITHMS
+    if algorithm.kind == "quantizer" and not algorithm.two_level and algorithm.beside is None  # see test_spqr
 ]
 SCHEMES = [
     QuantScheme(bits, symmetric, granularity, 32 if granularity is Granularity.GROUP else None)
