@@ -122,9 +122,10 @@ def fit_rows(
     # Float zero points start from whole ones too: zeros, of which many weights have more than their share, are then stored exactly.
     whole = replace(scheme, zero_point="int")
     fit.start(*range_to_scale(lo, hi, whole))
-    for share in shares:
-        fit.offer(*range_to_scale(lo * share, hi * share, whole))
-    if scheme.has_float_zero_points:
+    if not scheme.has_float_zero_points:
+        for share in shares:
+            fit.offer(*range_to_scale(lo * share, hi * share, whole))
+    else:
         centre, reach = (hi + lo) / 2, (hi - lo) / 2
         for share in shares:
             for start in (
@@ -163,8 +164,10 @@ class _Fit:
         self._keep(scale, zero_point, error, xp.ones_like(scale, dtype=xp.bool))
 
     def offer_refitted(self, scale: Array, zero_point: Array | None, beta: float) -> None:
-        """Take over what these come to after one round, where it is better."""
+        """Take over these, and what they come to after one round, where it is better."""
+        xp = array_namespace(scale)
         codes, error = self._rounded(scale, zero_point)
+        self._keep(scale, zero_point, error, xp.ones_like(scale, dtype=xp.bool))
         self.offer(*self._solved(scale, zero_point, codes, error, beta))
 
     def restart(self) -> None:
@@ -185,7 +188,9 @@ class _Fit:
     ) -> tuple[Array, Array | None]:
         """Scales and zero points of least squares for these codes, large errors given up."""
         xp = array_namespace(self.weight)
-        target = self.weight - self._shrunk(error, beta) * scale[..., None]
+        target = self.weight
+        if self.options.p < 2 or beta > 2:  # |x| - 2 |x| / beta: nothing of a square is given up before
+            target = target - self._shrunk(error, beta) * scale[..., None]
         if zero_point is None:
             if not self.options.fit_scale:
                 return scale, None
@@ -249,6 +254,8 @@ class _Fit:
         xp = array_namespace(error)
         p = self.options.p
         square = xp.sum(error * error, axis=-1) * (scale * scale)
+        if p == 2:
+            return square, square
         size = xp.abs(error)
         if p != 1:
             size = size**p
