@@ -5,8 +5,11 @@
     MatMulNBits(x, codes, scale) + MatMul(ReduceSum(Reshape x to [.., G, g]), Transpose(offset))
 
 The second part has 1 / g of the first's arithmetic, and products that read one x share its sums. Where the rank of x is not
-known, or the last group is short, the sums are a product with a matrix of zeros and ones [K, G].
+known, the last group is short, or x may have no rows (an expert that no token chose: ONNX Runtime's ReduceSum gives nothing a wrong shape),
+the sums are a product with a matrix of zeros and ones [K, G].
 """
+
+import re
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +44,7 @@ class GroupSums:
         output = ir.Value(name=self._names.value(base))
         leading = None if x.shape is None else list(x.shape)[:-1]
         set_info(output, dtype, None if leading is None else ir.Shape([*leading, groups]))
-        if leading is None or k % group:
+        if leading is None or k % group or self._may_be_empty(leading):
             members = ir.Tensor(_members(k, group).astype(dtype.numpy()), dtype)
             held = add_initializer(self._main, members, self._names.value(f"{base}.members"))
             nodes = [ir.node("MatMul", [x, held], outputs=[output], name=self._names.node(base))]
@@ -63,6 +66,17 @@ class GroupSums:
             ]
         graph.insert_before(reader, nodes)
         return output
+
+    def _may_be_empty(self, sizes: list[int | ir.SymbolicDim]) -> bool:
+        """A size that is no number and not made of the sizes of the model's inputs: it hangs on the data."""
+        shapes = [value.shape for value in self._main.inputs if value.shape is not None]
+        known = {word for shape in shapes for size in shape for word in _words(size)}
+        return any(not isinstance(size, int) and not set(_words(size) or [""]) <= known for size in sizes)
+
+
+def _words(size: int | ir.SymbolicDim) -> list[str]:
+    """The names in "batch*sequence"; none in a number or in a size without a name."""
+    return [] if isinstance(size, int) else re.findall(r"[A-Za-z_]\w*", size.value or "")
 
 
 def _members(k: int, group: int) -> npt.NDArray[np.bool_]:
