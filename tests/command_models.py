@@ -1,4 +1,4 @@
-"""Small models on disk for tests of commands: a perceptron, a decoder with a tied head, an old export."""
+"""Small models on disk for tests of commands: a perceptron, a decoder with a tied head, an old export; and the command."""
 
 from pathlib import Path
 
@@ -9,6 +9,9 @@ from tests.small_models import make_model, save_model, weight
 
 WIDTH = 64
 VOCABULARY = 96
+# What is started in the background ignores SIGINT, and so would the commands that it starts.
+QCOMPILE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from qcompiler.cli import main; main()"
+"""For ``python -c``: the command, which Ctrl-C stops wherever the tests were started."""
 
 
 def mlp(folder: Path, *, name: str = "float.onnx", spoil: float | None = None) -> Path:

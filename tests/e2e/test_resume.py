@@ -140,7 +140,7 @@ def interrupted(
 ) -> subprocess.CompletedProcess[str]:
     (place.folder / "sabotage.py").write_text(sabotage)
     environment = {**os.environ, "PYTHONPATH": str(place.folder), "SABOTAGE_AT": str(at)}
-    command = [sys.executable, "-c", "from qcompiler.cli import main; main()", *place.arguments(), *more]
+    command = [sys.executable, "-c", models.QCOMPILE, *place.arguments(), *more]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 

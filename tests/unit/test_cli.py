@@ -398,7 +398,7 @@ def os_usage(free: int) -> Any:
 
 def process(folder: Path, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    command = [sys.executable, "-c", "from qcompiler.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", models.QCOMPILE, *map(str, arguments)]
     return subprocess.run(
         command, cwd=folder / "here", env=environment, capture_output=True, text=True, timeout=120, **options
     )
@@ -453,7 +453,7 @@ def test_a_full_disk(run: Command, tmp_path: Path) -> None:
 def test_a_closed_pipe_is_quiet(run: Command, tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-c", "from qcompiler.cli import main; main()", "recipes", "w4a16-awq"]
+    command = [sys.executable, "-c", models.QCOMPILE, "recipes", "w4a16-awq"]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(write)
     assert done.returncode == 141 and done.stderr == ""
