@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.algorithms import Need, call, checked
+from qcompiler.algorithms import call, checked
 from qcompiler.algorithms.arrays import row_blocks
 from qcompiler.algorithms.error import quantization_error
 from qcompiler.calibration.collector import Collector
@@ -25,15 +25,15 @@ from qcompiler.errors import ResumeError, SchemeError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.correction_form import add_corrections
-from qcompiler.graph.edits import Names, drop_unused
-from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, register_constants
-from qcompiler.graph.reads import node_reads
+from qcompiler.graph.edits import Names
 from qcompiler.graph.stored_corrections import StoredCorrections, restore_corrections, store_corrections
 from qcompiler.graph.stored_quantized import Layout
 from qcompiler.graph.weight_form import emit_weight, record_of, restore_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Expert, Role
 from qcompiler.passes.migrate_scales import AppliedScale, ScaleMigration
+from qcompiler.passes.place_weight import WeightPlacement
+from qcompiler.passes.segment_stages import by_input, stages, taps
 from qcompiler.passes.tune_segment import Held, SegmentTuning
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor, base_of
@@ -118,7 +118,8 @@ class QuantizeWeights(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, modified=False)
         self._model = model
         self._names = Names(model)
-        self._positions = {node: index for index, node in enumerate(model.graph)}
+        positions = {node: index for index, node in enumerate(model.graph)}
+        self._placement = WeightPlacement(model.graph, self._names, positions)
         self._by_output = {node.outputs[0].name or "": node for node in model.graph if node.outputs}
         if self._calibration is not None and any(planned.needs for planned in self._plan.quantized):
             for planned in self._plan.quantized:
@@ -200,11 +201,11 @@ class QuantizeWeights(ir.passes.InPlacePass):
         for planned in members.values():
             _require_finite(planned)  # before its NaN is found in what it computes
         known = self._migrate(collector, segment, members)
-        for readers in _stages(collector.nodes_of(segment), members):
+        for readers in stages(collector.nodes_of(segment), members):
             unknown = {
                 value: nodes for value, nodes in readers.items() if not known.keys() >= set(nodes.values())
             }
-            observed = collector.observe_stage(segment, _taps(unknown))
+            observed = collector.observe_stage(segment, taps(unknown))
             statistics: dict[PlannedWeight, InputStatistics | None] = {}
             for value, nodes in readers.items():
                 for planned in nodes.values():
@@ -238,8 +239,8 @@ class QuantizeWeights(ir.passes.InPlacePass):
         """
         if not any(planned.settings.transforms for planned in members.values()):
             return {}
-        by_input = _readers(members)
-        observed = collector.observe(segment, _taps(by_input))
+        read = by_input(members)
+        observed = collector.observe(segment, taps(read))
         migration = ScaleMigration(
             self._model,
             collector.nodes_of(segment),
@@ -249,16 +250,15 @@ class QuantizeWeights(ir.passes.InPlacePass):
             self._names,
         )
         after = {
-            value: migration.apply(value, nodes, observed.pop(value, None))
-            for value, nodes in by_input.items()
+            value: migration.apply(value, nodes, observed.pop(value, None)) for value, nodes in read.items()
         }
         self._applied += migration.applied
         unfed = {
-            p for nodes in _stages(collector.nodes_of(segment), members)[0].values() for p in nodes.values()
+            p for nodes in stages(collector.nodes_of(segment), members)[0].values() for p in nodes.values()
         }
         return {
             planned: after[value]
-            for value, nodes in by_input.items()
+            for value, nodes in read.items()
             for planned in nodes.values()
             if planned in unfed or not planned.settings.quantizer.algorithm.spreads
         }
@@ -276,7 +276,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         if self._tuning is not None and self._tuning.waits_for(planned, quantized):
             store, base = self._tuning.store, base_of(quantized)
             self._tuning.hold(Held(planned, quantized, statistics))
-            self._replace(
+            self._placement.put(
                 planned, lambda layout, name: emit_weight(store, base, layout, name, weight.dtype), "untuned"
             )
         else:
@@ -293,7 +293,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
             loss.output, loss.weight, loss.sqnr_db, loss.cosine, tuple(planned.notes),
             quantized.label if isinstance(quantized, CorrectedTensor) else "",
         )  # fmt: skip
-        node = self._replace(
+        node = self._placement.put(
             planned,
             lambda layout, name: emit_weight(self._store, base_of(quantized), layout, name, weight.dtype),
         )
@@ -352,7 +352,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
                     f"{planned.weight.name}: was finished as {result['scheme']} and is now planned as {planned.scheme.label}; "
                     "start again without --resume"
                 )
-            node = self._replace(planned, partial(self._restored, planned, entry["stored"]))
+            node = self._placement.put(planned, partial(self._restored, planned, entry["stored"]))
             beside = entry["beside"]
             stored = None if beside is None else restore_corrections(self._store, beside, planned.weight.name)
             shape, notes = tuple(result["shape"]), tuple(result["notes"])
@@ -368,47 +368,6 @@ class QuantizeWeights(ir.passes.InPlacePass):
 
     def _more_taken(self) -> bool:
         return self._checkpoints is not None and bool(self._checkpoints.found)
-
-    def _replace(
-        self, planned: PlannedWeight, make: Callable[[Layout, str], list[ir.Node]], word: str = "quantized"
-    ) -> ir.Node:
-        """Make the weight's nodes, given its layout and a name, and have every use read what the last yields."""
-        weight = planned.weight
-        gathered = any(use.role is Role.EMBEDDING for use in weight.uses)
-        nodes = make("nk" if gathered else "kn", self._names.value(f"{weight.name}.{word}"))
-        node = nodes[-1]
-        node.metadata_props[ALGORITHM_KEY] = planned.algorithm
-        node.metadata_props[REASON_KEY] = planned.settings.decided_by
-        graph = self._model.graph
-        first = min((use.top_level for use in weight.uses), key=self._positions.__getitem__)
-        graph.insert_before(first, nodes)
-        for each in nodes:
-            register_constants(graph, each)
-        transposed: ir.Value | None = None
-        for use in weight.uses:
-            old = use.node.inputs[use.input_index]
-            operand = node.outputs[0]
-            if gathered and use.role is not Role.EMBEDDING:
-                transposed = transposed or self._transpose(node)
-                operand = transposed
-            use.node.replace_input_with(use.input_index, operand)
-            if old is not None:
-                drop_unused(old)
-        return node
-
-    def _transpose(self, dequantize: ir.Node) -> ir.Value:
-        source = dequantize.outputs[0]
-        output = ir.Value(name=self._names.value(f"{source.name}.transposed"), type=source.type)
-        output.shape = None if source.shape is None else ir.Shape(list(source.shape)[::-1])
-        node = ir.node(
-            "Transpose",
-            [source],
-            attributes={"perm": [1, 0]},
-            outputs=[output],
-            name=self._names.node(f"{source.name}.transpose"),
-        )
-        self._model.graph.insert_after(dequantize, node)
-        return output
 
 
 def _quantized(
@@ -441,39 +400,3 @@ def _require_finite(planned: PlannedWeight) -> None:
     values = planned.weight.array()
     if not all(np.isfinite(values[rows]).all() for rows in row_blocks(values)):
         raise SchemeError(f"{planned.weight.name}: the weight holds NaN or infinity; it cannot be quantized")
-
-
-Readers = Mapping[ir.Value, Mapping[ir.Node, PlannedWeight]]
-"""The linears that read an input, with their weights."""
-
-
-def _readers(members: Mapping[ir.Node, PlannedWeight]) -> dict[ir.Value, dict[ir.Node, PlannedWeight]]:
-    by_input: dict[ir.Value, dict[ir.Node, PlannedWeight]] = {}
-    for node, planned in members.items():
-        value = node.inputs[0]
-        assert value is not None
-        by_input.setdefault(value, {})[node] = planned
-    return by_input
-
-
-def _taps(by_input: Readers) -> dict[ir.Value, tuple[int, frozenset[Need]]]:
-    """What to observe of each input: its channels K, and what the algorithms of its readers need."""
-    taps: dict[ir.Value, tuple[int, frozenset[Need]]] = {}
-    for value, readers in by_input.items():
-        needs = frozenset(need for planned in readers.values() for need in planned.needs)
-        if needs:
-            taps[value] = (next(iter(readers.values())).weight.shape[1], needs)
-    return taps
-
-
-def _stages(nodes: Sequence[ir.Node], members: Mapping[ir.Node, PlannedWeight]) -> list[Readers]:
-    """The inputs of the members with their readers, in stages: no member of a stage computes another's input."""
-    depth: dict[ir.Value, int] = {}
-    stages: dict[int, dict[ir.Node, PlannedWeight]] = {}
-    for node in nodes:
-        above = max((depth.get(value, 0) for value in node_reads(node)), default=0)
-        if node in members:
-            stages.setdefault(above, {})[node] = members[node]
-            above += 1
-        depth.update((output, above) for output in node.outputs)
-    return [_readers(stages[level]) for level in sorted(stages)]
