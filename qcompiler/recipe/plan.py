@@ -165,7 +165,7 @@ class Plan:
         if self.transformed:
             sizes = [planned.weight.size for planned in self.quantized]
             sizes += [math.prod(skipped.shape) for skipped in self.skipped if skipped.bytes]
-            work = max(work, 4 * max(sizes) + TRANSFORM_BYTES)
+            work = max(work, 4 * max(sizes, default=0) + TRANSFORM_BYTES)
         return FIXED_BYTES + max(work, TURNED_COPIES * self.turned_bytes)
 
 
