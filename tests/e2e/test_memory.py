@@ -16,7 +16,7 @@ WITHIN = 0.2  # the issue's bound; 0.90 to 1.03 was measured on models of 0.3 to
 
 @pytest.mark.slow
 def test_gptq_takes_the_memory_of_one_hessian(tmp_path: Path) -> None:
-    sizes = synthetic.DecoderSizes(256, 4096, 2, 4000)
+    sizes = synthetic.DecoderSizes(256, 6144, 2, 4000)  # the Hessian outweighs what an empty process takes
     model = synthetic.decoder(tmp_path / "model", 30_000_000, sizes)
     np.savez(tmp_path / "feed.npz", input_ids=np.arange(64)[None])
     arguments = {
