@@ -31,6 +31,8 @@ from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor
 
 OVERSAMPLING = 16  # directions beyond the rank that the iteration carries along
 ITERATIONS = 3
+SHORTEST = 2.0**-6
+"""Of a column of A: a shorter one of 65,536 rows would have numbers below 2^-14, which float16 holds coarsely or as 0."""
 
 Float = npt.NDArray[np.float32]
 
@@ -112,12 +114,15 @@ def _fit(error: Array, metric: Array | None, rank: int, dtype: ScaleDtype, devic
     """The A B of least tr((E - A B) H (E - A B)^T), in stored numbers.
 
     What rounding does to A is made up for by B = A^+ E; both get an equal share of the product's size, so that float16 holds them well.
+    A^+ is that of columns of length 1: they are nearly orthogonal however much the sizes differ, and where there is no error at all.
     """
     xp = array_namespace(error)
     directions = leading_directions(error, metric, min(rank, *error.shape), device)
     sizes = xp.linalg.vector_norm(directions.T @ error, axis=1)
-    left = store_values(directions * xp.sqrt(xp.where(sizes > 0, sizes, xp.ones_like(sizes))), dtype)
-    right = store_values(xp.linalg.solve(left.T @ left, left.T @ error), dtype)
+    lengths = xp.sqrt(xp.clip(sizes, SHORTEST**2, None))
+    left = store_values(directions * lengths, dtype)
+    unit = left / lengths
+    right = store_values(xp.linalg.solve(unit.T @ unit, unit.T @ error) / lengths[:, None], dtype)
     return LowRank(np.ascontiguousarray(fetch(left)), np.ascontiguousarray(fetch(right)), dtype)
 
 

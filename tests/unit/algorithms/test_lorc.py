@@ -158,6 +158,23 @@ def test_an_exact_weight_gets_a_part_of_zeros() -> None:
     np.testing.assert_array_equal(found.dequantize(), weight)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("largest", [1.0, 1e-3, 1e-8])
+def test_an_error_of_fewer_directions_than_the_rank(dtype: ScaleDtype, largest: float) -> None:
+    scheme = QuantScheme(4, False, Granularity.GROUP, 64, dtype)
+    weight = rtn.quantize(_weight(32, 128), None, scheme).dequantize()
+    base = rtn.quantize(weight, None, scheme)
+    off = weight - base.dequantize()
+    off[3, 5], off[20, 77] = (
+        largest,
+        largest * 1e-4,
+    )  # two directions of very different size, and the rank is 16
+    found = lorc.correct(base.dequantize() + off, base, None, LorcOptions(rounds=0), _never)
+    left = np.abs(base.dequantize() + off - found.dequantize()).max()
+    # The larger one within half of bfloat16's last place in either factor; float32 sums beside the weight.
+    assert left <= largest * 2.0**-7 + np.abs(weight).max() * 2.0**-22
+
+
 def test_rank_is_at_most_that_of_the_weight() -> None:
     weight = _weight(4, 32)
     base = rtn.quantize(weight, None, INT4)
