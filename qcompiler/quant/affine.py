@@ -20,12 +20,18 @@ Array: TypeAlias = Any
 _FLOAT16_SUBNORMAL = 2.0**-24
 _FLOAT16_NORMAL = 2.0**-14
 _FLOAT32_NORMAL = 2.0**-126
+_EXACT = {
+    "float32": 2.0**24,
+    "float16": 2.0**11,
+    "bfloat16": 2.0**8,
+}  # whole numbers up to this are held as they are
 _LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 
 
 def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Array | None]:
     """Scale and zero point whose codes cover [lo, hi]; the range is widened to hold 0, but not for float zero points.
 
+    A range far from 0 for its width is widened for float zero points too: its scale is so large that |lo| / scale is held to within one.
     Symmetric: scale = max(|lo|, |hi|) / 2^(bits - 1), so that all of -2^(bits - 1)..2^(bits - 1) - 1 is used
     and a positive extreme may be clipped by up to one step. A range of nothing but 0 gets scale 1.
 
@@ -42,7 +48,10 @@ def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Ar
     if not bool(xp.all(xp.isfinite(lo) & xp.isfinite(hi))):
         raise SchemeError("the weight holds NaN or infinity; it cannot be quantized")
     if scheme.has_float_zero_points:
-        scale = store_scale(hi / scheme.max_code - lo / scheme.max_code, scheme.scale_dtype)
+        step = hi / scheme.max_code - lo / scheme.max_code
+        # Far from 0 a finer step would be lost: the zero point could not be held to within one.
+        step = xp.maximum(step, xp.abs(lo) / _EXACT[scheme.scale_dtype])
+        scale = store_scale(step, scheme.scale_dtype)
         return scale, store_zero_point(-lo / scale, scheme)
     lo = xp.where(lo < 0, lo, xp.zeros_like(lo))
     hi = xp.where(hi > 0, hi, xp.zeros_like(hi))

@@ -145,6 +145,34 @@ def test_codes_are_chosen_for_the_scale_that_is_stored(dtype: ScaleDtype) -> Non
     assert np.all(np.abs(back - weight) <= scale * (0.5 + slack) * (1 + 1e-5))
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@given(
+    mean=st.floats(0.0625, 16, width=32),
+    negative=st.booleans(),
+    log_spread=st.floats(-9, 1),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_float_zero_points_hold_a_group_far_from_zero(
+    bits: int, dtype: ScaleDtype, mean: float, negative: bool, log_spread: float, seed: int
+) -> None:
+    spread = mean * 10**log_spread
+    noise = np.random.default_rng(seed).uniform(-spread, spread, (3, 64))
+    weight = ((-mean if negative else mean) + noise).astype(np.float32)
+    scheme = QuantScheme(bits, False, Granularity.GROUP, 32, dtype, zero_point="float")
+    back, _, scale = _round_trip(weight, scheme)
+    groups = to_groups(weight, scheme)
+    last_place = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
+    far = np.abs(weight).max() * last_place
+    # Not wider than the range asks for, or than what the type holds of numbers of that size (a zero point up to 2 / last_place).
+    widest = (groups.max(-1) - groups.min(-1)) / scheme.max_code
+    assert np.all(scale <= (widest + far) * (1 + last_place))
+    # Half a step of the code; as much and a half again of a zero point and a scale that are held; the offset's own rounding.
+    limit = _each(scale, scheme, 64) * (2 + scheme.max_code * last_place) + 2 * far
+    assert np.all(np.abs(back - weight) <= limit)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_signed_zero_points_as_unsigned_ones(bits: int) -> None:
     middle = 1 << (bits - 1)
