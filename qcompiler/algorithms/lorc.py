@@ -140,8 +140,9 @@ def leading_directions(error: Array, metric: Array | None, rank: int, device: De
     for _ in range(ITERATIONS):
         basis, _ = xp.linalg.qr(error @ _weighed(metric, error.T @ basis))
     seen = error.T @ basis
-    _, vectors = xp.linalg.eigh(seen.T @ _weighed(metric, seen))  # rising
-    return basis @ xp.flip(vectors, axis=1)[:, :rank]
+    # In float64: directions without error are 1e-45 beside 1, subnormal numbers of which LAPACK's float32 makes NaN.
+    _, vectors = xp.linalg.eigh(xp.astype(seen.T @ _weighed(metric, seen), xp.float64))  # rising
+    return basis @ xp.astype(xp.flip(vectors, axis=1)[:, :rank], xp.float32)
 
 
 def _weighed(metric: Array | None, columns: Array) -> Array:
