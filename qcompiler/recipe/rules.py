@@ -106,15 +106,16 @@ class Rule:
             raise RecipeError(f"a rule must say something: one of {', '.join(SETTINGS)} or quantize: false")
         if self.reason is not None:
             check_text(self.reason, "reason")
-        dtype = "int" if self.dtype is None else self.dtype
+        steps = self.algorithm or ()
+        # What is left to the base is taken as it suits what is said; Recipe.settings_for checks both together.
         check_scheme(
-            (8 if dtype == "int" else 4) if self.bits is None else self.bits,
-            dtype,
+            4 if self.bits is None else self.bits,
+            "int" if self.dtype is None else self.dtype,
             32 if self.group_size is None else self.group_size,
-            True if self.symmetric is None else self.symmetric,
+            self.zero_point != "float" if self.symmetric is None else self.symmetric,
             "int" if self.zero_point is None else self.zero_point,
-            False if self.two_level is None else self.two_level,
-            self.algorithm or (),
+            any(step.algorithm.two_level for step in steps) if self.two_level is None else self.two_level,
+            steps,
         )
 
     @property

@@ -253,6 +253,33 @@ def test_a_rule_that_does_not_go_with_the_recipe_names_both() -> None:
     assert isinstance(up, WeightSettings) and up.scheme("float32").label == "int8 g32 sym"
 
 
+@pytest.mark.parametrize(
+    ("base", "rule", "label"),
+    [
+        (
+            "two_level: true, algorithm: kquant",
+            "algorithm: {name: kquant, steps: 20}",
+            "int4 g32 sym two-level",
+        ),
+        (
+            "bits: 4, algorithm: rtn",
+            "two_level: true, algorithm: kquant",
+            "int4 g32 sym two-level",
+        ),
+        ("symmetric: false", "zero_point: float", "int4 g32 asym float-zp"),
+    ],
+)
+def test_a_rule_is_completed_by_the_recipe_before_it_is_judged(base: str, rule: str, label: str) -> None:
+    chosen = recipe(f"{{{base}, rules: [{{match: a, {rule}}}]}}").settings_for("a", "linear", "MatMul")
+    assert isinstance(chosen, WeightSettings) and chosen.scheme("float32").label == label
+
+
+def test_a_rule_whose_algorithm_the_recipe_does_not_suit_names_both() -> None:
+    chosen = recipe("{bits: 4, rules: [{match: a, algorithm: kquant}]}")
+    with pytest.raises(RecipeError, match=r"a: rule 1 \(name=a\): algorithm: kquant .* set two_level: true"):
+        chosen.settings_for("a", "linear", "MatMul")
+
+
 def test_scale_dtype_given_wins_over_the_model() -> None:
     settings = AWQ.with_settings(["scale_dtype=bfloat16"]).settings_for("a", "linear", "MatMul")
     assert isinstance(settings, WeightSettings) and settings.scheme("float32").scale_dtype == "bfloat16"
