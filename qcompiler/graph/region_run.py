@@ -108,8 +108,7 @@ def constant_array(model: ir.Model, value: ir.Value) -> Array:
     """
     view = constant_view(value)
     if view is not None and view.source.const_value is not None:
-        stored = view.source.const_value.numpy().reshape(view.shape)
-        return (stored.T if view.transposed else stored).astype(view.dtype.numpy())
+        return view.array().astype(view.dtype.numpy())
     if not is_constant(value):
         raise CalibrationError(f"{value.name}: is not constant")
     return Piece(model, list(model.graph), [], [value]).run({})[value]

@@ -95,6 +95,25 @@ def test_half_precision(tmp_path: Path) -> None:
     assert_equal_outputs(run(model, FEED), run(after, FEED), 1e-2)
 
 
+def test_norms_that_share_a_stack(tmp_path: Path) -> None:
+    """Their weights are parts of one tensor, as a loop over layers is exported; each part is the layer's own."""
+    model = decoder("rms")
+    parts = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    names = ("L0ga", "L0gf", "L1ga", "L1gf")
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in names]
+    del model.graph.initializer[:]
+    stack = np.stack([parts[name][None] for name in names])
+    model.graph.initializer.extend([*kept, onnx.numpy_helper.from_array(stack, "norms")])
+    for index, name in reversed(list(enumerate(names))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(index), f"{name}.index"))
+        node = onnx.helper.make_node("Gather", ["norms", f"{name}.index"], [name], name=f"{name}.part")
+        model.graph.node.insert(0, node)
+    after, rotate, _ = _rotate(model, tmp_path)
+    assert rotate.result.left_alone == []
+    assert "5 norms' weights folded" in rotate.result.streams[0]
+    assert_equal_outputs(run(model, FEED), run(after, FEED), ROUNDING)
+
+
 @pytest.mark.parametrize("norm", ["rms_pow", "layer"])
 def test_bfloat16_stays_in_the_file(norm: str, tmp_path: Path) -> None:
     """Computed in float32 behind Casts; rounding the turned weights to 8 bits is what differs."""
