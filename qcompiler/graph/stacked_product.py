@@ -104,10 +104,12 @@ def _canonical(equation: str) -> str:
 def _repeated(x: ir.Value, count: int) -> ir.Value | None:
     """What all experts read, where x [E, C, K] is one [1, C, K] or [C, K] over and over."""
     node = x.producer()
-    if node is None or x.is_graph_output():
+    if node is None or x.is_graph_output() or x.shape is None or len(x.shape) != 3 or x.shape[0] != count:
         return None
     source = node.inputs[0]
     if node.op_type == "Expand" and source is not None and source.shape is not None:
+        if len(source.shape) < 2 or not all(map(_same_size, source.shape[-2:], x.shape[-2:])):
+            return None  # the Expand repeats rows or channels, not what the experts read
         inserted = source.producer()
         if inserted is not None and inserted.op_type == "Unsqueeze" and len(source.shape) == 3:
             axes = constant_values(inserted.inputs[1]) if len(inserted.inputs) > 1 else None
@@ -121,9 +123,7 @@ def _repeated(x: ir.Value, count: int) -> ir.Value | None:
     repeats, source = constant_values(tile.inputs[1]), tile.inputs[0]
     if source is None or source.shape is None or len(source.shape) != 2 or repeats is None:
         return None
-    if x.shape is None or len(x.shape) != 3 or x.shape[2] != source.shape[1]:
-        return None
-    if repeats.tolist() != [count, 1] or x.shape[0] != count:
+    if x.shape[2] != source.shape[1] or repeats.tolist() != [count, 1]:
         return None
     expand = source.producer()  # torch's repeat begins with one that does nothing
     if expand is not None and expand.op_type == "Expand":
@@ -131,6 +131,11 @@ def _repeated(x: ir.Value, count: int) -> ir.Value | None:
         if ones is not None and (ones == 1).all() and expand.inputs[0] is not None:
             return expand.inputs[0]
     return source
+
+
+def _same_size(one: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
+    """Whether two sizes are known to be equal."""
+    return one == other and (isinstance(one, int) or one.value is not None)
 
 
 def _gathered(node: ir.Node, x: ir.Value, w: ir.Value) -> StackedProduct | str | None:

@@ -67,6 +67,29 @@ def test_dense(name: str) -> None:
     assert [w.name for w in take_census(split).weights] == [w.name for w in weights]
 
 
+REPEATED_ROWS = {
+    "one row, unsqueezed": ("float[1,32] x", "u = Unsqueeze(x, zero) e = Expand(u, sizes)", (1, K), [E, 5, K]),
+    "one row": ("float[1,32] x", "e = Expand(x, sizes)", (1, K), [E, 5, K]),
+    "one channel": ("float[5,1] x", "e = Expand(x, sizes)", (5, 1), [E, 5, K]),
+    "in batches": ("float[5,32] x", "e = Expand(x, sizes)", (5, K), [2, E, 5, K]),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED_ROWS)
+def test_an_expand_that_repeats_more_than_the_experts_read_is_kept(name: str) -> None:
+    """Its sizes are those of the rows; only as often as there are experts is it dropped."""
+    signature, text, shape, sizes = REPEATED_ROWS[name]
+    result = ",".join(map(str, [*sizes[:-1], N]))
+    model = make_model(
+        f"g ({signature}) => (float[{result}] y) {{ {text} y = MatMul(e, w) }}",
+        {"w": STACK, "zero": np.array([0]), "sizes": np.array(sizes)},
+    )
+    feed = {"x": weight(*shape, seed=1, scale=1.0)}
+    split, modified, _ = _split(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    assert modified
+    assert_equal_outputs(run(model, feed), run(split, feed), TOLERANCE)
+
+
 @pytest.mark.parametrize("name", ["expanded", "repeated"])
 def test_experts_that_read_the_same_rows_share_them(name: str) -> None:
     model, _ = _dense(name)
