@@ -125,9 +125,8 @@ class _Splitter:
     ) -> tuple[Sequence[ir.Value], list[int | None] | None]:
         """What each expert multiplies with its matrix, and the shape of what comes out."""
         x = product.rows
-        n = product.view.final_shape[-2 if product.flipped else -1]
         sizes = None if x.shape is None else [d if isinstance(d, int) else None for d in x.shape]
-        made = None if sizes is None else [*sizes[:-1], n]
+        made = None if sizes is None else [*sizes[:-1], product.n]
         if product.shared:
             return [x] * product.count, made
         if product.ids is None:
@@ -156,12 +155,12 @@ class _Splitter:
             together = self._emit("Concat", results, f"{result.name}.by_expert", dtype, None, axis=0)
             back = self._routing(product.ids, product.count).back
             return self._emit("Gather", [together, back], f"{result.name}.joined", dtype, None, axis=0)
+        # Not known where an Einsum or a dropped Unsqueeze says that it is 2.
         rank = None if product.rows.shape is None else len(product.rows.shape)
-        if rank is None or rank > 2:
+        if rank is not None and rank > 2:
             return self._emit("Concat", results, f"{result.name}.joined", dtype, None, axis=AXIS)
-        n = product.view.final_shape[-2 if product.flipped else -1]
         together = self._emit("Concat", results, f"{result.name}.by_expert", dtype, None, axis=0)
-        shape = self._integer((product.count, -1, n))
+        shape = self._integer((product.count, -1, product.n))
         return self._emit("Reshape", [together, shape], f"{result.name}.joined", dtype, None)
 
     def _routing(self, ids: ir.Value, count: int) -> _Routing:

@@ -148,7 +148,7 @@ _QUANTIZED_OPS = frozenset(
 
 def _classify_experts(stacked: StackedProduct, body: str | None) -> list[_Found] | str:
     """Each expert of a stack is a weight of its own."""
-    k, n = stacked.k, stacked.view.final_shape[-2 if stacked.flipped else -1]
+    k, n = stacked.k, stacked.n
     if body is not None:
         return f"experts inside {body}: products are split into experts in the main graph only"
     if stacked.view.dtype not in FLOAT_TYPES:

@@ -49,6 +49,11 @@ class StackedProduct:
         """Channels of x."""
         return self.view.final_shape[-1 if self.flipped else -2]
 
+    @property
+    def n(self) -> int:
+        """Channels of the result."""
+        return self.view.final_shape[-2 if self.flipped else -1]
+
 
 def stacked_product(node: ir.Node) -> StackedProduct | str | None:
     """What the node multiplies with, or why it cannot be split into experts, or None for any other node."""
@@ -79,6 +84,8 @@ def _dense(node: ir.Node, x: ir.Value, view: ConstantView) -> StackedProduct | s
         flipped = False
     if x.shape is None or (len(x.shape) >= 3 and not isinstance(x.shape[AXIS], int)):
         return f"the weight holds {count} matrices, and the graph does not say which rows are whose"
+    if len(x.shape) < 2:
+        return f"the weight holds {count} matrices for a vector; products of rows are split into experts"
     if len(x.shape) < 3 or (x.shape[AXIS] == 1 and count > 1):
         return StackedProduct(view, flipped, x, True)
     repeated = _repeated(x, count)

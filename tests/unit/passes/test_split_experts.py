@@ -97,6 +97,26 @@ def test_experts_that_read_the_same_rows_share_them(name: str) -> None:
     assert {found.uses[0].node.inputs[0] for found in weights} == {split.graph.inputs[0]}
 
 
+def test_rows_of_a_rank_that_only_the_einsum_tells() -> None:
+    """A Reshape to sizes that are an input; ONNX infers no rank from it."""
+    text = 'r = Reshape(x, sizes) y = Einsum<equation="ck,ekn->ecn">(r, w)'
+    model = make_model(f"g (float[A] x, int64[R] sizes) => (float[3,M,24] y) {{ {text} }}", {"w": STACK})
+    feed = {"x": weight(5 * K, seed=1, scale=1.0), "sizes": np.array([5, K])}
+    split, modified, weights = _split(model)
+    assert weights[0].uses[0].node.inputs[0].shape is None  # type: ignore[union-attr]
+    assert modified
+    assert_equal_outputs(run(model, feed), run(split, feed), TOLERANCE)
+
+
+def test_a_vector_is_not_split() -> None:
+    model = make_model("g (float[32] x) => (float[3,24] y) { y = MatMul(x, w) }", {"w": STACK})
+    census = take_census(ir.from_proto(model))
+    assert not census.weights
+    assert [left.reason for left in census.left_alone] == [
+        "the weight holds 3 matrices for a vector; products of rows are split into experts"
+    ]
+
+
 GATHERED = {
     "gather": ("v = Gather(w, i) y = MatMul(x, v)", STACK),
     "turned": ("v = Gather(w, i) t = Transpose<perm=[0,2,1]>(v) y = MatMul(x, t)", TURNED),
