@@ -69,7 +69,7 @@ class _Splitter:
     def __init__(self, graph: ir.Graph, names: Names) -> None:
         self._graph = graph
         self._names = names
-        self._routings: dict[ir.Value, _Routing] = {}  # gate, up and down read the same ids
+        self._routings: dict[tuple[ir.Value, int], _Routing] = {}  # by ids and E: gate, up and down read the same ids
         self._integers: dict[tuple[int, ...] | int, ir.Value] = {}
         self._at: ir.Node  # new nodes go in front of it
 
@@ -164,8 +164,8 @@ class _Splitter:
         return self._emit("Reshape", [together, shape], f"{result.name}.joined", dtype, None)
 
     def _routing(self, ids: ir.Value, count: int) -> _Routing:
-        if ids in self._routings:
-            return self._routings[ids]
+        if (ids, count) in self._routings:
+            return self._routings[ids, count]
         kind, name = ids.dtype or ir.DataType.INT64, ids.name
         # A negative id counts from the end, as it did in the Gather.
         places = self._emit("Mod", [ids, self._integer(count, kind)], f"{name}.expert", kind, ids.shape)
@@ -188,8 +188,8 @@ class _Splitter:
         back = self._emit(
             "ScatterElements", [order, order, numbers], f"{name}.back", ir.DataType.INT64, ids.shape, axis=0
         )
-        self._routings[ids] = _Routing(found, back)
-        return self._routings[ids]
+        self._routings[ids, count] = _Routing(found, back)
+        return self._routings[ids, count]
 
     def _integer(self, value: int | tuple[int, ...], kind: ir.DataType = ir.DataType.INT64) -> ir.Value:
         """A constant; one of int64 is made once."""

@@ -155,6 +155,17 @@ def test_products_with_the_same_ids_find_their_rows_once() -> None:
     assert_equal_outputs(run(model, feed), run(split, feed), 2 * TOLERANCE)
 
 
+def test_the_same_ids_into_stacks_of_other_sizes() -> None:
+    text = """g (float[R,1,32] x, int64[R] i) => (float[R,1,24] y) {
+        a = Gather(few, i) h = MatMul(x, a) b = Gather(many, i) g = MatMul(x, b) y = Add(h, g)
+    }"""
+    model = make_model(text, {"few": STACK, "many": weight(E + 2, K, N, seed=3, scale=0.2)})
+    split, _, weights = _split(onnx.shape_inference.infer_shapes(model), only=range(E + 2))
+    assert len(weights) == 2 * E + 2
+    feed = {"x": weight(5, 1, K, seed=1, scale=1.0), "i": np.array([2, 0, 0, 1, 2])}
+    assert_equal_outputs(run(model, feed), run(split, feed), 2 * TOLERANCE)
+
+
 def test_an_expert_that_stays_float_still_reads_the_stack() -> None:
     model, feed = _dense("apart")
     split, modified, weights = _split(model, only=[1])
