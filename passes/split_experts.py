@@ -69,7 +69,9 @@ class _Splitter:
     def __init__(self, graph: ir.Graph, names: Names) -> None:
         self._graph = graph
         self._names = names
-        self._routings: dict[tuple[ir.Value, int], _Routing] = {}  # by ids and E: gate, up and down read the same ids
+        self._routings: dict[
+            tuple[ir.Value, int], _Routing
+        ] = {}  # by ids and E: gate, up and down read the same ids
         self._integers: dict[tuple[int, ...] | int, ir.Value] = {}
         self._at: ir.Node  # new nodes go in front of it
 

@@ -150,29 +150,22 @@ def offset_form(node: ir.Node | None) -> OffsetForm | None:
         if list(node.attributes.get_ints("perm", ())) != [1, 0]:
             return None
         layout, node = "kn", _behind(node, "Cast", "Slice", "Reshape", "DequantizeLinear")
-    cast = node is not None and node.op_type == "Cast"
-    if cast:
+    cast: ir.DataType | None = None
+    if node is not None and node.op_type == "Cast":
+        cast = ir.DataType(node.attributes.get_int("to", 0))
         node = _behind(node, "Slice", "Reshape", "DequantizeLinear")
-    width: int | None = None
-    if node is not None and node.op_type == "Slice":
-        ends = integers_of(node, 2)
-        width = None if ends is None or ends.size != 1 else int(ends[0])
-        node = _behind(node, "Reshape", "DequantizeLinear") if width is not None else None
+    cut = node if node is not None and node.op_type == "Slice" else None
+    if cut is not None:
+        node = _behind(cut, "Reshape", "DequantizeLinear")
     if node is None or node.domain != "":
         return None
-    offset: ir.Value | None = None
     if node.op_type == "Reshape":
-        add = producer_of(node, 0, "Add")
-        column = producer_of(add, 1, "Reshape")
-        node = producer_of(producer_of(add, 0, "Reshape"), 0, "DequantizeLinear")
-        offset = None if column is None else column.inputs[0]
-        if node is None or offset is None:
-            return None
-    elif node.op_type != "DequantizeLinear" or (
-        layout == "nk" and not cast and width is None and _is_plain(node)
-    ):
+        return _with_offset(node, layout, cut, cast)
+    if node.op_type != "DequantizeLinear":
         return None
-    return _read(node, offset, layout, width, cast)
+    if cast is None and cut is None and constant_of(node, 1) is not None:
+        return None  # the middle form of ``quantized``, or a Transpose of it
+    return _read(node, None, layout, cut, cast)
 
 
 def held_as(
@@ -192,9 +185,32 @@ def held_as(
     return value
 
 
-def _read(
-    node: ir.Node, offset: ir.Value | None, layout: Layout, width: int | None, cast: bool
+def _with_offset(
+    rows: ir.Node, layout: Layout, cut: ir.Node | None, cast: ir.DataType | None
 ) -> OffsetForm | None:
+    """The form that ``rows`` ends, a Reshape to [N, G g], where each group of each row has one offset."""
+    add = producer_of(rows, 0, "Add")
+    apart, column = producer_of(add, 0, "Reshape"), producer_of(add, 1, "Reshape")
+    dequantize = producer_of(apart, 0, "DequantizeLinear")
+    if apart is None or column is None or dequantize is None:
+        return None
+    form = _read(dequantize, column.inputs[0], layout, cut, cast)
+    if form is None or form.offset is None:
+        return None
+    n, columns = (int(size) for size in form.codes.shape.numpy())
+    groups = columns // form.group
+    shapes = ((apart, [n, groups, form.group]), (column, [n, groups, 1]), (rows, [n, columns]))
+    for node, shape in shapes:
+        target = integers_of(node, 1)
+        if target is None or target.tolist() != shape:
+            return None
+    return form if _has_shape(form.offset, [n, groups]) else None
+
+
+def _read(
+    node: ir.Node, offset: ir.Value | None, layout: Layout, cut: ir.Node | None, cast: ir.DataType | None
+) -> OffsetForm | None:
+    """The form of this DequantizeLinear, with what is said of the nodes behind it."""
     codes, scale, source = constant_of(node, 0), node.inputs[1], node.inputs[0]
     group = node.attributes.get_int("block_size", 0)
     signed = {ir.DataType.INT2: 2, ir.DataType.INT4: 4, ir.DataType.INT8: 8}
@@ -203,17 +219,30 @@ def _read(
     n, columns = (int(size) for size in codes.shape.numpy())
     if len(node.inputs) > 2 or group < 1 or columns % group or node.attributes.get_int("axis", 1) % 2 != 1:
         return None
-    k = columns if width is None else width
-    if cast:
-        scale, offset = _uncast_once(scale), None if offset is None else _uncast_once(offset)
-    if scale is None or not columns - group < k <= columns:
+    k = columns if cut is None else _kept_columns(cut)
+    if k is None or not columns - group < k <= columns:
         return None
+    if cast is not None:
+        scale, offset = _uncast_once(scale), None if offset is None else _uncast_once(offset)
+        if scale is None or scale.dtype not in (cast, None):
+            return None
     return OffsetForm((n, k), layout, signed[codes.dtype], group, source, codes, scale, offset)
 
 
-def _is_plain(dequantize: ir.Node) -> bool:
-    """Scales are a constant: the middle form of ``quantized``."""
-    return constant_of(dequantize, 1) is not None
+def _kept_columns(cut: ir.Node) -> int | None:
+    """K of a Slice that keeps the first K columns; None for any other."""
+    found = [integers_of(cut, index) for index in range(1, len(cut.inputs))]
+    start, end, *rest = [None if numbers is None else numbers.tolist() for numbers in found]
+    if start != [0] or end is None or len(end) != 1 or rest not in ([[1]], [[1], [1]]):
+        return None
+    return int(end[0])
+
+
+def _has_shape(value: ir.Value, shape: list[int]) -> bool:
+    """Whether a value is known to have this shape."""
+    tensor = ir.convenience.get_const_tensor(value)
+    known = value.shape if tensor is None else tensor.shape
+    return known is not None and list(known) == shape
 
 
 def _behind(node: ir.Node | None, *op_types: str) -> ir.Node | None:

@@ -68,7 +68,12 @@ def test_dense(name: str) -> None:
 
 
 REPEATED_ROWS = {
-    "one row, unsqueezed": ("float[1,32] x", "u = Unsqueeze(x, zero) e = Expand(u, sizes)", (1, K), [E, 5, K]),
+    "one row, unsqueezed": (
+        "float[1,32] x",
+        "u = Unsqueeze(x, zero) e = Expand(u, sizes)",
+        (1, K),
+        [E, 5, K],
+    ),
     "one row": ("float[1,32] x", "e = Expand(x, sizes)", (1, K), [E, 5, K]),
     "one channel": ("float[5,1] x", "e = Expand(x, sizes)", (5, 1), [E, 5, K]),
     "in batches": ("float[5,32] x", "e = Expand(x, sizes)", (5, K), [2, E, 5, K]),
