@@ -1,6 +1,7 @@
 """What the user wants, read from YAML: `recipe.py`, its rules, its steps and the YAML text."""
 
-from qcompiler.recipe.recipe import CalibrationSettings, Recipe, Skip, WeightSettings, builtin_recipes
+from qcompiler.recipe.calibration import CalibrationSettings
+from qcompiler.recipe.recipe import Recipe, Skip, WeightSettings, builtin_recipes
 from qcompiler.recipe.rules import Match, RoleSettings, Rule
 from qcompiler.recipe.steps import Step
 

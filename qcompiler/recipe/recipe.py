@@ -5,43 +5,31 @@ same way. Unknown keys are errors that name the nearest known one. `Recipe.setti
 weight, and says which line decided.
 """
 
-import dataclasses
 import importlib.resources
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from qcompiler.errors import RecipeError
 from qcompiler.nearest import nearest
 from qcompiler.quant.scheme import Dtype, GroupFallback, QuantScheme, ScaleDtype, ZeroPoint
+from qcompiler.recipe.calibration import CalibrationSettings
 from qcompiler.recipe.mixed import MixedSettings
-from qcompiler.recipe.rules import SETTINGS, GroupSize, Match, RoleSettings, Rule, check_scheme, make_scheme
-from qcompiler.recipe.steps import Step, make_steps, plain_steps
+from qcompiler.recipe.plain_values import keys_of, plain_value, read_fields, with_setting
+from qcompiler.recipe.rules import SETTINGS, GroupSize, RoleSettings, Rule, check_scheme, make_scheme
+from qcompiler.recipe.steps import Step, make_steps
 from qcompiler.recipe.transform import TransformSettings
 from qcompiler.recipe.yaml_text import (
     check_bool,
     check_choice,
     check_int,
-    check_keys,
     check_text,
     format_yaml,
     parse_yaml,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationSettings:
-    """How much calibration data is used: `samples` windows of `length` tokens, or `samples` feeds."""
-
-    samples: int = 16
-    length: int = 512
-
-    def __post_init__(self) -> None:
-        for key in ("samples", "length"):
-            check_int(getattr(self, key), 1, None, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,28 +187,15 @@ class Recipe:
         Raises:
             RecipeError: an unknown key or a bad value; starts with `where`.
         """
-        fields = {"name": name} | check_keys(value, _keys(cls), where)
+        fields = {"name": name} | read_fields(value, keys_of(cls), where)
         try:
-            for key in ("head", "embedding"):
-                if key in fields:
-                    fields[key] = None if fields[key] == "float" else _nested(RoleSettings, fields[key], key)
-            if "calibration" in fields:
-                fields["calibration"] = _nested(CalibrationSettings, fields["calibration"], "calibration")
-            if "transform" in fields:
-                fields["transform"] = _transform(fields["transform"])
-            if "mixed" in fields:
-                fields["mixed"] = (
-                    None if fields["mixed"] == "none" else _nested(MixedSettings, fields["mixed"], "mixed")
-                )
-            if "rules" in fields:
-                fields["rules"] = _make_rules(fields["rules"])
             return cls(**fields)  # type: ignore[arg-type]  # each is checked by __post_init__
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from error
 
     def to_mapping(self) -> dict[str, object]:
         """Plain values for YAML, everything said: no default is left out."""
-        return {key: _plain(getattr(self, key), key) for key in _keys(type(self))}
+        return {key: plain_value(getattr(self, key), key) for key in keys_of(type(self))}
 
     def to_yaml(self, named: bool = True) -> str:
         """The resolved recipe; loading it gives this recipe again, and the same text.
@@ -235,41 +210,18 @@ class Recipe:
     def with_settings(self, settings: Iterable[str]) -> "Recipe":
         """This recipe after ``KEY=VALUE`` lines: ``group_size=64``, ``calib.samples=8``, ``head=float``.
 
-        They apply in order; values are YAML. ``calib`` is short for ``calibration``; ``head.bits=4`` on a
-        float head starts from the default head.
+        They apply in order, and what they come to together is checked; values are YAML. ``calib`` is short for ``calibration``;
+        ``head.bits=4`` on a float head starts from the default head.
 
         Raises:
-            RecipeError: no ``=``, an unknown key (names the nearest) or a value that does not fit.
+            RecipeError: no ``=`` or an unknown key (names the setting and the nearest key), or values that do not fit (names all settings).
         """
-        recipe = self
-        for setting in settings:
-            where = f"--set {setting}"
-            key, equals, text = setting.partition("=")
-            if not equals:
-                raise RecipeError(f"{where}: expected KEY=VALUE")
-            mapping = recipe.to_mapping()
-            outer, dot, inner = key.strip().partition(".")
-            outer = "calibration" if outer == "calib" else outer
-            if dot and outer in [step.name for step in recipe.algorithm]:
-                raise RecipeError(f"{where}: {_option_beside_name(recipe.algorithm, outer, inner, text)}")
-            check_keys({outer: None}, mapping, where)
-            value = parse_yaml(text, where)
-            if dot:
-                if outer in ("head", "embedding") and mapping[outer] == "float":
-                    mapping[outer] = _plain(RoleSettings(), outer)
-                if outer in _SECTIONS and mapping[outer] == "none":
-                    mapping[outer] = {
-                        entry.name: entry.default for entry in dataclasses.fields(_SECTIONS[outer])
-                    }
-                section = mapping[outer]
-                if not isinstance(section, dict):
-                    raise RecipeError(f"{where}: {outer} has no keys inside; set it whole, {outer}=VALUE")
-                check_keys({inner: None}, section, where)
-                mapping[outer] = section | {inner: value}
-            else:
-                mapping[outer] = value
-            recipe = type(self).from_mapping(mapping, where)
-        return recipe
+        lines, mapping = list(settings), self.to_mapping()
+        for line in lines:
+            mapping = with_setting(mapping, line)
+        return (
+            type(self).from_mapping(mapping, " ".join(f"--set {line}" for line in lines)) if lines else self
+        )
 
     def rule_for(self, name: str, role: str, op: str, aliases: Sequence[str] = ()) -> int | None:
         """Index in `rules` of the first that matches; its pattern may match `name` or any of `aliases`."""
@@ -344,79 +296,6 @@ def _builtin_files() -> list[Path]:
 
 def _builtin_text(name: str) -> str:
     return (importlib.resources.files("qcompiler") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-_SECTIONS: dict[str, type[MixedSettings] | type[TransformSettings]] = {
-    "mixed": MixedSettings,
-    "transform": TransformSettings,
-}
-"""What a recipe may leave out as ``none``."""
-
-
-def _transform(value: object) -> object:
-    """``none``, a transform's name, or its name with its switches."""
-    if value == "none":
-        return None
-    return _nested(TransformSettings, {"name": value} if isinstance(value, str) else value, "transform")
-
-
-def _keys(kind: type) -> list[str]:
-    return [entry.name for entry in dataclasses.fields(kind)]
-
-
-def _nested(
-    kind: type[RoleSettings] | type[CalibrationSettings] | type[MixedSettings] | type[TransformSettings],
-    value: object,
-    where: str,
-) -> object:
-    if kind is RoleSettings and not isinstance(value, dict):
-        raise RecipeError(f"{where}: expected float or a mapping of {', '.join(_keys(kind))}, got {value!r}")
-    try:
-        return kind(**check_keys(value, _keys(kind), where))  # type: ignore[arg-type]  # checked by __post_init__
-    except RecipeError as error:
-        raise error if str(error).startswith(f"{where}:") else RecipeError(f"{where}: {error}") from error
-
-
-def _make_rules(value: object) -> tuple[Rule, ...]:
-    if not isinstance(value, list):
-        raise RecipeError(f"rules: expected a list of rules, got {value!r}")
-    return tuple(_make_rule(item, number) for number, item in enumerate(value, 1))
-
-
-def _make_rule(value: object, number: int) -> Rule:
-    """A rule from YAML; ``match: GLOB`` is short for ``match: {name: GLOB}``."""
-    try:
-        fields = check_keys(value, _keys(Rule), "rule")
-        if "match" not in fields:
-            raise RecipeError("match: missing; give at least one of name, role, op")
-        match = fields["match"] if isinstance(fields["match"], dict) else {"name": fields["match"]}
-        conditions = Match(**check_keys(match, _keys(Match), "match"))  # type: ignore[arg-type]  # checked inside
-        return Rule(**{**fields, "match": conditions})  # type: ignore[arg-type]  # checked by __post_init__
-    except RecipeError as error:
-        raise RecipeError(f"rule {number}: {error}") from error
-
-
-def _plain(value: object, key: str) -> object:
-    """`value` as YAML says it: sections as mappings, None keys of a rule left out."""
-    if value is None and key in ("head", "embedding"):
-        return "float"
-    if value is None and key in _SECTIONS:
-        return "none"
-    if isinstance(value, GroupFallback):
-        return value.value
-    if key == "algorithm":
-        return plain_steps(cast(tuple[Step, ...], value))
-    if isinstance(value, tuple):
-        return [_plain(item, "") for item in value]
-    if isinstance(value, (RoleSettings, CalibrationSettings, MixedSettings, TransformSettings, Match, Rule)):
-        entries = ((entry, getattr(value, entry)) for entry in _keys(type(value)))
-        return {entry: _plain(content, entry) for entry, content in entries if content is not None}
-    return value
-
-
-def _option_beside_name(steps: tuple[Step, ...], name: str, option: str, value: str) -> str:
-    said = [f"{{name: {name}, {option}: {value}}}" if step.name == name else step.name for step in steps]
-    return f"options go beside the algorithm's name; write --set 'algorithm=[{', '.join(said)}]'"
 
 
 def _check_embedding(steps: tuple[Step, ...], where: str) -> None:

@@ -302,6 +302,28 @@ def test_with_settings_applies_in_order() -> None:
     assert Recipe.load("w4a16-awq") == AWQ
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["two_level=true", "algorithm=kquant", "symmetric=true"],
+        ["algorithm=kquant", "two_level=true"],
+        ["zero_point=float", "symmetric=false"],
+        ["mixed.bits=[4, 8]", "mixed.budget=5bpw"],
+        ["transform=rotate", "transform.heads=false"],
+        ["calibration={samples: 3}", "calib.length=9"],
+    ],
+)
+def test_settings_need_only_go_together_at_the_end(settings: list[str]) -> None:
+    start = Recipe.load("w4a16-rtn")
+    assert start.with_settings(settings) != start
+
+
+def test_settings_that_do_not_go_together_are_all_named() -> None:
+    with pytest.raises(RecipeError) as caught:
+        AWQ.with_settings(["bits=8", "dtype=nf4"])
+    assert str(caught.value).startswith("--set bits=8 --set dtype=nf4: dtype: nf4 has 4 bits, not 8")
+
+
 def test_with_settings_takes_yaml_values() -> None:
     changed = AWQ.with_settings(
         ["algorithm=[awq, {name: mse, steps: 3}]", "rules=[{match: '*', quantize: false}]"]
