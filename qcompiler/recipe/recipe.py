@@ -255,6 +255,10 @@ class Recipe:
             role, self
         ) or RoleSettings()
         chosen = {key: getattr(base if getattr(rule, key) is None else rule, key) for key in SETTINGS}
+        if rule.zero_point is None and (chosen["symmetric"] or chosen["dtype"] != "int"):
+            chosen["zero_point"] = (
+                "int"  # the rule takes away the zero points of which its base says what they are
+            )
         if role == "embedding":
             _check_embedding(chosen["algorithm"], f"{name}: {line}: algorithm")
         try:

@@ -135,8 +135,7 @@ def make_scheme(
     zero_point: ZeroPoint = "int",
     two_level: bool = False,
 ) -> QuantScheme:
-    """The scheme that these settings ask for; what has no zero points takes no notice of their type. Raises SchemeError where none can be
-    stored so."""
+    """The scheme that these settings ask for. Raises SchemeError where none can be stored so."""
     granularity = Granularity.GROUP if isinstance(group_size, int) else Granularity(group_size)
     width = group_size if isinstance(group_size, int) else None
     return QuantScheme(
@@ -147,7 +146,7 @@ def make_scheme(
         scale_dtype,
         dtype,
         double_quant and dtype != "int",
-        "int" if symmetric or dtype != "int" else zero_point,
+        zero_point,
         two_level,
     )
 

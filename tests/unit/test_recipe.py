@@ -520,7 +520,19 @@ def test_two_level_scales_want_their_quantizer(settings: list[str], told: str) -
         Recipe.load("w4a16-kquant").with_settings(settings)
 
 
-def test_symmetric_weights_take_no_notice_of_float_zero_points() -> None:
-    recipe = Recipe.load("w4a16-hqq").with_settings(["symmetric=true"])
-    found = recipe.settings_for("fc", "linear", "MatMul")
-    assert not isinstance(found, Skip) and not found.scheme("float32").has_float_zero_points
+@pytest.mark.parametrize("setting", ["symmetric=true", "head.zero_point=float"])
+def test_float_zero_points_where_there_are_none_are_refused(setting: str) -> None:
+    with pytest.raises(RecipeError, match="zero_point: float, but there are none; set symmetric: false"):
+        Recipe.load("w4a16-hqq").with_settings([setting])
+
+
+def test_a_rule_without_zero_points_leaves_their_type_behind() -> None:
+    loaded = Recipe.load("w4a16-hqq").with_settings(["rules=[{match: fc, symmetric: true}]"])
+    found = loaded.settings_for("fc", "linear", "MatMul")
+    assert isinstance(found, WeightSettings) and found.scheme("float32").label == "int4 g64 sym"
+
+
+def test_a_rule_with_float_zero_points_that_its_base_has_not_is_refused() -> None:
+    loaded = recipe("{bits: 4, rules: [{match: fc, zero_point: float}]}")
+    with pytest.raises(RecipeError, match=r"fc: rule 1 \(name=fc\): zero_point: float, but there are none"):
+        loaded.settings_for("fc", "linear", "MatMul")
