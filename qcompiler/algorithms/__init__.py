@@ -61,6 +61,7 @@ class Algorithm:
             should weigh an error by what remains (InputStatistics.remaining).
         codebooks: whether it knows codes that are indices of a table (QuantScheme.dtype nf4 and the like).
         two_level: of a quantizer: it finds two-level scales (QuantScheme.two_level), and no others.
+        whole_zero_points: of a quantizer: it needs a code that means 0, which float zero points do not promise.
         beside: of one whose result is a CorrectedTensor: the bytes that stand beside the codes, from its options, the scheme, N and K.
             Such a result is for products alone; no row of it can be gathered.
     """
@@ -74,6 +75,7 @@ class Algorithm:
     codebooks: bool = False
     requantizes: bool = False
     two_level: bool = False
+    whole_zero_points: bool = False
     beside: Callable[[Any, QuantScheme, int, int], int] | None = None
 
 
@@ -111,6 +113,7 @@ ALGORITHMS = (
         spqr.SpqrOptions,
         spqr.quantize,
         spreads=True,
+        whole_zero_points=True,
         beside=spqr.stored_bytes,
     ),
     Algorithm(

@@ -179,6 +179,11 @@ def check_scheme(
             f"algorithm: {unfit[0]} finds integers, not codes of a table; use rtn or mse with dtype: {dtype}"
         )
     for step in algorithm:
+        if step.algorithm.whole_zero_points and zero_point == "float":
+            raise RecipeError(
+                f"algorithm: {step.name} needs a code that means 0, and zero_point: float promises none; "
+                "set zero_point: int, or use gptq"
+            )
         if step.algorithm.kind == "quantizer" and step.algorithm.two_level is not two_level:
             remedy = "use kquant" if two_level else "set two_level: true"
             raise RecipeError(

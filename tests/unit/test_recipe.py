@@ -432,6 +432,10 @@ def test_a_function_of_the_user_is_an_algorithm(monkeypatch: pytest.MonkeyPatch)
         ),
         ("head: {dtype: nf4}", "head: dtype: nf4 has 4 bits, not 8"),
         ("rules: [{match: a, dtype: nf4, bits: 3}]", "rule 1: dtype: nf4 has 4 bits, not 3"),
+        (
+            "{symmetric: false, zero_point: float, algorithm: spqr}",
+            "algorithm: spqr needs a code that means 0, and zero_point: float promises none; set zero_point: int",
+        ),
         ("double_quant: 1", "double_quant: expected true or false, got 1"),
     ],
 )
