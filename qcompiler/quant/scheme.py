@@ -127,9 +127,10 @@ class QuantScheme:
         if not self.two_level:
             return
         if self.is_codebook or self.bits not in TWO_LEVEL_BITS:
+            what = f"dtype {self.dtype}" if self.is_codebook else f"{self.bits} bits"
             raise SchemeError(
-                f"two_level: {self.label} has one level; set dtype: int and bits: "
-                f"{', '.join(map(str, TWO_LEVEL_BITS))} (for 8 bits scale_dtype: float16 is the same size)"
+                f"two_level: scales of two levels are not stored with {what}; set dtype: int and bits: "
+                f"{', '.join(map(str, TWO_LEVEL_BITS))} (for 8 bits scale_dtype: float16 is the same size), or two_level: false"
             )
         if self.has_float_zero_points or self.granularity is not Granularity.GROUP:
             raise SchemeError(

@@ -138,15 +138,34 @@ class Recipe:
         check_int(self.accuracy_level, 0, 4, "accuracy_level")
         check_bool(self.double_quant, "double_quant")
         check_scheme(**{key: getattr(self, key) for key in SETTINGS})
-        if self.mixed is not None and self.dtype != "int":
-            raise RecipeError(
-                f"mixed: chooses among widths of integers; leave it out, or dtype: {self.dtype}"
-            )
+        if self.mixed is not None:
+            self._check_mixed(self.mixed)
         if self.embedding is not None:
             _check_embedding(self.embedding.algorithm, "embedding.algorithm")
         for number, rule in enumerate(self.rules, 1):
             if rule.match.role == "embedding" and rule.algorithm is not None:
                 _check_embedding(rule.algorithm, f"rule {number}: algorithm")
+
+    def _check_mixed(self, mixed: MixedSettings) -> None:
+        """Every width that may be given out goes with the settings that it is given to."""
+        for role, base in (("", self), ("head: ", self.head)):
+            if base is None:
+                continue
+            if base.dtype != "int":
+                raise RecipeError(
+                    f"mixed: chooses among widths of integers; leave it out, or {role}dtype: {base.dtype}"
+                )
+            refused: dict[int, RecipeError] = {}
+            for bits in mixed.bits:
+                try:
+                    check_scheme(**{key: getattr(base, key) for key in SETTINGS} | {"bits": bits})
+                except RecipeError as error:
+                    refused[bits] = error
+            if refused:
+                fit = [bits for bits in mixed.bits if bits not in refused]
+                remedy = f"write mixed.bits: {fit}" if len(fit) > 1 else "leave mixed out"
+                error = next(iter(refused.values()))
+                raise RecipeError(f"mixed.bits: {list(mixed.bits)}: {remedy}; {role}{error}") from error
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> "Recipe":

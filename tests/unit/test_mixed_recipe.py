@@ -42,6 +42,35 @@ def test_what_makes_no_sense_is_refused(settings: dict[str, object], words: str)
         Recipe.from_mapping({"mixed": settings}, "r")
 
 
+TWO_LEVEL = "two_level: true, algorithm: kquant"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (TWO_LEVEL, "r: mixed.bits: [2, 4, 8]: write mixed.bits: [2, 4]; two_level: scales of two levels"),
+        (
+            f"head: {{bits: 4, {TWO_LEVEL}}}",
+            "mixed.bits: [2, 4, 8]: write mixed.bits: [2, 4]; head: two_level",
+        ),
+        ("dtype: nf4", "mixed: chooses among widths of integers; leave it out, or dtype: nf4"),
+        (
+            "head: {bits: 4, dtype: nf4}",
+            "mixed: chooses among widths of integers; leave it out, or head: dtype: nf4",
+        ),
+    ],
+)
+def test_a_width_that_the_settings_cannot_have_is_refused_with_the_recipe(text: str, told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_text(f"{{{text}, mixed: {{budget: 5bpw}}}}", "r", "r")
+    assert told in str(caught.value)
+
+
+def test_two_levels_are_given_out_among_the_widths_that_have_them() -> None:
+    kquant = Recipe.load("w4a16-kquant").with_settings(["mixed.bits=[2, 4]", "mixed.budget=4bpw"])
+    assert kquant.mixed is not None and kquant.mixed.bits == (2, 4)
+
+
 def test_what_a_budget_allows() -> None:
     assert MixedSettings(budget="4.5bpw").budget_bytes(1000, 77) == 562
     assert MixedSettings(budget="90MB").budget_bytes(1000, 10_000_000) == 80_000_000

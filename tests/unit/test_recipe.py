@@ -514,7 +514,10 @@ def test_a_recipe_built_in_python_is_checked_too() -> None:
             "kquant finds two levels of scales, and two_level is false; set two_level: true",
         ),
         (["algorithm=[kquant, autoround]"], "autoround works on scales of one level"),
-        (["bits=8"], "two_level: int8 g32 asym two-level has one level; set dtype: int and bits: 2, 3, 4"),
+        (
+            ["bits=8"],
+            "two_level: scales of two levels are not stored with 8 bits; set dtype: int and bits: 2, 3, 4",
+        ),
         (["zero_point=float"], "minima take the place of zero points"),
         (["zero_point=half"], "zero_point: 'half' is unknown"),
     ],

@@ -63,7 +63,7 @@ def test_what_codes_mean(scheme: QuantScheme) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"bits": 8}, "has one level"),
+        ({"bits": 8}, "not stored with"),
         ({"zero_point": "float", "symmetric": False}, "minima take the place of zero points"),
         ({"granularity": Granularity.CHANNEL, "group_size": None}, "minima take the place"),
     ],
