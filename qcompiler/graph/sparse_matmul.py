@@ -94,13 +94,15 @@ _BODY = f"""
 
 
 def provide(model: ir.Model) -> None:
-    """Gives the model the operator's body and the import of its domain, where it has none."""
+    """Gives the model the operator's body, at the model's opset, and the import of its domain, where it has none."""
     model.graph.opset_imports.setdefault(OUR_DOMAIN, VERSION)
+    opset = model.graph.opset_imports[""]
+    known = model.functions.get((OUR_DOMAIN, OP, ""))
+    if known is not None and known.opset_imports.get("") == opset:
+        return
     function = ir.serde.deserialize_function(onnx.parser.parse_function(_BODY))
-    function.opset_imports[""] = model.graph.opset_imports[
-        ""
-    ]  # ONNX Runtime inlines one of the same versions
-    model.functions.setdefault(function.identifier(), function)
+    function.opset_imports[""] = opset  # ONNX Runtime inlines one of the same versions
+    model.functions[function.identifier()] = function
 
 
 def is_ours(function: ir.Function) -> bool:

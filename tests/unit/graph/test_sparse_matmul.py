@@ -114,3 +114,13 @@ def test_a_model_gets_the_body_once() -> None:
         sparse_matmul.provide(model)
         assert len(model.functions) == 1
         assert model.graph.opset_imports[sparse_matmul.OUR_DOMAIN] == sparse_matmul.VERSION
+
+
+def test_the_body_follows_the_opset_of_the_model() -> None:
+    """One that was provided before the opset rose is of no use to ONNX Runtime."""
+    model = ir.from_proto(make_model("g (float[M,4] x) => (float[M,4] y) { y = Relu(x) }"))
+    sparse_matmul.provide(model)
+    model.graph.opset_imports[""] = 23
+    sparse_matmul.provide(model)
+    (function,) = model.functions.values()
+    assert function.opset_imports[""] == 23
