@@ -1,7 +1,8 @@
 """Raise the ONNX opset to the one that the middle form needs.
 
-*Given* a model without model-local functions.
-*Result* the same function at opset 21 or later (25 for 2-bit weights): blockwise DequantizeLinear exists from there on.
+*Given* a model without model-local functions but those of our own domain.
+*Result* the same function at opset 21 or later (25 for 2-bit weights): blockwise DequantizeLinear exists from there on. Operators of
+our domain stay nodes, their bodies at the new opset.
 """
 
 import logging
@@ -13,6 +14,7 @@ from onnxscript import version_converter
 from qcompiler.errors import InputError
 from qcompiler.graph.edits import all_nodes
 from qcompiler.graph.quiet import quiet
+from qcompiler.graph.sparse_matmul import is_ours, provide
 
 
 class RaiseOpset(ir.passes.InPlacePass):
@@ -36,6 +38,9 @@ class RaiseOpset(ir.passes.InPlacePass):
         metadata = {
             node.outputs[0].name: dict(node.metadata_props) for node in all_nodes(model) if node.outputs
         }
+        ours = [key for key, function in model.functions.items() if is_ours(function)]
+        for key in ours:
+            del model.functions[key]  # the converter would put its nodes in the place of ours
         with quiet("onnxscript.version_converter", logging.CRITICAL):
             version_converter.convert_version(model, self._opset, fallback=True)
         for node in all_nodes(model):  # ONNX's converter drops the exporter's notes
@@ -46,6 +51,8 @@ class RaiseOpset(ir.passes.InPlacePass):
             raise InputError(
                 f"opset {now}: cannot be raised to {self._opset}; export the model at opset {self._opset}"
             )
+        if ours:
+            provide(model)
         self._raise_ir(model)
         return ir.passes.PassResult(model, modified=True)
 

@@ -4,8 +4,10 @@ import logging
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
+from qcompiler.graph.sparse_matmul import OP, OUR_DOMAIN, VERSION, provide
 from qcompiler.passes.raise_opset import RaiseOpset
 from tests.small_models import Array, apply_pass, assert_equal_outputs, make_model, run, weight
 
@@ -79,6 +81,28 @@ def test_bodies_are_raised_too() -> None:
         after, _ = apply_pass(RaiseOpset(21), model)
         assert_equal_outputs(run(model, feed), run(after, feed), ROUNDING)
     assert isinstance(model, onnx.ModelProto)
+
+
+def test_an_operator_of_ours_stays_a_node() -> None:
+    """A model with outliers, compiled again with 2-bit weights."""
+    parts = {
+        "values": np.ones(4, np.float32),
+        "columns": np.arange(4, dtype=np.int32),
+        "offsets": np.arange(5, dtype=np.int32),
+    }
+    plain = make_model(
+        "g (float[M,16] x) => (float[M,4] y) { y = ai.qcompiler.SparseMatMul(x, values, columns, offsets) }",
+        parts,
+        domains={OUR_DOMAIN: VERSION},
+    )
+    model = ir.from_proto(plain)
+    provide(model)
+    before = run(model, {"x": _x()})
+    after, modified = apply_pass(RaiseOpset(25), model)
+    assert modified
+    assert [(node.domain, node.op_type) for node in after.graph] == [(OUR_DOMAIN, OP)]
+    assert [function.opset_imports[""] for function in after.functions.values()] == [25]
+    assert_equal_outputs(before, run(after, {"x": _x()}), ROUNDING)
 
 
 def test_the_converter_may_be_heard_again_afterwards() -> None:
