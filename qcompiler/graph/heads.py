@@ -21,8 +21,8 @@ from qcompiler.graph.region_run import (
     first_difference,
 )
 from qcompiler.graph.regions import Product, Region, Regions
-from qcompiler.graph.stream import SHIFTS, LeftAlone, Place
-from qcompiler.graph.weights import Role, is_read_by_its_uses_alone
+from qcompiler.graph.stream import SHIFTS, LeftAlone, Place, in_a_stack
+from qcompiler.graph.weights import Role, Weight, is_read_by_its_uses_alone
 from qcompiler.quant.rotation import Rotation, make_rotation
 
 Array = npt.NDArray[Any]
@@ -89,15 +89,22 @@ def find_heads(
             reason = f"{outputs[0].name} is an output of the model"
         elif bounding:
             reason = f"{bounding[0].name} ({bounding[0].op_type}) bounds or compares its numbers"
-        elif not all(
-            len(product.weight.uses) == 1 and is_read_by_its_uses_alone(product.weight)
-            for product in (writer, *readers)
-        ):
-            reason = "one of its weights is used more than once"
         else:
-            return Heads(rotation, writer, readers, shifts)
+            refusal = next((why for each in (writer, *readers) if (why := _bound(each.weight))), None)
+            if refusal is None:
+                return Heads(rotation, writer, readers, shifts)
+            reason = refusal
         break
     return LeftAlone(where, reason)
+
+
+def _bound(weight: Weight) -> str | None:
+    """Why the stored numbers of a weight cannot be changed for the heads alone."""
+    if weight.expert is not None:
+        return f"{weight.name} {in_a_stack(weight.expert)}"
+    if len(weight.uses) > 1 or not is_read_by_its_uses_alone(weight):
+        return f"{weight.name} is used more than once"
+    return None
 
 
 def _of_activations(node: ir.Node, regions: Regions) -> bool:

@@ -27,7 +27,7 @@ from qcompiler.graph.region_run import (
     first_difference,
 )
 from qcompiler.graph.regions import Product, Region, Regions
-from qcompiler.graph.weights import Role, is_read_by_its_uses_alone
+from qcompiler.graph.weights import Expert, Role, is_read_by_its_uses_alone
 from qcompiler.quant.rotation import Rotation, make_rotation
 
 Array = npt.NDArray[Any]
@@ -115,6 +115,11 @@ def find_stream(
         return LeftAlone(where, str(error))
     except _RefusalError as refusal:
         return LeftAlone(where, str(refusal))
+
+
+def in_a_stack(expert: Expert) -> str:
+    """What to say of a weight that is stored with others."""
+    return f"is one of {expert.count} experts that are stored as one; stacks are not rotated"
 
 
 class _RefusalError(Exception):
@@ -228,8 +233,7 @@ class _Search:
         inputs, outputs = {p.input for p in self._readers}, {p.output for p in self._writers}
         for weight in {id(p.weight): p.weight for p in (*self._writers, *self._readers)}.values():
             if weight.expert is not None:
-                stack = f"one of {weight.expert.count} experts that are stored as one"
-                raise _RefusalError(f"{weight.name} is {stack}; stacks are not rotated")
+                raise _RefusalError(f"{weight.name} {in_a_stack(weight.expert)}")
             tables = [use for use in weight.uses if use.role is Role.EMBEDDING]
             linears = [use for use in weight.uses if use.role is not Role.EMBEDDING]
             columns = {use.node.outputs[0] in outputs for use in tables} | {

@@ -200,6 +200,25 @@ def test_values_that_are_an_output_are_left_alone(tmp_path: Path) -> None:
     del after
 
 
+def test_heads_of_a_stacked_weight_are_left_alone(tmp_path: Path) -> None:
+    """The value projections of two layers in one tensor, each read by its layer alone."""
+    model = decoder()
+    parts = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    stack = np.stack([parts["L0wv"], parts["L1wv"]])
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in ("L0wv", "L1wv")]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, onnx.numpy_helper.from_array(stack, "wv")])
+    model.graph.node.insert(0, onnx.helper.make_node("Split", ["wv"], ["s0", "s1"], axis=0, num_outputs=2))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "first"))
+    for index in (0, 1):
+        squeeze = onnx.helper.make_node("Squeeze", [f"s{index}", "first"], [f"L{index}wv"])
+        model.graph.node.insert(1, squeeze)
+    after, rotate, _ = _rotate(model, tmp_path, TransformSettings(stream=False))
+    assert rotate.result.heads == 0
+    assert "is one of 2 experts that are stored as one; stacks are not rotated" in rotate.result.left_alone[0]
+    assert_equal_outputs(run(model, FEED), run(after, FEED), ROUNDING)
+
+
 def test_a_norm_that_adds_too(tmp_path: Path) -> None:
     """ONNX Runtime's fused form: the sum is the norm's fourth output, and the next norm's input."""
     model = make_model(
