@@ -9,6 +9,7 @@ that read the norm, and where it cannot (a tied table, a sum behind it) an expli
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,12 @@ SHIFTS = {
     "SkipLayerNormalization": (4,),
     "SkipSimplifiedLayerNormalization": (3,),
 }
-"""Inputs that are added to the stream; those that a norm adds behind its weight are its second in ``NORMS``."""
+"""Inputs that are added to the stream; those that a norm adds behind its weight are its second in ``NORMS``. Sum adds all (``shifts``)."""
+
+
+def shifts(node: ir.Node) -> Sequence[int]:
+    """Inputs of a node that it adds."""
+    return range(len(node.inputs)) if node.op_type == "Sum" else SHIFTS.get(node.op_type, ())
 
 
 @dataclass(eq=False)
@@ -138,13 +144,15 @@ def _stream_width(region: Region) -> int | None:
             mask |= each
         for output in node.outputs:
             wrote[output] = mask
-        sums = node.op_type == "Add" or node.op_type.startswith("Skip")
-        if not sums or len(masks) != 2 or masks[0] & masks[1]:
+        if node.op_type not in ("Add", "Sum") and not node.op_type.startswith("Skip"):
             continue
-        widths = [{p.width for i, p in enumerate(products) if each >> i & 1} for each in masks]
-        for width in sorted(widths[0] & widths[1]):
-            if any(product.weight.shape[1] == width for product in region.readers):
-                return width
+        for one, other in combinations(masks, 2):
+            if one & other:
+                continue
+            widths = [{p.width for i, p in enumerate(products) if each >> i & 1} for each in (one, other)]
+            for width in sorted(widths[0] & widths[1]):
+                if any(product.weight.shape[1] == width for product in region.readers):
+                    return width
     return None
 
 
@@ -220,7 +228,7 @@ class _Search:
     def _added_beside(self) -> ir.Value | None:
         """What follows from the model's inputs alone and is added to the stream."""
         for node in self._region.nodes:
-            for index in SHIFTS.get(node.op_type, ()):
+            for index in shifts(node):
                 value = node.inputs[index] if index < len(node.inputs) else None
                 if value is None or value in self._regions.computed or is_constant(value):
                     continue
@@ -290,7 +298,7 @@ class _Search:
 
     def _shifts_of(self, node: ir.Node) -> list[Place]:
         """Constants [..., D] that a node adds to the stream."""
-        indices = list(SHIFTS.get(node.op_type, ()))
+        indices = list(shifts(node))
         if node.op_type in NORMS:
             weight, *rest = NORMS[node.op_type]
             vector = self._vector((node, weight))
@@ -334,7 +342,7 @@ class _Search:
             if any(v in self._regions.computed and v not in values for v in node.inputs if v is not None):
                 return None  # a sum with what the weight does not multiply
         added = [place for node in self._region.nodes if node in nodes for place in self._shifts_of(node)]
-        if any(self._vector(place) is None or place[0].op_type != "Add" for place in added):
+        if any(self._vector(place) is None or place[0].op_type not in ("Add", "Sum") for place in added):
             return None
         return readers, added
 

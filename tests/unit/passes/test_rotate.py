@@ -86,6 +86,22 @@ def test_norms_become_plain(tmp_path: Path) -> None:
     assert any("heads of 8" in note for note in notes["L0wv"])
 
 
+def test_sums_of_several(tmp_path: Path) -> None:
+    """As some exports write the residual: what comes in, a layer's output and its bias in one Sum."""
+    model = decoder(biases=True)
+    nodes = {node.output[0]: node for node in model.graph.node}
+    for layer, stream in enumerate(("h0", "L0out")):
+        total, biased = nodes[f"L{layer}h"], nodes[f"L{layer}o"]
+        model.graph.node.remove(biased)
+        total.op_type = "Sum"
+        total.input[:] = [stream, f"L{layer}o_raw", f"L{layer}bo"]
+    onnx.checker.check_model(model)
+    after, rotate, _ = _rotate(model, tmp_path)
+    assert rotate.result.left_alone == []
+    assert (len(rotate.result.streams), rotate.result.heads) == (1, 2)
+    assert_equal_outputs(run(model, FEED), run(after, FEED), ROUNDING)
+
+
 def test_half_precision(tmp_path: Path) -> None:
     """float16 stays float16; rounding the turned weights is what differs: 2^-11 of each number, over two layers."""
     model = decoder("rms_op", dtype=np.float16)
