@@ -18,8 +18,8 @@ Types = Mapping[str, tuple[ir.DataType, tuple[int, ...]]]
 """Type and shape of values by name, for the sizes of one feed."""
 
 BOUNDING = frozenset(
-    {"Clip", "Min", "Max", "Where", "ThresholdedRelu", "Shrink", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "QuantizeLinear",
-     "IsInf", "IsNaN"}
+    {"Clip", "Min", "Max", "Where", "ThresholdedRelu", "Shrink", "HardSigmoid", "HardSwish", "Sign", "Mod", "Equal", "Greater",
+     "GreaterOrEqual", "Less", "LessOrEqual", "QuantizeLinear", "IsInf", "IsNaN"}
 )  # fmt: skip
 """The same function until some value crosses a bound, so no run on random numbers clears them."""
 

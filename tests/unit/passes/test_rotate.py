@@ -297,16 +297,26 @@ def test_a_stream_that_begins_as_an_input_is_left_alone(tmp_path: Path) -> None:
     )
 
 
-def test_a_bound_is_left_alone(tmp_path: Path) -> None:
+BOUNDS = {
+    "Clip": "t = Clip(s, low, high)",
+    "HardSigmoid": "t = HardSigmoid<alpha=0.0001, beta=0.0>(s)",
+    "Mod": "t = Mod<fmod=1>(s, high)",
+    "Equal": "e = Equal(s, high) c = Cast<to=1>(e) t = Add(s, c)",
+}
+"""A straight line, or nothing, for all numbers that are not large."""
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_a_bound_is_left_alone(kind: str, tmp_path: Path) -> None:
     """No run on small numbers would meet it."""
     model = make_model(
         "g (float[M,32] x) => (float[M,40] y) { h = MatMul(x, w0) a = MatMul(h, w1) r = Relu(a) b = MatMul(r, w2) s = Add(h, b)"
-        " t = Clip(s, low, high) y = MatMul(t, w3) }",
+        f" {BOUNDS[kind]} y = MatMul(t, w3) }}",
         {"w0": weight(32, 32), "w1": weight(32, 48), "w2": weight(48, 32), "w3": weight(32, 40),
          "low": np.array(-65504, np.float32), "high": np.array(65504, np.float32)},
     )  # fmt: skip
     reasons = _left_alone(model, {"x": weight(9, 32, seed=4, scale=1)}, tmp_path)
-    assert "(Clip) bounds or compares its numbers" in reasons[0]
+    assert f"({kind}) bounds or compares its numbers" in reasons[0]
 
 
 def test_a_weight_used_elsewhere_is_left_alone(tmp_path: Path) -> None:
