@@ -20,11 +20,12 @@ from qcompiler.graph.census import product_names, take_census
 from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
 from qcompiler.graph.heads import Heads, find_heads
+from qcompiler.graph.left_alone import LeftAlone, lines
 from qcompiler.graph.mapped_tensor import MappedTensor
 from qcompiler.graph.region_run import constant_array
 from qcompiler.graph.regions import find_regions
 from qcompiler.graph.shape_inference import activation_types
-from qcompiler.graph.stream import LeftAlone, NormWeight, Place, Stream, find_stream
+from qcompiler.graph.stream import NormWeight, Place, Stream, find_stream
 from qcompiler.graph.turn_weight import WeightTurn, bias_of, turn_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Role, Weight
@@ -151,10 +152,8 @@ class Rotate(ir.passes.InPlacePass):
             "heads": "no attention between two linears",
         }
         for name in wanted:
-            left = refused[name]
-            if left:
-                more = f" ({len(left)} such)" if len(left) > 1 else ""
-                self.result.left_alone.append(f"{left[0].where}: {left[0].reason}{more}")
+            if refused[name]:
+                self.result.left_alone += lines(refused[name])
             elif not found[name]:
                 self.result.left_alone.append(nothing[name])
         return streams, heads

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.errors import CalibrationError
+from qcompiler.graph.left_alone import LeftAlone
 from qcompiler.graph.region_run import (
     BOUNDING,
     RegionRun,
@@ -21,7 +22,7 @@ from qcompiler.graph.region_run import (
     first_difference,
 )
 from qcompiler.graph.regions import Product, Region, Regions
-from qcompiler.graph.stream import SHIFTS, LeftAlone, Place, in_a_stack
+from qcompiler.graph.stream import SHIFTS, Place, in_a_stack
 from qcompiler.graph.weights import Role, Weight, is_read_by_its_uses_alone
 from qcompiler.quant.rotation import Rotation, make_rotation
 
@@ -68,7 +69,7 @@ def find_heads(
     if not mixing or not region.readers:
         return None
     where = f"heads before {region.readers[0].weight.name}"
-    reason = "no linear's output comes out turned, head by head"
+    left = LeftAlone(where, "no linear's output comes out turned, head by head")
     for writer in list(region.writers.values())[::-1]:  # values are most often projected last
         if writer.use.role is Role.EMBEDDING:
             continue
@@ -86,24 +87,26 @@ def find_heads(
         outputs = [value for value in region.values if value in values and value.is_graph_output()]
         bounding = [node for node in region.nodes if node in nodes and node.op_type in BOUNDING]
         if outputs:
-            reason = f"{outputs[0].name} is an output of the model"
+            left = LeftAlone(where, "{} is an output of the model", outputs[0].name or "")
         elif bounding:
-            reason = f"{bounding[0].name} ({bounding[0].op_type}) bounds or compares its numbers"
+            about = f"{bounding[0].name} ({bounding[0].op_type})"
+            left = LeftAlone(where, "{} bounds or compares its numbers", about)
         else:
-            refusal = next((why for each in (writer, *readers) if (why := _bound(each.weight))), None)
-            if refusal is None:
+            bound = ((product.weight, _bound(product.weight)) for product in (writer, *readers))
+            refused = next(((weight.name, fact) for weight, fact in bound if fact is not None), None)
+            if refused is None:
                 return Heads(rotation, writer, readers, shifts)
-            reason = refusal
+            left = LeftAlone(where, refused[1], refused[0])
         break
-    return LeftAlone(where, reason)
+    return left
 
 
 def _bound(weight: Weight) -> str | None:
-    """Why the stored numbers of a weight cannot be changed for the heads alone."""
+    """Why the stored numbers of a weight, "{}", cannot be changed for the heads alone."""
     if weight.expert is not None:
-        return f"{weight.name} {in_a_stack(weight.expert)}"
+        return "{} " + in_a_stack(weight.expert)
     if len(weight.uses) > 1 or not is_read_by_its_uses_alone(weight):
-        return f"{weight.name} is used more than once"
+        return "{} is used more than once"
     return None
 
 

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.absorb import NORMS
 from qcompiler.graph.extract import is_constant
+from qcompiler.graph.left_alone import LeftAlone
 from qcompiler.graph.region_run import (
     BOUNDING,
     RegionRun,
@@ -89,14 +90,6 @@ class Stream:
     exits: list[ir.Value]
 
 
-@dataclass(frozen=True)
-class LeftAlone:
-    """Why something could have been turned and is not."""
-
-    where: str
-    reason: str
-
-
 def find_stream(
     model: ir.Model, regions: Regions, region: Region, feed: dict[str, Array], types: Types, seed: int
 ) -> Stream | LeftAlone | None:
@@ -120,7 +113,7 @@ def find_stream(
     except CalibrationError as error:
         return LeftAlone(where, str(error))
     except _RefusalError as refusal:
-        return LeftAlone(where, str(refusal))
+        return LeftAlone(where, refusal.fact, refusal.about)
 
 
 def in_a_stack(expert: Expert) -> str:
@@ -129,7 +122,11 @@ def in_a_stack(expert: Expert) -> str:
 
 
 class _RefusalError(Exception):
-    """Why a stream is left alone."""
+    """Why a stream is left alone; see ``LeftAlone``."""
+
+    def __init__(self, fact: str, about: str | None = "") -> None:
+        super().__init__(fact, about)
+        self.fact, self.about = fact, about or ""
 
 
 def _stream_width(region: Region) -> int | None:
@@ -185,7 +182,7 @@ class _Search:
         scaling = {_value(norm.place) for norm in self.norms}
         for place in [*self.shifts, *folded]:
             if _value(place) in scaling:
-                raise _RefusalError(f"{_value(place).name} is both multiplied and added")
+                raise _RefusalError("{} is both multiplied and added", _value(place).name)
 
     @property
     def constants(self) -> list[ir.Value]:
@@ -209,19 +206,19 @@ class _Search:
                 return Stream(rotation, self._writers, self._readers, self.norms, self.shifts, self.exits)
         other = self._added_beside()
         if other is not None:
-            raise _RefusalError(f"{other.name} is added to it, and neither a linear nor a table writes that")
+            raise _RefusalError("{} is added to it, and neither a linear nor a table writes that", other.name)
         reader = next((product for product in self._region.readers if product.input is failed), None)
         if reader is None:
             assert failed is not None
-            raise _RefusalError(f"{failed.name}, an output of the model, does not turn with it")
-        raise _RefusalError(f"what {reader.weight.name} reads does not turn with it")
+            raise _RefusalError("{}, an output of the model, does not turn with it", failed.name)
+        raise _RefusalError("what {} reads does not turn with it", reader.weight.name)
 
     def _check_nodes(self) -> None:
         nodes, values = downstream([product.output for product in self._writers], self._region)
         self.exits = [value for value in self._region.values if value in values and value.is_graph_output()]
         for node in self._region.nodes:
             if node in nodes and node.op_type in BOUNDING:
-                raise _RefusalError(f"{node.name} ({node.op_type}) bounds or compares its numbers")
+                raise _RefusalError("{} bounds or compares its numbers", f"{node.name} ({node.op_type})")
         if not self._readers:
             raise _RefusalError("no linear reads it")
 
@@ -241,7 +238,7 @@ class _Search:
         inputs, outputs = {p.input for p in self._readers}, {p.output for p in self._writers}
         for weight in {id(p.weight): p.weight for p in (*self._writers, *self._readers)}.values():
             if weight.expert is not None:
-                raise _RefusalError(f"{weight.name} {in_a_stack(weight.expert)}")
+                raise _RefusalError("{} " + in_a_stack(weight.expert), weight.name)
             tables = [use for use in weight.uses if use.role is Role.EMBEDDING]
             linears = [use for use in weight.uses if use.role is not Role.EMBEDDING]
             columns = {use.node.outputs[0] in outputs for use in tables} | {
@@ -249,7 +246,7 @@ class _Search:
             }
             rows = {use.node.outputs[0] in outputs for use in linears} | ({False} if tables else set())
             if len(columns) > 1 or len(rows) > 1 or not is_read_by_its_uses_alone(weight):
-                raise _RefusalError(f"{weight.name} is also used outside of it")
+                raise _RefusalError("{} is also used outside of it", weight.name)
 
     def _norms_of(self, node: ir.Node) -> list[NormWeight]:
         """The vectors [D] that a node multiplies with."""
@@ -358,7 +355,7 @@ class _Search:
         if failed is not None:
             reader = next(product for product in self._region.readers if product.input is failed)
             raise _RefusalError(
-                f"the norm's weight before {reader.weight.name} does not come through as a factor"
+                "the norm's weight before {} does not come through as a factor", reader.weight.name
             )
 
     def _plain(self, run: RegionRun, norms: Sequence[NormWeight]) -> dict[ir.Value, Array]:
