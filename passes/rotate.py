@@ -35,6 +35,7 @@ from qcompiler.recipe.transform import TransformSettings
 
 ROTATED_KEY = "qcompiler.rotated"
 """Metadata of a model: what of it was rotated; it is not rotated again."""
+_WHAT = {"stream": "residual streams", "heads": "heads of attention"}
 TOKENS = 6  # rows that the pieces are run on: enough for attention to mix
 PART = "rotate"
 
@@ -117,13 +118,12 @@ class Rotate(ir.passes.InPlacePass):
         self, model: ir.Model, settings: TransformSettings, done: Sequence[str]
     ) -> tuple[list[Stream], list[Heads]]:
         """Everything that can be rotated; nothing is edited."""
-        wanted = [
-            name
-            for name, on in (("stream", settings.stream), ("heads", settings.heads))
-            if on and name not in done
+        asked = [name for name, on in (("stream", settings.stream), ("heads", settings.heads)) if on]
+        wanted = [name for name in asked if name not in done]
+        self.result.left_alone += [
+            f"{_WHAT[name]}: rotated by an earlier compile" for name in asked if name in done
         ]
         if not wanted:
-            self.result.left_alone.append("the model was rotated by an earlier compile")
             return [], []
         self._progress("looking for what can be rotated", 0, 1)
         feed = dict(example_feed(model, TOKENS))

@@ -161,7 +161,10 @@ def test_twice(tmp_path: Path) -> None:
         plan, TransformSettings(), 0, WeightStore(tmp_path / "second"), lambda what, done, total: None
     )
     assert not again(after).modified
-    assert again.result.left_alone == ["the model was rotated by an earlier compile"]
+    assert again.result.left_alone == [
+        "residual streams: rotated by an earlier compile",
+        "heads of attention: rotated by an earlier compile",
+    ]
     assert np.array_equal(_table(after), table)
 
 
@@ -175,6 +178,7 @@ def test_one_after_the_other(tmp_path: Path) -> None:
     )
     assert again(after).modified
     assert (len(again.result.streams), again.result.heads) == (0, 2)
+    assert again.result.left_alone == ["residual streams: rotated by an earlier compile"]
     assert_equal_outputs(run(model, FEED), run(after, FEED), ROUNDING)
 
 
