@@ -164,8 +164,8 @@ class Recipe:
             if refused:
                 fit = [bits for bits in mixed.bits if bits not in refused]
                 remedy = f"write mixed.bits: {fit}" if len(fit) > 1 else "leave mixed out"
-                error = next(iter(refused.values()))
-                raise RecipeError(f"mixed.bits: {list(mixed.bits)}: {remedy}; {role}{error}") from error
+                first = next(iter(refused.values()))
+                raise RecipeError(f"mixed.bits: {list(mixed.bits)}: {remedy}; {role}{first}") from first
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> "Recipe":
