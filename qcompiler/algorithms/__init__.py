@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -64,6 +64,8 @@ class Algorithm:
         whole_zero_points: of a quantizer: it needs a code that means 0, which float zero points do not promise.
         beside: of one whose result is a CorrectedTensor: the bytes that stand beside the codes, from its options, the scheme, N and K.
             Such a result is for products alone; no row of it can be gathered.
+    Raises:
+        SchemeError: another kind.
     """
 
     name: str
@@ -77,6 +79,12 @@ class Algorithm:
     two_level: bool = False
     whole_zero_points: bool = False
     beside: Callable[[Any, QuantScheme, int, int], int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise SchemeError(
+                f"{self.name}: kind {self.kind!r} is none of {', '.join(get_args(Kind))}; give the Algorithm one of them"
+            )
 
 
 ALGORITHMS = (
@@ -182,9 +190,12 @@ def call(algorithm: Algorithm, where: str, *arguments: Any) -> Any:
         raise type(refusal)(f"{where}: {refusal}") from refusal
     except MemoryError:
         raise
-    except Exception as error:
-        if algorithm in ALGORITHMS:
-            raise  # a defect of ours
+    except (
+        Exception
+    ) as error:  # a user's function may raise anything, and what it was doing is not in its message
+        if algorithm in ALGORITHMS:  # a defect of ours: shown as it is, with the place
+            error.add_note(f"it was at {where}, algorithm {algorithm.name}")
+            raise
         raise SchemeError(
             f"{where}: algorithm {algorithm.name} raised {describe(error)}; correct it, --traceback shows where"
         ) from error

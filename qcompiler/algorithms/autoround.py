@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.algorithms.arrays import Device, fetch, place
-from qcompiler.errors import SchemeError
+from qcompiler.algorithms.limits import check_at_least
+from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.quant.affine import from_groups, round_to_codes, store_scale, to_groups
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.quant.tensor import AffineTensor, QuantizedTensor, ZeroPoints
@@ -78,9 +79,7 @@ class AutoRoundOptions:
     device: Device = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise SchemeError(f"{name}: {getattr(self, name)}; must be 1 or more")
+        check_at_least(self, steps=1, batch=1, seed=0)
         for name in ("reach", "scale_lr"):
             if not 0 <= getattr(self, name) <= 10:
                 raise SchemeError(f"{name}: {getattr(self, name)}; must be from 0 to 10")
@@ -114,8 +113,15 @@ def tune(
         weights: float [N, K] each, what ``start`` stands for.
         start: what a quantizer made of them.
         segment: takes them in the same order.
+    Raises:
+        CalibrationError: there are no samples.
     """
     import torch
+
+    if segment.samples < 1:
+        raise CalibrationError(
+            "autoround: no samples to learn from; give data (--calib), or leave autoround out"
+        )
 
     options = options or AutoRoundOptions()
     learned = [_Learned(weight, tensor, options) for weight, tensor in zip(weights, start, strict=True)]

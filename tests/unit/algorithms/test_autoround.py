@@ -9,7 +9,7 @@ import pytest
 
 from qcompiler.algorithms import gptq, rtn
 from qcompiler.algorithms.autoround import AutoRoundOptions, Tuned, tune
-from qcompiler.errors import SchemeError
+from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import AffineTensor
@@ -169,8 +169,15 @@ def test_the_same_seed_gives_the_same_bytes_and_one_sample_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"batch": 0}, {"reach": -1.0}, {"scale_lr": 11.0}, {"held_out": 1.0}]
+    "wrong",
+    [{"steps": 0}, {"batch": 0}, {"seed": -1}, {"reach": -1.0}, {"scale_lr": 11.0}, {"held_out": 1.0}],
 )
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SchemeError, match=next(iter(wrong))):
         AutoRoundOptions(**wrong)
+
+
+def test_without_a_sample_there_is_nothing_to_learn_from() -> None:
+    segment = TwoLayers(0)
+    with pytest.raises(CalibrationError, match="no samples to learn from"):
+        tune(segment.weights, rounded(segment, scheme()), segment, FAST)

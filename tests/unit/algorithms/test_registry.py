@@ -36,6 +36,10 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             """
         )
     )
+    (tmp_path / "misspelt_quantizer.py").write_text(
+        "from qcompiler.algorithms import Algorithm, NoOptions, rtn\n"
+        "mine = Algorithm('mine', 'quantiser', frozenset(), NoOptions, rtn.quantize)\n"
+    )
     (tmp_path / "broken_quantizer.py").write_text("def f(:\n")
     (tmp_path / "failing_quantizer.py").write_text("nothing\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -89,6 +93,10 @@ def test_an_entry_point_is_found_by_its_name(user_module: str, monkeypatch: pyte
         ("own_quantizer:", "write package.module:function"),
         ("broken_quantizer:f", "cannot be imported: SyntaxError"),
         ("failing_quantizer:f", "cannot be imported: NameError: name 'nothing' is not defined"),
+        (
+            "misspelt_quantizer:mine",
+            "mine: kind 'quantiser' is none of transform, quantizer, refinement, reconstruction",
+        ),
         ("own_quantizer:number", "must be a function or an Algorithm, not int"),
     ],
 )
@@ -138,8 +146,11 @@ def test_what_a_users_function_raises_names_it_and_the_layer() -> None:
     def fails(weight: object) -> object:
         raise KeyError("x\ny")
 
-    with pytest.raises(SchemeError, match=r"^fc: algorithm mine:f raised KeyError: 'x\\ny'; correct it"):
+    with pytest.raises(
+        SchemeError, match=r"^fc: algorithm mine:f raised KeyError: 'x\\ny'; correct it"
+    ) as raised:
         algorithms.call(a_quantizer(fails), "fc", 1)
+    assert isinstance(raised.value.__cause__, KeyError)
 
     def refuses(weight: object) -> object:
         raise CalibrationError("no Hessian")
@@ -155,9 +166,10 @@ def test_what_a_users_function_raises_names_it_and_the_layer() -> None:
     assert algorithms.call(a_quantizer(lambda weight: weight), "fc", 1) == 1
 
 
-def test_our_own_defects_stay_defects() -> None:
-    with pytest.raises(TypeError):
+def test_our_own_defects_stay_defects_with_the_place() -> None:
+    with pytest.raises(TypeError) as raised:
         algorithms.call(ALGORITHMS[0], "fc")
+    assert raised.value.__notes__ == ["it was at fc, algorithm rtn"]
 
 
 def test_importing_the_table_imports_no_torch() -> None:
