@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from qcompiler.graph.codebook_form import codebook_form
 from qcompiler.graph.correction_form import correction_at
-from qcompiler.graph.offset_form import offset_form
 from qcompiler.graph.offset_product import is_group_sum, is_offset_part
 from qcompiler.graph.sparse_matmul import OUR_DOMAIN
 from qcompiler.graph.stacked_product import StackedProduct, stacked_product
+from qcompiler.graph.weight_form import is_in_codes
 from qcompiler.graph.weights import (
     FLOAT_TYPES,
     ConstantView,
@@ -174,7 +173,7 @@ def _classify_linear(node: ir.Node) -> _Found | str:
             return "the constant is the left factor"
         producer = node.inputs[1].producer() if node.inputs[1] is not None else None
         if producer is not None and (
-            producer.op_type == "DequantizeLinear" or codebook_form(producer) or offset_form(producer)
+            producer.op_type == "DequantizeLinear" or is_in_codes(producer.outputs[0])
         ):
             return ALREADY_QUANTIZED
         narrow = narrow_type(node.inputs[1])

@@ -19,6 +19,7 @@ from qcompiler.graph.float_zero_points import (
     float_zero_points,
     read_float_zero_points,
 )
+from qcompiler.graph.node_chain import constant_of
 from qcompiler.graph.offset_form import offset_form
 from qcompiler.graph.quantized import (
     check_scales,
@@ -86,6 +87,19 @@ def record_of(node: ir.Node) -> dict[str, Any]:
         kept = stored_quantized(node) if with_offsets is None else with_offsets.stored
     assert kept is not None, node.name
     return kept.record()
+
+
+def is_in_codes(value: ir.Value) -> bool:
+    """Whether a value is a constant that is stored in codes: a middle form, or a DequantizeLinear of another tool, also turned or cast."""
+    node = value.producer()
+    while node is not None:
+        if node.op_type == "DequantizeLinear":
+            return constant_of(node, 0) is not None
+        if codebook_form(node) is not None or offset_form(node) is not None:
+            return True
+        source = node.inputs[0] if node.op_type in ("Identity", "Cast", "Transpose") else None
+        node = None if source is None else source.producer()
+    return False
 
 
 def read_weight(node: ir.Node | None) -> tuple[BaseTensor, Layout] | None:

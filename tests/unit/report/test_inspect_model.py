@@ -10,8 +10,10 @@ from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
 import qcompiler
 from qcompiler.api import Options
 from qcompiler.errors import InputError
+from qcompiler.graph import model_file
 from qcompiler.report.inspect_model import inspect
 from qcompiler.report.json_text import to_json
+from qcompiler.report.quantized_products import read_products
 from tests import command_models as models
 
 
@@ -47,6 +49,14 @@ def test_what_we_compiled_reads_the_same_in_both_forms(tmp_path: Path, stop_afte
     assert fc1.bytes == 128 * 64 // 2 + 128 * 2 * 4 + 128
     assert fc1.reason == "recipe w4a16-rtn"
     assert (fc2.label, fc2.reason) == ("float32", "rule 1 (name=fc2): too dear")
+
+
+def test_a_turned_weight_is_read_once_by_each_of_its_products(tmp_path: Path) -> None:
+    """A symmetric one whose head reads it behind a Transpose: two ways lead to it."""
+    options = Options(stop_after="quantize_weights")
+    made = qcompiler.compile(models.decoder(tmp_path), "w4a16-rtn", output=tmp_path / "out", options=options)
+    table = read_products(model_file.load(made.path))[0]
+    assert [node.op_type for node in table.nodes] == ["Gather", "MatMul"]
 
 
 @pytest.mark.parametrize("double", [False, True])
