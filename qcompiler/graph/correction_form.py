@@ -15,11 +15,11 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from qcompiler.graph.edits import Names, constant, set_info
-from qcompiler.graph.extract import is_constant
 from qcompiler.graph.kernel_node import DOMAIN
 from qcompiler.graph.offset_product import with_offsets
 from qcompiler.graph.sparse_matmul import OP, OUR_DOMAIN, provide
 from qcompiler.graph.stored_corrections import StoredCorrections, StoredLowRank
+from qcompiler.graph.weight_form import is_in_codes
 from qcompiler.graph.weights import ConstantView, constant_view
 from qcompiler.quant.corrections import outliers_label
 
@@ -274,4 +274,4 @@ def is_quantized_product(node: ir.Node) -> bool:
     if node.domain == DOMAIN:
         return node.op_type in ("MatMulNBits", "MatMulBnb4")
     weight = node.inputs[1] if node.op_type == "MatMul" and node.domain == "" else None
-    return weight is not None and is_constant(weight) and constant_view(weight) is None
+    return weight is not None and is_in_codes(weight)

@@ -174,6 +174,10 @@ def test_names_of_outputs_and_scopes_stay(store: WeightStore) -> None:
     ("body", "why"),
     [
         ("a = MatMul(x, w) b = MatMul(x, d) c = MatMul(b, u) y = Add(a, c)", "a float product"),
+        (
+            "s = Mul(v, v) w1 = Mul(s, v) a = MatMul(x, w1) b = MatMul(x, d) c = MatMul(b, u) y = Add(a, c)",
+            "a float weight that nodes compute, as weight norm does",
+        ),
         ("a = MatMul(x, q) n = Neg(x) b = MatMul(n, d) c = MatMul(b, u) y = Add(a, c)", "another input"),
         ("a = MatMul(x, q) b = MatMul(x, d) r = Relu(b) c = MatMul(r, u) y = Add(a, c)", "something between"),
         ("a = MatMul(x, q) b = MatMul(x, d) c = MatMul(b, u) e = Add(a, c) y = Mul(e, c)", "read elsewhere"),
@@ -181,7 +185,7 @@ def test_names_of_outputs_and_scopes_stay(store: WeightStore) -> None:
 )
 def test_near_misses_are_weights(body: str, why: str) -> None:
     """Adapters beside a float weight, a second branch, a small network: nothing of ours."""
-    weights = {"d": weight(K, 16), "u": weight(16, N), "w": weight(K, N)}
+    weights = {"d": weight(K, 16), "u": weight(16, N), "w": weight(K, N), "v": weight(K, N)}
     parts = {"codes": np.ones((K, N), np.int8), "scale": np.float32(0.1)}
     text = f"g (float[M,64] x) => (float[M,24] y) {{ q = DequantizeLinear(codes, scale) {body} }}"
     found = take_census(ir.from_proto(make_model(text, weights | parts)))
