@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from qcompiler.graph.edits import Names, constant, set_info
 from qcompiler.graph.kernel_node import DOMAIN
-from qcompiler.graph.offset_product import with_offsets
+from qcompiler.graph.node_chain import producer_of
+from qcompiler.graph.offset_product import is_offset_part, with_offsets
 from qcompiler.graph.sparse_matmul import OP, OUR_DOMAIN, provide
 from qcompiler.graph.stored_corrections import StoredCorrections, StoredLowRank
 from qcompiler.graph.weight_form import is_in_codes
@@ -259,14 +260,21 @@ def _multiplies(value: ir.Value | None) -> tuple[ir.Node, ConstantView] | None:
 
 
 def _product_behind(value: ir.Value | None) -> ir.Node | None:
-    """The quantized product behind a value, whatever else is added to it."""
-    node = None if value is None else value.producer()
-    if node is None:
-        return None
-    if node.op_type == "Add" and node.domain == "":
-        behind = (_product_behind(operand) for operand in node.inputs)
-        return next((found for found in behind if found is not None), None)
-    return node if is_quantized_product(node) else None
+    """The quantized product behind a value to which other corrections, or its weight's offsets, are added."""
+    while value is not None:
+        node = value.producer()
+        if node is None or node.op_type != "Add":
+            return node if node is not None and is_quantized_product(node) else None
+        value = _corrected(node)
+    return None
+
+
+def _corrected(total: ir.Node) -> ir.Value | None:
+    """What ``total`` adds a correction, or offsets, to; None where it adds anything else, as a residual."""
+    offsets = producer_of(total, 1, "MatMul")
+    if offsets is not None and is_offset_part(offsets):
+        return total.inputs[0]
+    return next((value for value in total.inputs if value is not None and _sum_with(total, value)), None)
 
 
 def is_quantized_product(node: ir.Node) -> bool:

@@ -190,3 +190,12 @@ def test_near_misses_are_weights(body: str, why: str) -> None:
     text = f"g (float[M,64] x) => (float[M,24] y) {{ q = DequantizeLinear(codes, scale) {body} }}"
     found = take_census(ir.from_proto(make_model(text, weights | parts)))
     assert {entry.source.name for entry in found.weights} >= {"d", "u"}, why
+
+
+def test_a_long_chain_of_sums_is_not_followed() -> None:
+    """The residuals and biases of some hundred layers before a product that looks like a correction of one of them."""
+    count = 2000  # more than Python calls functions within functions
+    steps = " ".join(f"s{index + 1} = Add(s{index}, x)" for index in range(count))
+    text = f"g (float[M,64] x) => (float[M,64] y) {{ s0 = Add(x, x) {steps} b = MatMul(x, d) c = MatMul(b, u) y = Add(s{count}, c) }}"
+    model = make_model(text, {"d": weight(K, 16), "u": weight(16, K)})
+    assert {found.source.name for found in take_census(ir.from_proto(model)).weights} == {"d", "u"}
