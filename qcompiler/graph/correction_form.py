@@ -4,7 +4,8 @@
 
 so that a kernel may read the codes of the weight, and the part of low rank costs r (N + K) multiplications a row. Outliers are added
 likewise, as SparseMatMul(x, values, columns, offsets) of our domain (see ``sparse_matmul``). ``add_corrections`` makes it;
-``corrections_of`` finds it beside a quantized product, by its structure alone, also in a model that went through other tools.
+``corrections_of`` finds it beside a quantized product, by its structure alone, also in a model that went through other tools; a note in the
+nodes' metadata tells ours from an adapter.
 Letters: M rows, N outputs, K reduction, r rank.
 """
 
@@ -18,11 +19,15 @@ from qcompiler.graph.edits import Names, constant, set_info
 from qcompiler.graph.kernel_node import DOMAIN
 from qcompiler.graph.node_chain import producer_of
 from qcompiler.graph.offset_product import is_offset_part, with_offsets
+from qcompiler.graph.quantized import KEYS
 from qcompiler.graph.sparse_matmul import OP, OUR_DOMAIN, provide
 from qcompiler.graph.stored_corrections import StoredCorrections, StoredLowRank
 from qcompiler.graph.weight_form import is_in_codes
 from qcompiler.graph.weights import ConstantView, constant_view
 from qcompiler.quant.corrections import outliers_label
+
+CORRECTION_KEY = f"{KEYS}correction"
+"""In the metadata of the products that make a correction: the name of the product that it belongs to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +51,9 @@ class LowRankForm:
 
     @property
     def kind(self) -> str:
-        """What it is: "rank 16"."""
-        return f"rank {self.rank}"
+        """What it is: "rank 16"; what nothing says that we made may as well be an adapter that someone trained."""
+        ours = all(CORRECTION_KEY in node.metadata_props for node in self.nodes)
+        return f"rank {self.rank}" if ours else f"low-rank part or adapter of rank {self.rank}"
 
     def label(self, size: int) -> str:
         """Short text for reports, beside a weight of ``size`` numbers."""
@@ -206,6 +212,8 @@ class _Beside:
         """The product's node now adds; the one that multiplies, which has its name."""
         product, multiply = self._product, self._made[0]
         assert product.graph is not None
+        for node in self._made[1:]:
+            node.metadata_props[CORRECTION_KEY] = product.name or ""
         product.graph.insert_before(product, self._made)
         product.op_type = "Add"
         product.metadata_props.clear()

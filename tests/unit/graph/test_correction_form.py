@@ -112,6 +112,18 @@ def test_it_is_found_again_and_is_no_weight(store: WeightStore) -> None:
     ]
 
 
+def test_without_our_note_it_may_be_an_adapter(store: WeightStore) -> None:
+    """What someone trained beside a quantized model has the same nodes."""
+    loaded = _correct(make_model(ONE.format(t="float"), {"w": weight(K, N)}), _corrected(), store)
+    for node in loaded.graph:
+        node.metadata_props.clear()
+    census = take_census(loaded)
+    assert not census.weights
+    assert "already a correction: low-rank part or adapter of rank 5 beside a quantized weight" in {
+        alone.reason for alone in census.left_alone
+    }
+
+
 def test_outliers_are_found_beside_the_low_rank_part(store: WeightStore) -> None:
     corrected = _corrected(outliers=True)
     loaded = _correct(make_model(ONE.format(t="float"), {"w": weight(K, N)}), corrected, store)
