@@ -139,7 +139,12 @@ def _quantize_weights(materials: Materials) -> QuantizeWeights:
 
 def _assign_bits(materials: Materials) -> AssignBits:
     return AssignBits(
-        materials.plan, materials.mixed, materials.supports, materials.calibration, materials.progress
+        materials.plan,
+        materials.mixed,
+        materials.supports,
+        materials.calibration,
+        materials.progress,
+        materials.seed,
     )
 
 

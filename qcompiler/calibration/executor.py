@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qcompiler.calibration.torch_operators.call import Call
 
 Array = npt.NDArray[Any]
+WITHOUT_AUTOROUND = "give the weights of its segment an algorithm without autoround (a rule of the recipe)"
 ONNX_DOMAINS = ("", "ai.onnx")
 
 
@@ -36,6 +37,7 @@ class Executor:
         given: values that are fed.
         wanted: values that are returned.
         replaced: values for which a tensor is given at each call: weights under training.
+        remedy: what to do where a node cannot be computed here, for the message.
         device: of torch.
     Raises:
         CalibrationError: an operator, or a form of one, that is not written here; names the node.
@@ -49,13 +51,15 @@ class Executor:
         given: Collection[ir.Value],
         wanted: Sequence[ir.Value],
         replaced: Collection[ir.Value] = (),
+        remedy: str = WITHOUT_AUTOROUND,
         device: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
         if importlib.util.find_spec("torch") is None:
-            raise ResourceError("autoround needs torch; pip install torch, or choose a recipe without it")
+            raise ResourceError(f"gradients need torch; pip install torch, or {remedy}")
         from qcompiler.calibration import torch_operators
 
         self.wanted = tuple(wanted)
+        self._remedy = remedy
         self._device = device
         self._operators = torch_operators.OPERATORS
         self._host_inputs = torch_operators.HOST_INPUTS
@@ -129,8 +133,7 @@ class Executor:
             made = self._operators[_key(node)](call, *inputs)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise CalibrationError(
-                f"{call.where}: cannot be computed in torch: {str(error).splitlines()[0]}; "
-                "give the weights of its segment an algorithm without autoround (a rule of the recipe)"
+                f"{call.where}: cannot be computed in torch: {str(error).splitlines()[0]}; {self._remedy}"
             ) from error
         outputs = made if isinstance(made, tuple) else (made,)
         values.update(zip(node.outputs, outputs, strict=False))
@@ -149,7 +152,7 @@ class Executor:
         from qcompiler.calibration.torch_operators.call import Call
 
         key = _key(node)
-        call = Call(node, model.graph.opset_imports.get(node.domain, 1))
+        call = Call(node, model.graph.opset_imports.get(node.domain, 1), self._remedy)
         if bodies_of(node):
             raise call.refuse("control flow")
         if key not in self._operators:

@@ -7,6 +7,8 @@ from qcompiler.errors import RecipeError
 from qcompiler.quant.scheme import BITS
 from qcompiler.recipe.yaml_text import check_int
 
+OUTPUT, FISHER = "output", "fisher"
+SENSITIVITIES = (OUTPUT, FISHER)
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(bpw|KB|MB|GB)")
 _UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
 
@@ -21,6 +23,7 @@ class MixedSettings:
             the model with its data; empty for none.
         max_kl: the most KL divergence (nats a token) that is predicted; 0 for no bound. With a budget too, the budget rules.
         samples: windows of calibration on which each weight's effect is measured.
+        sensitivity: how: ``output``, by running the model with each weight rounded; ``fisher``, by gradients of the float model.
     Raises:
         RecipeError: neither budget nor max_kl, or values that make no sense.
     """
@@ -29,6 +32,7 @@ class MixedSettings:
     budget: str | None = ""
     max_kl: float = 0.0
     samples: int = 1
+    sensitivity: str = OUTPUT
 
     def __post_init__(self) -> None:
         bits: object = self.bits  # YAML may hold anything
@@ -43,6 +47,8 @@ class MixedSettings:
         bound: object = self.max_kl
         if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not bound >= 0:
             raise RecipeError(f"max_kl: {bound!r}; must be a positive number, 0.05")
+        if self.sensitivity not in SENSITIVITIES:
+            raise RecipeError(f"sensitivity: {self.sensitivity!r}; give one of {', '.join(SENSITIVITIES)}")
         budget: object = "" if self.budget is None else self.budget
         if budget != "" and not (isinstance(budget, str) and _BUDGET.fullmatch(budget)):
             raise RecipeError(f"budget: {budget!r}; write 4.5bpw, or 90MB for the whole model")

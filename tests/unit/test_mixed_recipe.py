@@ -33,6 +33,8 @@ def test_a_budget_turns_any_recipe_into_a_mixed_one() -> None:
         ({"budget": "5bpw", "bits": [4, 5]}, "bits: 5"),
         ({"budget": "5bpw", "bits": 4}, "at least two"),
         ({"budget": "5bpw", "samples": 0}, "samples"),
+        ({"budget": "5bpw", "sensitivity": "fischer"}, "give one of output, fisher"),
+        ({"budget": "5bpw", "sensitivity": []}, "give one of output, fisher"),
     ],
 )
 def test_what_makes_no_sense_is_refused(settings: dict[str, object], words: str) -> None:

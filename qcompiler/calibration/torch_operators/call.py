@@ -28,10 +28,11 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Call:
-    """A node and the opset version that says what it means."""
+    """A node, the opset version that says what it means, and what to do where it cannot be computed."""
 
     node: ir.Node
     version: int
+    remedy: str
 
     @cached_property
     def where(self) -> str:
@@ -56,10 +57,7 @@ class Call:
 
     def refuse(self, what: str) -> CalibrationError:
         """The refusal of a form that is not written."""
-        return CalibrationError(
-            f"{self.where}: {what} cannot be differentiated here; give the weights of its segment an algorithm "
-            "without autoround (a rule of the recipe)"
-        )
+        return CalibrationError(f"{self.where}: {what} cannot be differentiated here; {self.remedy}")
 
     def type_of(self, onnx_type: int) -> torch.dtype:
         """The torch type that stands for an ONNX one.

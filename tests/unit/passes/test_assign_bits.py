@@ -18,6 +18,7 @@ from qcompiler.passes.normalize import Normalize
 from qcompiler.passes.quantize_weights import CalibrationRun
 from qcompiler.quant import metrics
 from qcompiler.recipe import Recipe
+from qcompiler.recipe.mixed import SENSITIVITIES
 from qcompiler.recipe.plan import Plan, make_plan
 from tests.small_models import Array, apply_pass, assert_equal_outputs, make_model, run, weight
 
@@ -54,9 +55,13 @@ def _bits(plan: Plan) -> dict[str, int]:
     return {planned.weight.name: planned.scheme.bits for planned in plan.quantized}
 
 
-def test_more_bits_go_where_more_is_felt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sensitivity", SENSITIVITIES)
+def test_more_bits_go_where_more_is_felt(sensitivity: str, tmp_path: Path) -> None:
+    if sensitivity == "fisher":
+        pytest.importorskip("torch")
     model = _two()
-    loaded, plan, result = _assign(model, [FEED], tmp_path, "{budget: 5bpw}")
+    loaded, plan, result = _assign(model, [FEED], tmp_path, f"{{budget: 5bpw, sensitivity: {sensitivity}}}")
+    assert result.sensitivity == sensitivity
     bits = _bits(plan)
     assert bits["quiet"] == 2 and bits["loud"] > 2
     by_name = {layer.name: layer for layer in result.layers}

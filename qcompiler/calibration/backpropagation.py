@@ -1,0 +1,226 @@
+"""Gradients at the products of a model, by backpropagation through the whole of it that holds one segment at a time.
+
+Forward, each segment runs in ONNX Runtime, and its border activations are kept (in a file past the limit). Backward, from the segment that
+makes the output to the first, each runs again in torch (``calibration.executor``), one sample at a time, and the gradients of its inputs
+are handed on to the segments that made them. Two forward runs and a backward one, however many products there are.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompiler.calibration.collector import Borders
+from qcompiler.calibration.executor import Executor
+from qcompiler.calibration.segments import Segment
+from qcompiler.graph.extract import Piece
+from qcompiler.graph.reads import node_reads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = npt.NDArray[Any]
+Start = Callable[[int, "Tensor"], "Tensor"]
+"""(index of the sample, the output) -> the gradient at the output."""
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A node that multiplies with, or gathers from, a weight.
+
+    Attributes:
+        weight: which of its inputs that is; the other of the first two is the activation, or the indices.
+        values: what the node reads there.
+    """
+
+    node: ir.Node
+    weight: int
+    values: Callable[[], Array]
+
+    @property
+    def operand(self) -> ir.Value:
+        """The weight as the node reads it."""
+        value = self.node.inputs[self.weight]
+        assert value is not None
+        return value
+
+    @property
+    def reads(self) -> ir.Value:
+        """The activation or the indices."""
+        value = self.node.inputs[1 - self.weight]
+        assert value is not None
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class AtProduct:
+    """What one sample does at a product.
+
+    Attributes:
+        reads: the activation [..., K], or indices.
+        gradient: at the product's result, [..., N].
+    """
+
+    product: Product
+    reads: "Tensor"
+    gradient: "Tensor"
+
+
+class Backpropagation:
+    """Through the segments of a model; made before anything runs, so that what torch cannot do is refused at once.
+
+    Args:
+        model: not changed.
+        segments: of the model, in order.
+        products: where gradients are wanted; in the main graph.
+        output: of the graph; the gradient starts there.
+        remedy: what to do where an operator cannot be differentiated, for the message.
+    Raises:
+        CalibrationError: an operator, or a form of one, that is not written for torch; names the node.
+        ResourceError: torch is missing.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        segments: Sequence[Segment],
+        products: Sequence[Product],
+        output: ir.Value,
+        remedy: str,
+    ) -> None:
+        self._model = model
+        self._output = output
+        last = next(segment.index for segment in segments if output.producer() in segment.nodes)
+        self.segments = list(segments[: last + 1])
+        self._moved = _moved_by([product.operand for product in products], self.segments)
+        self._last_reader = {value: segment.index for segment in self.segments for value in segment.inputs}
+        self._parts: list[_Part] = []
+        for segment in self.segments:
+            ends = [
+                value
+                for value in segment.outputs
+                if value in self._moved
+                and (value is output or self._last_reader.get(value, -1) > segment.index)
+            ]
+            if not ends:
+                continue
+            nodes = set(segment.nodes)
+            own = [product for product in products if product.node in nodes]
+            seen = [value for product in own for value in (product.node.outputs[0], product.reads)]
+            operands = list(dict.fromkeys(product.operand for product in own))
+            run = Executor(
+                model,
+                segment.nodes,
+                segment.inputs,
+                list(dict.fromkeys([*ends, *seen])),
+                replaced=operands,
+                remedy=remedy,
+            )
+            self._parts.append(_Part(segment, own, ends, run))
+
+    def run(
+        self, feeds: Sequence[Mapping[str, Array]], folder: Path, limit: int, start: Start
+    ) -> Iterator[tuple[int, list[AtProduct]]]:
+        """(sample, what it does at the products of a segment), for each sample of each segment, from the last segment to the first; once.
+
+        Args:
+            feeds: complete, by input name.
+            folder: for border activations past ``limit`` bytes, and as much of their gradients.
+        Raises:
+            CalibrationError: ONNX Runtime or torch cannot run the model on this data.
+        """
+        borders = self._forward(feeds, folder, limit)
+        gradients = Borders(len(feeds), folder, limit)
+        while self._parts:
+            part = self._parts.pop()  # its executor holds constants, which go with it
+            weights = part.weights()
+            for index in range(len(feeds)):
+                yield index, self._backward(part, weights, index, borders, gradients, start)
+            for value in part.ends:
+                gradients.drop(value)
+
+    def _forward(self, feeds: Sequence[Mapping[str, Array]], folder: Path, limit: int) -> Borders:
+        """What every segment reads, of every sample."""
+        borders = Borders(len(feeds), folder, limit)
+        inputs = {value.name: value for value in self._model.graph.inputs}
+        for index, feed in enumerate(feeds):
+            for name, array in feed.items():
+                borders.put(index, inputs[name], array)
+        for segment in self.segments:
+            outputs = [value for value in segment.outputs if self._last_reader.get(value, -1) > segment.index]
+            if not outputs:
+                continue
+            piece = Piece(self._model, segment.nodes, segment.inputs, outputs)
+            for index in range(len(feeds)):
+                for value, array in piece.run(borders.sample(index)).items():
+                    borders.put(index, value, array)
+        return borders
+
+    def _backward(
+        self,
+        part: "_Part",
+        weights: "Mapping[ir.Value, Tensor]",
+        index: int,
+        borders: Borders,
+        gradients: Borders,
+        start: Start,
+    ) -> list[AtProduct]:
+        """One sample through one segment; the gradients of the segment's inputs are added to ``gradients``."""
+        import torch
+
+        from qcompiler.calibration.torch_operators.call import as_tensor
+
+        fed = {value: as_tensor(borders.array(index, value)) for value in part.run.given}
+        moved = [v for v in part.run.given if v in self._moved and fed[v].is_floating_point()]
+        for value in moved:
+            fed[value].requires_grad_()
+        made = part.run(fed, weights)
+        arrived = gradients.sample(index)
+        ends = [(made[value], torch.from_numpy(arrived[value])) for value in part.ends if value in arrived]
+        if self._output in part.ends:
+            ends.append((made[self._output], start(index, made[self._output].detach())))
+        ends = [(end, gradient) for end, gradient in ends if end.requires_grad]
+        results = [made[product.node.outputs[0]] for product in part.products]
+        found = torch.autograd.grad(
+            [end for end, _ in ends],
+            [*results, *(fed[value] for value in moved)],
+            [gradient for _, gradient in ends],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for value, gradient in zip(moved, found[len(results) :], strict=True):
+            total = gradient + torch.from_numpy(arrived[value]) if value in arrived else gradient
+            gradients.put(index, value, total.numpy())
+        return [
+            AtProduct(product, made[product.reads].detach(), gradient)
+            for product, gradient in zip(part.products, found, strict=False)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A segment, its products, where gradients reach it, and what computes it."""
+
+    segment: Segment
+    products: list[Product]
+    ends: list[ir.Value]
+    run: Executor
+
+    def weights(self) -> "dict[ir.Value, Tensor]":
+        """Those of the products: leaves, so that a graph is kept where no input needs a gradient."""
+        from qcompiler.calibration.torch_operators.call import as_tensor
+
+        return {product.operand: as_tensor(product.values()).requires_grad_() for product in self.products}
+
+
+def _moved_by(operands: Sequence[ir.Value], segments: Sequence[Segment]) -> set[ir.Value]:
+    """The values that change with an operand, through data, not through a shape alone."""
+    moved = set(operands)
+    for segment in segments:
+        for node in segment.nodes:
+            if node.op_type not in ("Shape", "Size") and any(value in moved for value in node_reads(node)):
+                moved.update(node.outputs)
+    return moved
