@@ -35,6 +35,7 @@ from qcompiler.passes.migrate_scales import AppliedScale, ScaleMigration
 from qcompiler.passes.place_weight import WeightPlacement
 from qcompiler.passes.segment_stages import by_input, stages, taps
 from qcompiler.passes.tune_segment import Held, SegmentTuning
+from qcompiler.quant.scheme import QuantScheme
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor, base_of
 from qcompiler.recipe.plan import Plan, PlannedWeight
@@ -91,6 +92,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
     Args:
         checkpoints: over the same store. What an earlier run had finished is taken from there, and every finished segment
             (and weight outside segments) added. None: none are kept.
+        remark: what a target has to say of a scheme, whether rows of the weight are gathered, and whether outliers stand beside it.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         calibration: CalibrationRun | None,
         progress: Progress,
         checkpoints: Checkpoints | None = None,
+        remark: Callable[[QuantScheme, bool, bool], list[str]] = lambda scheme, gathered, outliers: [],
     ) -> None:
         super().__init__()
         self._plan = plan
@@ -107,6 +110,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self._calibration = calibration
         self._progress = progress
         self._checkpoints = checkpoints
+        self._remark = remark
         self._unsaved: list[dict[str, Any]] = []  # weights done since the last checkpoint
         self._applied: list[AppliedScale] = []  # likewise
         self._done: set[PlannedWeight] = set()
@@ -286,6 +290,9 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self, planned: PlannedWeight, quantized: QuantizedTensor, statistics: InputStatistics | None
     ) -> None:
         weight = planned.weight
+        if isinstance(quantized, CorrectedTensor) and quantized.outliers is not None:
+            said = self._remark(planned.scheme, weight.is_gathered, True)  # the plan knows what is announced
+            planned.notes += [line for line in said if line not in planned.notes]
         loss = quantization_error(weight.array(), quantized, statistics)
         result = LayerResult(
             weight.name, weight.role.value, "/".join(dict.fromkeys(use.node.op_type for use in weight.uses)), weight.shape,

@@ -191,7 +191,8 @@ def compile(
         if resumed:
             tell(f"{work}: going on; {resumed} of {len(planned.quantized)} weights are finished")
         materials = Materials(
-            planned, store, run, progress, resolved.mixed, job.target.supports, checkpoints, resolved.transform, options.seed
+            planned, store, run, progress, resolved.mixed, job.target.supports, job.target.remark, checkpoints, resolved.transform,
+            options.seed,
         )  # fmt: skip
         quantizing = quantizing_passes(materials, resolved, job.target)
         if not stopped:

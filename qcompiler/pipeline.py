@@ -82,6 +82,7 @@ class Materials:
     progress: Progress
     mixed: MixedSettings | None = None
     supports: Callable[[QuantScheme], str | None] = lambda scheme: None
+    remark: Callable[[QuantScheme, bool, bool], list[str]] = lambda scheme, gathered, outliers: []
     checkpoints: Checkpoints | None = None
     transform: TransformSettings | None = None
     seed: int = 0
@@ -133,7 +134,12 @@ def _split_experts(materials: Materials) -> SplitExperts:
 
 def _quantize_weights(materials: Materials) -> QuantizeWeights:
     return QuantizeWeights(
-        materials.plan, materials.store, materials.calibration, materials.progress, materials.checkpoints
+        materials.plan,
+        materials.store,
+        materials.calibration,
+        materials.progress,
+        materials.checkpoints,
+        materials.remark,
     )
 
 

@@ -64,6 +64,7 @@ class Algorithm:
         whole_zero_points: of a quantizer: it needs a code that means 0, which float zero points do not promise.
         beside: of one whose result is a CorrectedTensor: the bytes that stand beside the codes, from its options, the scheme, N and K.
             Such a result is for products alone; no row of it can be gathered.
+        outliers: of the same: whether outliers are among them.
     Raises:
         SchemeError: another kind.
     """
@@ -79,6 +80,7 @@ class Algorithm:
     two_level: bool = False
     whole_zero_points: bool = False
     beside: Callable[[Any, QuantScheme, int, int], int] | None = None
+    outliers: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -123,6 +125,7 @@ ALGORITHMS = (
         spreads=True,
         whole_zero_points=True,
         beside=spqr.stored_bytes,
+        outliers=True,
     ),
     Algorithm(
         "awq",

@@ -137,6 +137,11 @@ class Weight:
         roles = [use.role for use in self.uses]
         return Role.HEAD if Role.HEAD in roles else roles[0]
 
+    @property
+    def is_gathered(self) -> bool:
+        """Whether rows of it are looked up."""
+        return any(use.role is Role.EMBEDDING for use in self.uses)
+
     def array(self) -> npt.NDArray[np.generic]:
         """The values [N, K]: a view of the mapped file, or a float32 copy when scales are pending."""
         tensor = self.source.const_value

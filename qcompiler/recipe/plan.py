@@ -1,7 +1,7 @@
 """A recipe applied to a model: for every product of the graph, how it will be stored, or why it is left alone."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -151,13 +151,11 @@ class Plan:
             if refusal is not None:
                 raise SchemeError(f"{planned.weight.name}: {refusal}")
 
-    def note(self, remark: Callable[[QuantScheme, bool, Collection[str]], str | None]) -> None:
-        """Adds what a target has to say of each weight's scheme, whether rows of it are gathered, and its algorithms."""
+    def note(self, remark: Callable[[QuantScheme, bool, bool], list[str]]) -> None:
+        """Adds what a target has to say of each weight's scheme, whether rows of it are gathered, and whether outliers stand beside it."""
         for planned in self.quantized:
-            gathered = any(use.role is Role.EMBEDDING for use in planned.weight.uses)
-            said = remark(planned.scheme, gathered, [step.name for step in planned.settings.algorithm])
-            if said is not None:
-                planned.notes.append(said)
+            outliers = any(step.algorithm.outliers for step in planned.settings.algorithm)
+            planned.notes += remark(planned.scheme, planned.weight.is_gathered, outliers)
 
     def forecast_peak_bytes(self) -> int:
         """Anonymous memory that the compile will need for the weights, one after the other, and the fixed cost."""

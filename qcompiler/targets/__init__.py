@@ -1,6 +1,6 @@
 """The targets: one file each, one row each in the table below."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,8 @@ class Target:
 
     Attributes:
         supports: None, or why a scheme cannot be stored for it.
-        remark: None, or what a user should know of how a scheme is stored; the others: whether rows of the weight are gathered, and
-            the names of the algorithms that find it.
+        remark: what a user should know of how a scheme is stored; the others: whether rows of the weight are gathered, and
+            whether outliers stand beside it.
         lowering: passes from the middle form to the target's operators.
         verify: reload the saved model and raise PromiseError unless every quantized node runs as it should.
     """
@@ -27,7 +27,7 @@ class Target:
     name: str
     description: str
     supports: Callable[[QuantScheme], str | None]
-    remark: Callable[[QuantScheme, bool, Collection[str]], str | None]
+    remark: Callable[[QuantScheme, bool, bool], list[str]]
     lowering: Callable[[Recipe], list[NamedPass]]
     verify: Callable[[Path, list[NamedPass]], dict[str, int]]
 

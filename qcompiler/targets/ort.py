@@ -7,7 +7,7 @@ once, the graph that ONNX Runtime's optimizer left is read back, and each quanti
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -40,16 +40,20 @@ def supports(scheme: QuantScheme) -> str | None:
     return None
 
 
-def remark(scheme: QuantScheme, gathered: bool, algorithms: Collection[str] = ()) -> str | None:
-    """None, or why a weight (of which rows are ``gathered``, found by ``algorithms``) is stored, but read by no kernel of its own.
+def remark(scheme: QuantScheme, gathered: bool, outliers: bool) -> list[str]:
+    """Why a weight is stored, but read by no kernel of its own; a part of low rank is two stock MatMuls.
 
-    A part of low rank is two stock MatMuls.
+    Args:
+        gathered: rows of the weight are looked up.
+        outliers: some stand beside it.
     """
-    if "spqr" in algorithms:
-        return f"outliers are added by {OP}, an operator of ours that runs as plain ONNX nodes: there is no stock kernel for it"
+    plain = None
     if scheme.is_codebook:
-        return codebook_stays_plain(scheme.dtype, gathered)
-    return stays_plain(scheme, gathered) if scheme.has_float_zero_points or scheme.two_level else None
+        plain = codebook_stays_plain(scheme.dtype, gathered)
+    elif scheme.has_float_zero_points or scheme.two_level:
+        plain = stays_plain(scheme, gathered)
+    sparse = f"outliers are added by {OP}, an operator of ours that runs as plain ONNX nodes: there is no stock kernel for it"
+    return [line for line in (plain, sparse if outliers else None) if line is not None]
 
 
 def lowering(recipe: Recipe) -> list[NamedPass]:

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from qcompiler.algorithms import rtn
 from qcompiler.errors import SchemeError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.quantized import read_quantized
@@ -16,8 +17,12 @@ from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import check_model
 from qcompiler.passes.lower_to_matmul_nbits import LowerToMatMulNBits
 from qcompiler.passes.quantize_weights import CalibrationRun, QuantizeWeights
+from qcompiler.quant.corrections import Outliers
+from qcompiler.quant.scheme import QuantScheme
+from qcompiler.quant.tensor import CorrectedTensor
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan, make_plan
+from qcompiler.targets import ort
 from tests.small_models import Array, assert_equal_outputs, make_model, op_types, relative_error, run, weight
 
 # The same codes and scales summed in another order: float32 roundings of up to 64 terms.
@@ -176,6 +181,27 @@ def test_a_branch_that_no_sample_reaches_is_noted(store: WeightStore, tmp_path: 
     assert any("calibration never reached it" in note for note in notes["v"])
     assert not notes["w"]
     assert op_types(loaded).count("DequantizeLinear") == 2
+
+
+def one_outlier(values: Array, statistics: object, scheme: QuantScheme, options: object) -> CorrectedTensor:
+    """A user's own quantizer: a plain function, which announces nothing."""
+    outliers = Outliers.at(np.arange(values.size).reshape(values.shape) == 0, values, "float32")
+    return CorrectedTensor(rtn.quantize(values, None, scheme), None, outliers)
+
+
+def test_outliers_that_nobody_announced_are_remarked_on(store: WeightStore, tmp_path: Path) -> None:
+    model = make_model(
+        "g (float[M,32] x) => (float[M,32] y) { h = MatMul(x, w) y = Relu(h) }", {"w": weight(32, 32)}
+    )
+    loaded = ir.from_proto(model)
+    recipe = _recipe(f"bits: 4\nrules: [{{match: w, algorithm: '{__name__}:one_outlier'}}]")
+    plan = make_plan(take_census(loaded), recipe)
+    plan.note(ort.remark)
+    assert plan.quantized[0].notes == []
+    transform = QuantizeWeights(plan, store, None, lambda *_: None, remark=ort.remark)
+    transform(loaded)
+    (note,) = transform.results[0].notes
+    assert note.startswith("outliers are added by SparseMatMul")
 
 
 def test_what_is_not_finite_is_named(store: WeightStore, tmp_path: Path) -> None:

@@ -39,15 +39,22 @@ def test_blocks_of_codebooks_are_those_of_their_kernel() -> None:
 
 def test_outliers_are_remarked_on() -> None:
     int4 = QuantScheme(4, True, Granularity.GROUP, 64)
-    assert "no stock kernel" in (ort.remark(int4, False, ["awq", "spqr"]) or "")
-    assert ort.remark(int4, False, ["gptq", "lorc"]) is None
+    (line,) = ort.remark(int4, False, True)
+    assert "no stock kernel" in line
+    assert ort.remark(int4, False, False) == []
+
+
+def test_outliers_hide_no_other_remark() -> None:
+    two_level = QuantScheme(4, True, Granularity.GROUP, 32, two_level=True)
+    plain, sparse = ort.remark(two_level, True, True)
+    assert "no kernel looks up rows" in plain and "outliers" in sparse
 
 
 def test_a_codebook_that_no_kernel_reads_is_remarked_on() -> None:
     nf4, e2m1 = (QuantScheme(4, True, Granularity.GROUP, 64, "float32", dtype) for dtype in ("nf4", "e2m1"))  # type: ignore[arg-type]
-    assert ort.remark(nf4, False) is None
-    assert "rows" in (ort.remark(nf4, True) or "") and "e2m1" in (ort.remark(e2m1, False) or "")
-    assert ort.remark(QuantScheme(4, True, Granularity.GROUP, 64), True) is None
+    assert ort.remark(nf4, False, False) == []
+    assert "rows" in ort.remark(nf4, True, False)[0] and "e2m1" in ort.remark(e2m1, False, False)[0]
+    assert ort.remark(QuantScheme(4, True, Granularity.GROUP, 64), True, False) == []
 
 
 def full_disk(*, prefix: str, dir: Path) -> str:
