@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from qcompiler.graph.edits import constant
 from qcompiler.graph.node_chain import NodeChain, constant_of, integers_of, producer_of
-from qcompiler.graph.quantized import SCHEME_KEY, check_scales
+from qcompiler.graph.quantized import check_scales
 from qcompiler.graph.stored_codebook import BlockCodes, StoredCodebook, store_codebook
 from qcompiler.graph.stored_quantized import SCALE_NAMES, Layout
 from qcompiler.graph.weight_store import WeightStore
@@ -102,17 +102,7 @@ def codebook_nodes(
     values = chain.add("Mul", [values, column], "blocks")
     if n * k % scheme.group_width(k):
         values = chain.cut(values, n * k, "blocks")
-    last = chain.reshape(values, (n, k), "rows")
-    if out_dtype != FLOAT:
-        last = chain.add("Cast", [last], "rows.cast", to=out_dtype.value)
-    shape = (n, k)
-    if layout == "kn":
-        last, shape = chain.add("Transpose", [last], "turned", perm=[1, 0]), (k, n)
-    last.name, last.type, last.shape = f"{name}.dequantized", ir.TensorType(out_dtype), ir.Shape(shape)
-    node = chain.nodes[-1]
-    node.name = f"{name}.dequantize"
-    node.metadata_props[SCHEME_KEY] = scheme.label
-    return chain.nodes
+    return chain.end(chain.reshape(values, (n, k), "rows"), (n, k), layout, out_dtype, scheme.label)
 
 
 def codebook_form(node: ir.Node | None) -> CodebookForm | None:

@@ -8,6 +8,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.graph.edits import constant
+from qcompiler.graph.quantized import SCHEME_KEY
+from qcompiler.graph.stored_quantized import Layout
 
 
 class NodeChain:
@@ -33,25 +35,45 @@ class NodeChain:
 
     def cut(self, value: ir.Value, size: int, suffix: str) -> ir.Value:
         """The first ``size`` numbers of ``value``, [size]."""
-        flat = self.reshape(value, (-1,), f"{suffix}.flat")
-        ends = [
-            self._integers((number,), f"{suffix}.{key}")
-            for key, number in (("first", 0), ("size", size), ("axis", 0))
-        ]
-        return self.add("Slice", [flat, *ends], f"{suffix}.cut")
+        return self._first(self.reshape(value, (-1,), f"{suffix}.flat"), size, 0, suffix)
 
     def cut_rows(self, value: ir.Value, width: int, suffix: str) -> ir.Value:
         """The first ``width`` columns of ``value`` [., .]."""
-        ends = [
-            self._integers((number,), f"{suffix}.{key}")
-            for key, number in (("first", 0), ("width", width), ("axis", 1))
-        ]
-        return self.add("Slice", [value, *ends], f"{suffix}.cut")
+        return self._first(value, width, 1, suffix)
+
+    def end(
+        self, value: ir.Value, shape: tuple[int, int], layout: Layout, dtype: ir.DataType, label: str
+    ) -> list[ir.Node]:
+        """All nodes, the last of which yields a weight as ``name.dequantized`` of ``dtype`` and carries what it says.
+
+        Args:
+            value: float32 [N, K].
+            shape: (N, K).
+            layout: [K, N] comes out for "kn".
+            label: of the scheme, for the notes.
+        """
+        if dtype != ir.DataType.FLOAT:
+            value = self.add("Cast", [value], "rows.cast", to=dtype.value)
+        if layout == "kn":
+            value, shape = self.add("Transpose", [value], "turned", perm=[1, 0]), shape[::-1]
+        value.name, value.type = f"{self._name}.dequantized", ir.TensorType(dtype)
+        value.shape = ir.Shape(shape)
+        last = self.nodes[-1]
+        last.name = f"{self._name}.dequantize"
+        last.metadata_props[SCHEME_KEY] = label
+        return self.nodes
 
     def hold(self, tensor: ir.TensorProtocol | npt.NDArray[Any], suffix: str) -> ir.Value:
         """A constant."""
         name = f"{self._name}.{suffix}"
         return constant(ir.Tensor(tensor, name=name) if isinstance(tensor, np.ndarray) else tensor, name)
+
+    def _first(self, value: ir.Value, size: int, axis: int, suffix: str) -> ir.Value:
+        ends = [
+            self._integers((number,), f"{suffix}.{key}")
+            for key, number in (("first", 0), ("size", size), ("axis", axis))
+        ]
+        return self.add("Slice", [value, *ends], f"{suffix}.cut")
 
     def _integers(self, numbers: Sequence[int], suffix: str) -> ir.Value:
         return self.hold(np.array(numbers, np.int64), suffix)

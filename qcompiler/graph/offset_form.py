@@ -22,7 +22,6 @@ import onnx_ir as ir
 from qcompiler.graph.edits import constant
 from qcompiler.graph.mapped_tensor import MappedTensor
 from qcompiler.graph.node_chain import NodeChain, constant_of, integers_of, producer_of
-from qcompiler.graph.quantized import SCHEME_KEY
 from qcompiler.graph.stored_quantized import SCALE_TYPES, Layout, StoredQuantized
 from qcompiler.graph.stored_two_level import StoredTwoLevel
 from qcompiler.graph.streamed_tensor import StreamedTensor
@@ -131,16 +130,7 @@ def offset_nodes(
         values = chain.reshape(values, (n, groups * group), "rows")
     if groups * group != k:
         values = chain.cut_rows(values, k, "rows")
-    if out_dtype != FLOAT:
-        values = chain.add("Cast", [values], "rows.cast", to=out_dtype.value)
-    shape = (n, k)
-    if layout == "kn":
-        values, shape = chain.add("Transpose", [values], "turned", perm=[1, 0]), (k, n)
-    values.name, values.type, values.shape = f"{name}.dequantized", ir.TensorType(out_dtype), ir.Shape(shape)
-    node = chain.nodes[-1]
-    node.name = f"{name}.dequantize"
-    node.metadata_props[SCHEME_KEY] = stored.label
-    return chain.nodes
+    return chain.end(values, (n, k), layout, out_dtype, stored.label)
 
 
 def offset_form(node: ir.Node | None) -> OffsetForm | None:
