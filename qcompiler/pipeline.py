@@ -159,7 +159,7 @@ _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str]
     (
         "expand_gemm",
         _expand_gemm,
-        "after planning: a Gemm that stays float stays a Gemm, unless all are rotated",
+        "after planning: a Gemm that stays float stays a Gemm, unless the recipe rotates",
     ),
     ("rotate", _rotate, "before anything is measured or rounded: both see the rotated model"),
     ("assign_bits", _assign_bits, "before the first weight is rounded: it measures the float model"),

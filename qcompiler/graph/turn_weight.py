@@ -1,6 +1,7 @@
 """Rewrite a stored weight in another basis of its input or output channels: W becomes R_n^T (W diag(fold)) R_k, in the type it has.
 
-One weight at a time, computed in float32 in blocks, appended to the spill file; nothing of it stays in memory.
+One weight at a time, computed in float32 and appended to the spill file; nothing of it stays in memory. Where only the stored rows are
+turned that goes block by block; where what lies across them is turned too, the whole weight is held in float32 meanwhile.
 """
 
 from collections.abc import Iterator
