@@ -42,6 +42,9 @@ class LowerWithOffsets(ir.passes.InPlacePass):
         super().__init__()
         self._accuracy_level = accuracy_level
         self.lowered: list[LoweredNode] = []
+        self.left: list[
+            str
+        ] = []  # a line for each weight that could have been lowered and is not, with the reason
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         self._graph = model.graph
@@ -52,17 +55,22 @@ class LowerWithOffsets(ir.passes.InPlacePass):
             if node.graph is None or not node.outputs[0].uses():
                 continue
             form = offset_form(node)
-            if form is not None:
+            # One that is the beginning of another is judged as that.
+            if form is not None and all(offset_form(user) is None for user in node.outputs[0].consumers()):
                 self._lower(node, form)
         if self.lowered:
             model.graph.opset_imports.setdefault(DOMAIN, 1)
         return ir.passes.PassResult(model, modified=len(self.lowered) > before)
 
     def _lower(self, last: ir.Node, form: OffsetForm) -> None:
-        products = _products(last, form)
-        if not products or form.group not in BLOCK_SIZES:
-            return
         name = (last.outputs[0].name or "weight").removesuffix(".dequantized")
+        refusal = _refusal(last, form)
+        if refusal is not None:
+            self.left.append(f"{name}: stored as plain ONNX: {refusal}")
+            return
+        products = _products(last, form)
+        if not products:
+            return
         n, k = form.shape
         weight = add_initializer(self._graph, form.packed(), self._names.value(f"{name}.weight"))
         offset = None if form.offset is None else self._turned(form.offset, form, last, name)
@@ -96,12 +104,32 @@ class LowerWithOffsets(ir.passes.InPlacePass):
 
 
 def _products(last: ir.Node, form: OffsetForm) -> list[ir.Node]:
-    """The MatMul nodes that multiply with the weight; none where anything else reads it."""
-    if form.layout != "kn" or last.outputs[0].is_graph_output():
-        return []  # layout nk: rows are gathered, or a Transpose follows that is a form of its own
-    uses = last.outputs[0].uses()
-    source = last.inputs[0]
-    gathered = source is not None and any(user is not last for user, _ in source.uses())
-    if gathered or any(user.op_type != "MatMul" or index != 1 for user, index in uses):
+    """The MatMul nodes that multiply with the weight; none where rows of it are gathered (``stays_plain``)."""
+    if form.layout == "nk" or any(user is not last for user, _ in _source(last).uses()):
         return []
-    return [user for user, _ in uses]
+    return [user for user, _ in last.outputs[0].uses()]
+
+
+def _refusal(last: ir.Node, form: OffsetForm) -> str | None:
+    """Why no kernel can read a weight whose rows are not gathered; None: one can."""
+    if form.group not in BLOCK_SIZES:
+        return f"{OP} has no blocks of {form.group}"
+    if last.outputs[0].is_graph_output():
+        return "it is an output of the model"
+    rows = last.outputs[0]
+    if form.layout == "kn":
+        rows = _source(last)
+        for user, index in last.outputs[0].uses():
+            if (user.op_type, index) != ("MatMul", 1):
+                return f"{user.name} ({user.op_type}) reads it, and is no product with it"
+    for user, index in rows.uses():
+        if user is not last and (user.op_type, index) != ("Gather", 0):
+            return f"{user.name} ({user.op_type}) reads it, and looks up no rows of it"
+    return None
+
+
+def _source(transpose: ir.Node) -> ir.Value:
+    """The weight [N, K] that is turned."""
+    value = transpose.inputs[0]
+    assert value is not None
+    return value

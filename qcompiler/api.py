@@ -24,6 +24,7 @@ from qcompiler.passes.quantize_weights import CalibrationRun
 from qcompiler.pipeline import (
     Materials,
     layer_results,
+    left_plain,
     mixed_result,
     pass_names,
     plan_weights,
@@ -205,7 +206,7 @@ def compile(
         unused = _is_data(calibration) and not planned.needs_data and not stopped
         report = CompileReport.of(
             job.source, saved, resolved, job.target.name, planned, layer_results(quantizing), records, running, data,
-            [f"calibration data is not used: {resolved.name} needs none"] if unused else [],
+            [*([f"calibration data is not used: {resolved.name} needs none"] if unused else []), *left_plain(quantizing)],
             time.perf_counter() - start, memory.peak_bytes, mixed_result(quantizing), resumed,
             rotation_result(quantizing),
         )  # fmt: skip

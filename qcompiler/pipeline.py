@@ -12,6 +12,7 @@ from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.assign_bits import AssignBits, MixedResult
 from qcompiler.passes.expand_gemm import ExpandGemm
+from qcompiler.passes.lower_with_offsets import LowerWithOffsets
 from qcompiler.passes.normalize import Normalize
 from qcompiler.passes.quantize_weights import CalibrationRun, LayerResult, Progress, QuantizeWeights
 from qcompiler.passes.raise_opset import RaiseOpset
@@ -109,6 +110,11 @@ def layer_results(passes: list[NamedPass]) -> list[LayerResult]:
     return [
         result for entry in passes if isinstance(entry.run, QuantizeWeights) for result in entry.run.results
     ]
+
+
+def left_plain(passes: list[NamedPass]) -> list[str]:
+    """A line for each quantized weight that no kernel reads after all, once the passes have run."""
+    return [line for entry in passes if isinstance(entry.run, LowerWithOffsets) for line in entry.run.left]
 
 
 def _expand_gemm(materials: Materials) -> ExpandGemm:

@@ -76,4 +76,14 @@ def test_a_weight_that_something_else_reads_stays(tmp_path: Path) -> None:
         model.graph.append(other)
         other.outputs[0].name, other.outputs[0].type = "z", ir.TensorType(FLOAT)
         model.graph.outputs.append(other.outputs[0])
-        assert not LowerWithOffsets(0)(model).modified
+        lowering = LowerWithOffsets(0)
+        assert not lowering(model).modified
+        assert lowering.left == ["w0: stored as plain ONNX: other (Abs) reads it, and is no product with it"]
+
+
+def test_groups_that_no_kernel_takes_are_told(tmp_path: Path) -> None:
+    with WeightStore(tmp_path) as store:
+        model = _model(store, (24,))
+        lowering = LowerWithOffsets(0)
+        assert not lowering(model).modified
+        assert lowering.left == ["w0: stored as plain ONNX: MatMulNBits has no blocks of 24"]
