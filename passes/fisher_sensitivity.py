@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.algorithms import fisher, mse, rtn
+from qcompiler.algorithms import fisher
 from qcompiler.algorithms.arrays import row_blocks
 from qcompiler.calibration.backpropagation import AtProduct, Backpropagation, Product
 from qcompiler.calibration.segments import cut_segments
@@ -30,7 +30,9 @@ from qcompiler.passes.sensitivity import (
     anchors_of,
     find_end,
     reference_of,
+    rounded,
     scheme_at,
+    searched,
     sensitivity,
     uses_of,
 )
@@ -152,7 +154,7 @@ def _squares(at: AtProduct, planned: PlannedWeight) -> Array:
 def _losses(planned: PlannedWeight, scores: Array, bits: Sequence[int], reference: int) -> Array:
     """With the weight rounded to nearest at the reference bits; and with scales that are searched, at each of ``bits``."""
     values: Array = planned.weight.array()
-    at_reference = rtn.quantize(values, None, scheme_at(planned, reference))
+    at_reference = rounded(values, scheme_at(planned, reference))
     measured = sum(
         float((scores[rows] * np.square(at_reference.dequantize(rows) - values[rows])).sum())
         for rows in row_blocks(values)
@@ -163,8 +165,8 @@ def _losses(planned: PlannedWeight, scores: Array, bits: Sequence[int], referenc
     def loss(quantized: QuantizedTensor) -> float:
         return float((weighed * np.square(quantized.dequantize() - some)).sum())
 
-    base = loss(rtn.quantize(some, None, scheme_at(planned, reference)))
-    errors = [loss(mse.quantize(some, None, scheme_at(planned, width))) for width in bits]
+    base = loss(rounded(some, scheme_at(planned, reference)))
+    errors = [loss(searched(some, None, scheme_at(planned, width))) for width in bits]
     return np.array([measured, *(measured * error / max(base, 1e-30) for error in errors)])
 
 

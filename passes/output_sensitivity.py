@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.algorithms import Need, mse, rtn
+from qcompiler.algorithms import Need
 from qcompiler.algorithms.error import quantization_error
 from qcompiler.calibration.collector import Collector
 from qcompiler.calibration.segments import Segment
@@ -30,7 +30,9 @@ from qcompiler.passes.sensitivity import (
     anchors_of,
     find_end,
     reference_of,
+    rounded,
     scheme_at,
+    searched,
     sensitivity,
     uses_of,
 )
@@ -130,10 +132,9 @@ class _Probe:
             }
 
             def loss(planned: PlannedWeight) -> float:
-                scheme = scheme_at(planned, self.reference)
-                rounded = rtn.quantize(planned.weight.array(), None, scheme).dequantize()
+                alone = rounded(planned.weight.array(), scheme_at(planned, self.reference)).dequantize()
                 mine = {
-                    stand_in: _operand(planned, rounded, use)
+                    stand_in: _operand(planned, alone, use)
                     for (owner, use), stand_in in zip(probes, stand_ins, strict=True)
                     if owner is planned
                 }
@@ -166,10 +167,10 @@ def _ratios(
     """The layer's output error at each of ``bits``, with scales that are searched, over that of rounding to nearest at the reference."""
     values = planned.weight.array()
     rows = values[np.linspace(0, len(values) - 1, min(ROWS, len(values))).astype(int)]
-    at_reference = rtn.quantize(rows, None, scheme_at(planned, reference))
+    at_reference = rounded(rows, scheme_at(planned, reference))
     base = max(quantization_error(rows, at_reference, statistics).output, 1e-30)
     return [
-        quantization_error(rows, mse.quantize(rows, statistics, scheme_at(planned, width)), statistics).output
+        quantization_error(rows, searched(rows, statistics, scheme_at(planned, width)), statistics).output
         / base
         for width in bits
     ]

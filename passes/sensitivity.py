@@ -7,16 +7,22 @@ the ratio of the weight's errors at those bits and at the reference.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.algorithms import kquant, mse, rtn
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.stored_quantized import SCALE_NAMES
 from qcompiler.graph.weights import Role, WeightUse
 from qcompiler.quant.scheme import QuantScheme, fit_group
+from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.tensor import QuantizedTensor
 from qcompiler.recipe.plan import PlannedWeight
 
+Array = npt.NDArray[Any]
 KL, RELATIVE_ERROR = "kl", "relative error"
 ROWS = 256  # of a weight that the ratios of its errors are measured on
 LEAST = 1e-12  # over the bits: where nothing is felt, more of them are still taken to be better
@@ -106,6 +112,20 @@ def scheme_at(planned: PlannedWeight, bits: int) -> QuantScheme:
     settings = replace(planned.settings, bits=bits)
     scheme = settings.scheme(SCALE_NAMES[planned.weight.dtype])
     return fit_group(scheme, planned.weight.shape[1], settings.group_fallback, planned.weight.name)[0]
+
+
+def rounded(weight: Array, scheme: QuantScheme) -> QuantizedTensor:
+    """A weight [N, K] rounded to nearest over each group's whole range."""
+    if scheme.two_level:
+        return kquant.quantize(weight, None, scheme, kquant.KquantOptions(steps=1, rounds=0))
+    return rtn.quantize(weight, None, scheme)
+
+
+def searched(weight: Array, statistics: InputStatistics | None, scheme: QuantScheme) -> QuantizedTensor:
+    """A weight [N, K] with scales that are searched."""
+    if scheme.two_level:
+        return kquant.quantize(weight, statistics, scheme)
+    return mse.quantize(weight, statistics, scheme)
 
 
 def sensitivity(

@@ -10,12 +10,14 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from qcompiler.algorithms import rtn
+from qcompiler.algorithms import kquant, rtn
+from qcompiler.algorithms.error import quantization_error
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.census import take_census
 from qcompiler.passes.assign_bits import AssignBits, MixedResult
 from qcompiler.passes.normalize import Normalize
 from qcompiler.passes.quantize_weights import CalibrationRun
+from qcompiler.passes.sensitivity import scheme_at
 from qcompiler.quant import metrics
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.mixed import SENSITIVITIES
@@ -36,10 +38,15 @@ def _two() -> onnx.ModelProto:
 
 
 def _assign(
-    model: onnx.ModelProto, feeds: list[dict[str, Array]], folder: Path, mixed: str, rules: str = "[]"
+    model: onnx.ModelProto,
+    feeds: list[dict[str, Array]],
+    folder: Path,
+    mixed: str,
+    rules: str = "[]",
+    more: str = "",
 ) -> tuple[ir.Model, Plan, MixedResult]:
     recipe = Recipe.from_text(
-        f"bits: 4\ngroup_size: 32\nsymmetric: false\nhead: {{bits: 4}}\nembedding: {{bits: 4}}\nmixed: {mixed}\nrules: {rules}",
+        f"bits: 4\ngroup_size: 32\nsymmetric: false\nhead: {{bits: 4}}\nembedding: {{bits: 4}}\nmixed: {mixed}\nrules: {rules}\n{more}",
         "r", "r",
     )  # fmt: skip
     loaded, _ = apply_pass(Normalize(), model)
@@ -68,6 +75,21 @@ def test_more_bits_go_where_more_is_felt(sensitivity: str, tmp_path: Path) -> No
     assert by_name["loud"].measured > 1000 * by_name["quiet"].measured
     assert "mixed: 2 bits" in next(p for p in plan.quantized if p.weight.name == "quiet").settings.decided_by
     assert_equal_outputs(run(model, FEED), run(loaded, FEED), 0)  # the probes are gone
+
+
+def test_two_level_scales_are_measured_as_such(tmp_path: Path) -> None:
+    settings = "{bits: [2, 4], budget: 5bpw}"
+    _, plan, result = _assign(_two(), [FEED], tmp_path, settings, more="two_level: true\nalgorithm: kquant")
+    loud = next(planned for planned in plan.quantized if planned.weight.name == "loud")
+    layer = next(layer for layer in result.layers if layer.name == "loud")
+    rows, at_two = loud.weight.array(), scheme_at(loud, 2)
+    assert loud.scheme.two_level and at_two.two_level
+    searched = quantization_error(rows, kquant.quantize(rows, None, at_two), None).weight
+    nearest = quantization_error(
+        rows, kquant.quantize(rows, None, scheme_at(loud, 4), kquant.KquantOptions(steps=1, rounds=0)), None
+    ).weight
+    # The prediction weighs by the inputs, which are alike in all channels here: within a tenth.
+    assert layer.losses[0] / layer.measured == pytest.approx(searched / nearest, rel=0.1)
 
 
 def test_a_weights_loss_is_that_of_the_model_with_it_alone_rounded(tmp_path: Path) -> None:

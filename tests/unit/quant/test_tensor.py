@@ -39,3 +39,11 @@ def test_parts_that_disagree_with_the_scheme_are_refused() -> None:
         AffineTensor(asymmetric, CODES, scale, None)
     with pytest.raises(SchemeError, match="zero_point"):
         AffineTensor(asymmetric, CODES, scale, zero_point[:1])
+
+
+def test_scales_of_two_levels_are_another_tensors() -> None:
+    two_level = QuantScheme(4, True, Granularity.GROUP, 16, two_level=True)
+    with pytest.raises(
+        SchemeError, match="int4 g16 sym two-level: its scales are of two levels; make a TwoLevelTensor"
+    ):
+        AffineTensor(two_level, CODES, np.ones((2, 1), np.float32), None)
