@@ -7,6 +7,7 @@ first executor is made.
 
 import importlib.util
 from collections.abc import Collection, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -108,19 +109,26 @@ class Executor:
         """Everything that no feed and no replaced weight has a part in, as far as the rest reads it."""
         import torch
 
-        from qcompiler.calibration.torch_operators.call import as_tensor
-
-        values: dict[ir.Value, Any] = {}
-        for value in self._leaves:
-            array = _constant_array(value)
-            # Small whole numbers are shapes and axes: they are read as plain numbers.
-            host = array.dtype.kind == "i" and array.size <= 64
-            values[value] = as_tensor(array, "cpu" if host else self._device)
+        values: dict[ir.Value, Any] = {value: self._leaf(value) for value in self._leaves}
         with torch.no_grad():
             for call in self._fixed:
                 self._run(call, values)
         read = {value for call in self._live for value in call.node.inputs} | set(self.wanted)
         return {value: tensor for value, tensor in values.items() if value in read}
+
+    def _leaf(self, value: ir.Value) -> "Tensor":
+        """A stored tensor."""
+        from qcompiler.calibration.torch_operators.call import as_tensor
+
+        array = _constant_array(value)
+        # Small whole numbers are shapes and axes: they are read as plain numbers.
+        host = array.dtype.kind == "i" and array.size <= 64
+        try:
+            return as_tensor(array, "cpu" if host else self._device)
+        except TypeError as error:
+            raise CalibrationError(
+                f"{value.name}: torch computes nothing with numbers stored as {array.dtype}; {self._remedy}"
+            ) from error
 
     def _run(self, call: "Call", values: dict[ir.Value, Any]) -> None:
         node = call.node
@@ -136,7 +144,10 @@ class Executor:
                 f"{call.where}: cannot be computed in torch: {str(error).splitlines()[0]}; {self._remedy}"
             ) from error
         outputs = made if isinstance(made, tuple) else (made,)
-        values.update(zip(node.outputs, outputs, strict=False))
+        for index, (value, tensor) in enumerate(zip_longest(node.outputs, outputs[: len(node.outputs)])):
+            if tensor is None and (value in self.wanted or value.uses()):
+                raise call.refuse(f"output {index}")
+            values[value] = tensor
 
     def _together(self, node: ir.Node, inputs: list[Any]) -> list[Any]:
         """Operands on the device, what is read as plain numbers on the CPU."""

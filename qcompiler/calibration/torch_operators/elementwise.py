@@ -109,9 +109,17 @@ def _where(call: Call, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(condition, a, b)
 
 
-def _identity(call: Call, x: Tensor, *rest: Any) -> Tensor:
-    """Also Dropout, which does nothing outside training."""
+def _identity(call: Call, x: Tensor) -> Tensor:
     return x
+
+
+def _dropout(
+    call: Call, x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Outside training all of x, and a mask that says so (of x's type before opset 10)."""
+    if training is not None and bool(training):
+        raise call.refuse("training_mode")
+    return x, torch.ones_like(x, dtype=torch.bool if call.version >= 10 else x.dtype)
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {
@@ -169,7 +177,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Where": _where,
     "Cast": _cast,
     "CastLike": _cast_like,
-    "Dropout": _identity,
+    "Dropout": _dropout,
     "Identity": _identity,
     "com.microsoft::BiasGelu": lambda call, x, bias: functional.gelu(x + bias),
     "com.microsoft::FastGelu": _fast_gelu,

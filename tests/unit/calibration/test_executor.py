@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -145,6 +146,38 @@ def test_a_form_that_is_not_written_is_refused_with_its_node() -> None:
     run = Executor(model, list(model.graph), model.graph.inputs, model.graph.outputs)
     with pytest.raises(CalibrationError, match="MaxPool.*Indices"):
         run({model.graph.inputs[0]: weight(1, 1, 4, 4)})
+
+
+def test_numbers_that_torch_has_not_are_refused_with_their_name() -> None:
+    text = "g (float[2,4] x) => (float[2,4] y) { f = Cast<to=1>(few) y = Mul(x, f) }"
+    model = ir.from_proto(make_model(text, {"few": np.array([1, 2, 3, 4], ml_dtypes.uint4)}))
+    executor = Executor(model, list(model.graph), model.graph.inputs, model.graph.outputs)
+    with pytest.raises(
+        CalibrationError, match="few: torch computes nothing with numbers stored as uint4; give"
+    ):
+        executor({model.graph.inputs[0]: np.ones((2, 4), np.float32)})
+
+
+def test_the_mask_of_a_dropout_is_given_to_its_readers() -> None:
+    text = "g (float[2,4] x) => (float[2,4] y) { a, kept = Dropout(x) m = Cast<to=1>(kept) y = Mul(a, m) }"
+    model = ir.from_proto(make_model(text, {}))
+    x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    executor = Executor(model, list(model.graph), model.graph.inputs, model.graph.outputs)
+    np.testing.assert_array_equal(executor({model.graph.inputs[0]: x})[model.graph.outputs[0]].numpy(), x)
+
+
+def test_an_output_that_is_not_computed_is_refused_where_it_is_read() -> None:
+    text = (
+        "g (float[2,4] x, float[4] s) => (float[2,4] y)"
+        " { a, mean, inverse = com.microsoft.SkipLayerNormalization(x, x, s) y = Mul(a, inverse) }"
+    )
+    model = ir.from_proto(make_model(text, domains={"com.microsoft": 1}))
+    executor = Executor(model, list(model.graph), model.graph.inputs, model.graph.outputs)
+    feeds = dict(zip(model.graph.inputs, (np.ones((2, 4), np.float32), np.ones(4, np.float32)), strict=True))
+    with pytest.raises(
+        CalibrationError, match=r"SkipLayerNormalization\): output 2 cannot be differentiated"
+    ):
+        executor(feeds)
 
 
 def test_control_flow_is_refused() -> None:
