@@ -3,7 +3,7 @@
 *Given* the middle form: DequantizeLinear of constants -> MatMul, -> Transpose -> MatMul, or -> Gather.
 *Result* one node for each product, reading packed bytes. An embedding tied to a head shares its bytes: the file holds them once, as
 [N, bytes], and MatMulNBits reads them through a Reshape to [N, G, bytes]. Rows with a short last block are gathered with its padding,
-which a Slice then cuts off.
+which a Slice then cuts off. A weight with groups of rows stays as it is: no kernel reads it.
 
 Scales that one row or the whole weight shares are repeated for each block: the kernel takes blocks of 16 to 256 only.
 """
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
 from qcompiler.graph.kernel_node import DOMAIN, LoweredNode, swap_kernel
 from qcompiler.graph.packed_weight import PackedWeight, packed_weight
-from qcompiler.graph.quantized import SCHEME_KEY
+from qcompiler.graph.quantized import SCHEME_KEY, layout_of
 
 PACKED_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
 
@@ -118,17 +118,19 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
 
 
 def _readers(dequantize: ir.Node) -> tuple[list[ir.Node], list[ir.Node]]:
-    """MatMul nodes that multiply with the weight, and Gather nodes that read its rows."""
+    """MatMul nodes that multiply with the weight, and Gather nodes that read its rows, where groups are along K."""
+    layout = layout_of(dequantize)
     products: list[ir.Node] = []
     gathers: list[ir.Node] = []
     for node, index in dequantize.outputs[0].uses():
-        if node.op_type == "Gather" and index == 0 and node.attributes.get_int("axis", 0) == 0:
+        rows = node.op_type == "Gather" and index == 0 and node.attributes.get_int("axis", 0) == 0
+        if rows and layout == "nk":
             gathers.append(node)
-        elif node.op_type == "Transpose":
+        elif node.op_type == "Transpose" and layout == "nk":
             products += [
                 user for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 1
             ]
-        elif node.op_type == "MatMul" and index == 1:
+        elif node.op_type == "MatMul" and index == 1 and layout == "kn":
             products.append(node)
     return products, gathers
 

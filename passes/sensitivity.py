@@ -111,7 +111,7 @@ def scheme_at(planned: PlannedWeight, bits: int) -> QuantScheme:
     """The weight's scheme with other bits."""
     settings = replace(planned.settings, bits=bits)
     scheme = settings.scheme(SCALE_NAMES[planned.weight.dtype])
-    return fit_group(scheme, planned.weight.shape[1], settings.group_fallback, planned.weight.name)[0]
+    return fit_group(scheme, planned.weight.shape, settings.group_fallback, planned.weight.name)[0]
 
 
 def rounded(weight: Array, scheme: QuantScheme) -> QuantizedTensor:

@@ -27,7 +27,7 @@ from qcompiler.recipe.transform import TransformSettings
 from qcompiler.targets import Target
 
 MIDDLE_OPSET = 21  # blockwise DequantizeLinear, int4
-MIDDLE_OPSET_2_BIT = 25  # int2
+MIDDLE_OPSET_2_BIT = 25  # int2, where codes of one bit are too
 
 
 def pass_names(recipe: Recipe, target: Target) -> list[str]:
@@ -44,7 +44,7 @@ def preparing_passes(recipe: Recipe) -> list[NamedPass]:
     bits = {recipe.bits, *(rule.bits for rule in recipe.rules if rule.bits is not None)}
     bits |= {settings.bits for settings in (recipe.head, recipe.embedding) if settings is not None}
     bits |= set() if recipe.mixed is None else set(recipe.mixed.bits)
-    opset = MIDDLE_OPSET_2_BIT if 2 in bits else MIDDLE_OPSET
+    opset = MIDDLE_OPSET_2_BIT if bits & {1, 2} else MIDDLE_OPSET
     return [
         NamedPass(
             "normalize", Normalize(), "first: the others find weights only in the main graph's initializers"

@@ -62,6 +62,7 @@ class Algorithm:
         codebooks: whether it knows codes that are indices of a table (QuantScheme.dtype nf4 and the like).
         two_level: of a quantizer: it finds two-level scales (QuantScheme.two_level), and no others.
         whole_zero_points: of a quantizer: it needs a code that means 0, which float zero points do not promise.
+        either_axis: whether it can have groups of rows (QuantScheme.group_axis "output").
         beside: of one whose result is a CorrectedTensor: the bytes that stand beside the codes, from its options, the scheme, N and K.
             Such a result is for products alone; no row of it can be gathered.
         outliers: of the same: whether outliers are among them.
@@ -79,6 +80,7 @@ class Algorithm:
     requantizes: bool = False
     two_level: bool = False
     whole_zero_points: bool = False
+    either_axis: bool = False
     beside: Callable[[Any, QuantScheme, int, int], int] | None = None
     outliers: bool = False
 
@@ -97,6 +99,7 @@ ALGORITHMS = (
         rtn.RtnOptions,
         codebook.beside(rtn.quantize, codebook.round_to_nearest),
         codebooks=True,
+        either_axis=True,
     ),
     Algorithm(
         "mse",
@@ -105,8 +108,9 @@ ALGORITHMS = (
         mse.MseOptions,
         codebook.beside(mse.quantize, codebook.search),
         codebooks=True,
+        either_axis=True,
     ),
-    Algorithm("hqq", "quantizer", frozenset(), hqq.HqqOptions, hqq.quantize),
+    Algorithm("hqq", "quantizer", frozenset(), hqq.HqqOptions, hqq.quantize, either_axis=True),
     Algorithm(
         "kquant",
         "quantizer",

@@ -98,6 +98,8 @@ def quantize(
     Raises:
         SchemeError: the weight holds NaN or infinity.
     """
+    if scheme.groups_rows:
+        return quantize(weight.T, None, scheme.turned, options).turned
     options = options or HqqOptions()
     if scheme.granularity is Granularity.TENSOR:
         return mse.quantize(weight, None, scheme, mse.MseOptions(device=options.device))

@@ -74,6 +74,8 @@ def quantize(
     Raises:
         SchemeError: the weight holds NaN or infinity.
     """
+    if scheme.groups_rows:  # all of a group is read from one input channel, and weighs the same
+        return quantize(weight.T, None, scheme.turned, options).turned
     options = options or MseOptions()
     k = weight.shape[1]
     importance = channel_importance(statistics if options.weighted else None, k, scheme, options.device)

@@ -47,6 +47,8 @@ def quantize(
     Raises:
         SchemeError: the weight holds NaN or infinity.
     """
+    if scheme.groups_rows:
+        return quantize(weight.T, None, scheme.turned, options).turned
     device = (options or RtnOptions()).device
     if scheme.granularity is Granularity.TENSOR:
         scale, zero_point = range_to_scale(*tensor_range(weight, device), scheme)

@@ -1,6 +1,6 @@
 """The middle form of a quantized weight: a DequantizeLinear of constants, which any ONNX tool can run.
 
-``emit_dequantize`` makes one from numbers and ``read_quantized`` numbers from one, also from one that another
+``dequantize_node`` makes one from stored numbers and ``read_quantized`` numbers from one, also from one that another
 tool wrote. Codes of less than 8 bits and groups need opset 21, int2 and uint2 opset 25. Letters: N outputs, K
 reduction, G groups.
 """
@@ -20,9 +20,7 @@ from qcompiler.graph.stored_quantized import (
     Layout,
     StoredCodes,
     StoredQuantized,
-    store_quantized,
 )
-from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant import packing
 from qcompiler.quant.affine import is_midpoint, unsigned_zero_point
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
@@ -45,19 +43,6 @@ _CODE_BITS = {
     ir.DataType.UINT8: 8,
 }
 _SIGNED = {ir.DataType.INT2, ir.DataType.INT4, ir.DataType.INT8}
-
-
-def emit_dequantize(
-    store: WeightStore, quantized: AffineTensor, layout: Layout, name: str, out_dtype: ir.DataType
-) -> ir.Node:
-    """Stores a weight and makes the node that yields it; see ``dequantize_node``.
-
-    Raises:
-        ResourceError: the disk is full.
-        SchemeError: out_dtype cannot hold the scales.
-    """
-    check_scales(quantized.scheme, name, out_dtype)
-    return dequantize_node(store_quantized(store, quantized, name), layout, name, out_dtype)
 
 
 def dequantize_node(stored: StoredQuantized, layout: Layout, name: str, out_dtype: ir.DataType) -> ir.Node:

@@ -1,8 +1,10 @@
 """The middle form of any quantized weight: the one place that knows which numbers become which nodes.
 
-What may stand beside the codes is added to the product, see ``correction_form``.
+What may stand beside the codes is added to the product, see ``correction_form``. A weight with groups of rows is stored as its transpose,
+so it lies the other way: "nk" where a product reads it.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
@@ -24,7 +26,6 @@ from qcompiler.graph.offset_form import offset_form
 from qcompiler.graph.quantized import (
     check_scales,
     dequantize_node,
-    emit_dequantize,
     layout_of,
     read_quantized,
 )
@@ -53,10 +54,12 @@ def emit_weight(
     if isinstance(quantized, TwoLevelTensor):
         check_scales(quantized.scheme, name, out_dtype)
         return two_level_nodes(store_two_level(store, quantized, name), layout, name, out_dtype)
-    if quantized.scheme.has_float_zero_points:
-        check_scales(quantized.scheme, name, out_dtype)
-        return float_zero_point_nodes(store_quantized(store, quantized, name), layout, name, out_dtype)
-    return [emit_dequantize(store, quantized, layout, name, out_dtype)]
+    check_scales(quantized.scheme, name, out_dtype)
+    label = quantized.scheme.label
+    if quantized.scheme.groups_rows:
+        quantized, layout = quantized.turned, "nk" if layout == "kn" else "kn"
+    stored = replace(store_quantized(store, quantized, name), label=label)
+    return _affine_nodes(stored, layout, name, out_dtype)
 
 
 def restore_weight(
@@ -71,10 +74,7 @@ def restore_weight(
         return codebook_nodes(restore_codebook(store, record, name), layout, name, out_dtype)
     if "minima" in record:
         return two_level_nodes(restore_two_level(store, record, name), layout, name, out_dtype)
-    stored = restore(store, record, name)
-    if stored.scheme.has_float_zero_points:
-        return float_zero_point_nodes(stored, layout, name, out_dtype)
-    return [dequantize_node(stored, layout, name, out_dtype)]
+    return _affine_nodes(restore(store, record, name), record["layout"], name, out_dtype)
 
 
 def record_of(node: ir.Node) -> dict[str, Any]:
@@ -82,11 +82,21 @@ def record_of(node: ir.Node) -> dict[str, Any]:
     form, with_offsets = codebook_form(node), offset_form(node)
     kept: StoredQuantized | StoredCodebook | StoredTwoLevel | None
     if form is not None:
-        kept = stored_codebook(form)
+        kept, layout = stored_codebook(form), form.layout
+    elif with_offsets is not None:
+        kept, layout = with_offsets.stored, with_offsets.layout
     else:
-        kept = stored_quantized(node) if with_offsets is None else with_offsets.stored
+        kept, layout = stored_quantized(node), layout_of(node)
     assert kept is not None, node.name
-    return kept.record()
+    return kept.record() | {"layout": layout}
+
+
+def _affine_nodes(
+    stored: StoredQuantized, layout: Layout, name: str, out_dtype: ir.DataType
+) -> list[ir.Node]:
+    if stored.scheme.has_float_zero_points:
+        return float_zero_point_nodes(stored, layout, name, out_dtype)
+    return [dequantize_node(stored, layout, name, out_dtype)]
 
 
 def is_in_codes(value: ir.Value) -> bool:
@@ -104,6 +114,9 @@ def is_in_codes(value: ir.Value) -> bool:
 
 def read_weight(node: ir.Node | None) -> tuple[BaseTensor, Layout] | None:
     """The weight whose last node this is, in memory, and which way it lies; None where that is no weight.
+
+    One with groups of rows is read as it is stored: its transpose, lying the other way.
+
 
     Raises:
         SchemeError: a DequantizeLinear of constants whose numbers no ``QuantScheme`` describes.

@@ -1,7 +1,7 @@
 """Codes <-> bytes: the layouts of com.microsoft::MatMulNBits and MatMulBnb4, and ONNX's int2, uint2, int4 and uint4.
 
-All of it but MatMulBnb4's bytes is little end first: the code with the lower index sits in the lower bits. Three-bit codes have no
-layout of their own; ``lift`` makes four-bit ones of them. Letters: N outputs, K reduction, G groups of g
+All of it but MatMulBnb4's bytes is little end first: the code with the lower index sits in the lower bits. One- and three-bit
+codes have no layout of their own; ``lift`` makes two- and four-bit ones of them. Letters: N outputs, K reduction, G groups of g
 along K.
 """
 
@@ -21,10 +21,10 @@ _CHUNK = 1 << 22  # codes turned at a time: temporaries of a few MB
 
 
 def lift(tensor: AffineTensor) -> AffineTensor:
-    """The same weights with codes that have a packed layout: three bits become four."""
-    if tensor.scheme.bits != 3:
+    """The same weights with codes that have a packed layout: three bits become four, one becomes two."""
+    if tensor.scheme.bits == tensor.scheme.storage_bits:
         return tensor
-    scheme = replace(tensor.scheme, bits=4)
+    scheme = replace(tensor.scheme, bits=tensor.scheme.storage_bits)
     shift = scheme.midpoint - tensor.scheme.midpoint if tensor.zero_point is None else 0
     codes = tensor.codes + np.uint8(shift) if shift else tensor.codes
     return AffineTensor(scheme, codes, tensor.scale, tensor.zero_point)
@@ -168,7 +168,7 @@ def _strips(n: int, k: int) -> "list[slice[int, int, Any]]":
 
 def _per_byte(bits: int) -> int:
     if bits not in (2, 4, 8):
-        raise SchemeError(f"{bits}-bit codes have no packed layout; lift them to four bits")
+        raise SchemeError(f"{bits}-bit codes have no packed layout; lift them first")
     return 8 // bits
 
 

@@ -14,8 +14,10 @@ Dtype = Literal["int", "nf4", "fp4", "e2m1"]
 """What a code means: an integer, or an entry of one of the tables in ``codebook``."""
 ZeroPoint = Literal["int", "float"]
 """What a zero point may be: one of the codes, or any number."""
+GroupAxis = Literal["input", "output"]
+"""What a group holds: weights of neighbouring input channels K of one row, or of neighbouring rows N of one input channel."""
 
-BITS = (2, 3, 4, 8)
+BITS = (1, 2, 3, 4, 8)
 TWO_LEVEL_BITS = (2, 3, 4)
 SCALE_BLOCK = 256
 """Scales that share a step where scales are themselves quantized (QLoRA, section 3)."""
@@ -48,6 +50,7 @@ class QuantScheme:
     Codes are unsigned, 0..2^bits - 1. A symmetric scheme stores no zero points: they are the midpoint,
     2^(bits - 1). ``zero_point`` "float" stores them in the type of the scales, so that a range need neither hold 0 nor begin at a code.
     ``two_level`` stores scales and minima as whole numbers (see ``two_level``).
+    ``group_axis`` "output" has groups of rows: scales are [G, K], and the weight is stored as that of the transpose, ``turned``.
 
     With a ``dtype`` other than "int" a code is the index of a table, w = table[code] * scale, and groups are blocks of the row-major weight
     (see ``codebook``); ``double_quant`` stores their scales in 8 bits.
@@ -65,6 +68,7 @@ class QuantScheme:
     double_quant: bool = False
     zero_point: ZeroPoint = "int"
     two_level: bool = False
+    group_axis: GroupAxis = "input"
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -83,9 +87,14 @@ class QuantScheme:
                 f"scale_dtype: {self.scale_dtype} is not supported; "
                 f"use one of {', '.join(get_args(ScaleDtype))}"
             )
+        if self.bits == 1 and self.symmetric and not self.is_codebook:
+            raise SchemeError(
+                "bits: 1 has no middle for a symmetric weight; set symmetric: false (zero_point: float gives a group any two values)"
+            )
         self._check_dtype()
         self._check_zero_point()
         self._check_two_level()
+        self._check_group_axis()
 
     def _check_dtype(self) -> None:
         if self.dtype not in get_args(Dtype):
@@ -137,6 +146,19 @@ class QuantScheme:
                 "two_level: minima take the place of zero points, for each group; set zero_point: int and a group_size"
             )
 
+    def _check_group_axis(self) -> None:
+        if self.group_axis not in get_args(GroupAxis):
+            raise SchemeError(
+                f"group_axis: {self.group_axis} is not supported; use one of {', '.join(get_args(GroupAxis))}"
+            )
+        if self.group_axis == "input":
+            return
+        if self.is_codebook or self.two_level or self.granularity is not Granularity.GROUP:
+            raise SchemeError(
+                f"group_axis: output is for groups of integers, not for {self.label}; "
+                "set dtype: int, two_level: false and group_size to a number, or group_axis: input"
+            )
+
     @property
     def is_codebook(self) -> bool:
         """Whether codes are indices of a table."""
@@ -146,6 +168,16 @@ class QuantScheme:
     def has_float_zero_points(self) -> bool:
         """Whether zero points are numbers of the scales' type."""
         return self.zero_point == "float"
+
+    @property
+    def groups_rows(self) -> bool:
+        """Whether a group holds weights of several rows."""
+        return self.group_axis == "output"
+
+    @property
+    def turned(self) -> "QuantScheme":
+        """Of the transposed weight."""
+        return replace(self, group_axis="input" if self.groups_rows else "output")
 
     @property
     def max_code(self) -> int:
@@ -162,6 +194,7 @@ class QuantScheme:
         if self.is_codebook:
             return f"{self.dtype} g{self.group_size}{' dq' if self.double_quant else ''}"
         width = f"g{self.group_size}" if self.granularity is Granularity.GROUP else self.granularity.value
+        width += "-out" if self.groups_rows else ""
         extra = " two-level" if self.two_level else " float-zp" if self.has_float_zero_points else ""
         return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}{extra}"
 
@@ -189,13 +222,13 @@ class QuantScheme:
 
     @property
     def stored_middle(self) -> int:
-        """The middle of the codes as they are stored: of four bits for three."""
+        """The middle of the codes as they are stored: of four bits for three, of two for one."""
         return 1 << (self.storage_bits - 1)
 
     @property
     def storage_bits(self) -> int:
-        """Bits that one code takes in a packed layout: three-bit codes are stored in four."""
-        return 4 if self.bits == 3 else self.bits
+        """Bits that one code takes in a packed layout: three-bit codes are stored in four, one-bit codes in two."""
+        return self.bits + 1 if self.bits in (1, 3) else self.bits
 
     def blocks(self, n: int, k: int) -> int:
         """Blocks in an [N, K] codebook weight."""
@@ -203,13 +236,17 @@ class QuantScheme:
 
     def scale_shape(self, n: int, k: int) -> tuple[int, int]:
         """Shape of the scales (and zero points) of an [N, K] integer weight."""
+        if self.groups_rows:
+            return self.groups(n), k
         return (1, 1) if self.granularity is Granularity.TENSOR else (n, self.groups(k))
 
     def stored_bytes(self, n: int, k: int) -> int:
         """Bytes of an [N, K] weight: dense codes (short groups padded to whole ones), scales and zero points.
 
-        Three bits count as four: no layout here stores them closer.
+        Three bits count as four, one as two: no layout here stores them closer.
         """
+        if self.groups_rows:
+            return self.turned.stored_bytes(k, n)
         if self.is_codebook:
             blocks = self.blocks(n, k)
             scales = blocks * SCALE_BYTES[self.scale_dtype]
@@ -231,22 +268,23 @@ class QuantScheme:
 
 
 def fit_group(
-    scheme: QuantScheme, k: int, fallback: GroupFallback, where: str
+    scheme: QuantScheme, shape: tuple[int, int], fallback: GroupFallback, where: str
 ) -> tuple[QuantScheme, str | None]:
-    """The scheme to use for rows of K weights, and the reason when K made it differ or padded.
+    """The scheme to use for a weight of ``shape`` (N, K), and the reason when the shape made it differ or padded.
 
     Blocks of a codebook run on from row to row, so any K takes them. ADJUST halves the group size until it
-    divides K; where that would take it below SMALLEST_GROUP, the last group stays short, as with PAD.
+    divides K (N for groups of rows); where that would take it below SMALLEST_GROUP, the last group stays short, as with PAD.
 
     Raises:
         SchemeError: the group size does not divide K and the fallback is ERROR.
     """
     group = scheme.group_size
+    letter, k = ("N", shape[0]) if scheme.groups_rows else ("K", shape[1])
     if group is None or k % group == 0 or scheme.is_codebook:
         return scheme, None
     if fallback is GroupFallback.ERROR:
         raise SchemeError(
-            f"{where}: K={k} is not a multiple of group_size={group}; use one that divides {k}, "
+            f"{where}: {letter}={k} is not a multiple of group_size={group}; use one that divides {k}, "
             f"or set group_fallback: {GroupFallback.ADJUST.value}"
         )
     if fallback is GroupFallback.ADJUST:
@@ -254,6 +292,9 @@ def fit_group(
         while size % 2 == 0 and size // 2 >= SMALLEST_GROUP:
             size //= 2
             if k % size == 0:
-                reason = f"group_size {group} does not divide K={k}: {size} used"
+                reason = f"group_size {group} does not divide {letter}={k}: {size} used"
                 return replace(scheme, group_size=size), reason
-    return scheme, f"group_size {group} does not divide K={k}: the last group holds {k % group} weights"
+    return (
+        scheme,
+        f"group_size {group} does not divide {letter}={k}: the last group holds {k % group} weights",
+    )

@@ -18,11 +18,11 @@ ZeroPoints: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AffineTensor:
-    """w = (codes - zero_point) * scale, a scale for each group of a row.
+    """w = (codes - zero_point) * scale, a scale for each group of a row, or of rows (``QuantScheme.group_axis``).
 
     Attributes:
         codes: uint8 [N, K], 0..2^bits - 1.
-        scale: float32 [N, G] ([N, 1] channel, [1, 1] tensor); values that scheme.scale_dtype holds exactly.
+        scale: float32 [N, G] ([N, 1] channel, [1, 1] tensor, [G, K] groups of rows); values that scheme.scale_dtype holds exactly.
         zero_point: uint8 of scale's shape (float32, values that scheme.scale_dtype holds exactly, for float ones), or None: the
             midpoint 2^(bits - 1) (a symmetric scheme).
     Raises:
@@ -72,12 +72,31 @@ class AffineTensor:
     def dequantize(self, rows: slice | None = None) -> npt.NDArray[np.float32]:
         """The weights, float32 [N, K], or those of some rows."""
         rows = slice(None) if rows is None else rows
+        if self.scheme.groups_rows:
+            return self._of_groups(rows)
         scale_rows = slice(None) if self.scheme.granularity is Granularity.TENSOR else rows
         zero_point = None if self.zero_point is None else self.zero_point[scale_rows]
         result: npt.NDArray[Any] = dequantize_codes(
             self.codes[rows], self.scale[scale_rows], zero_point, self.scheme
         )
         return result
+
+    @property
+    def turned(self) -> "AffineTensor":
+        """The transpose [K, N]: the same numbers, with groups along its other axis."""
+        zero_point = None if self.zero_point is None else self.zero_point.T
+        return AffineTensor(self.scheme.turned, self.codes.T, self.scale.T, zero_point)
+
+    def _of_groups(self, rows: slice) -> npt.NDArray[np.float32]:
+        """Some rows, by way of the whole groups that hold them."""
+        first, last, _ = rows.indices(self.shape[0])
+        width = self.scheme.group_width(self.shape[0])
+        groups = slice(first // width, -(-last // width))
+        zero_point = None if self.zero_point is None else self.zero_point[groups]
+        codes = self.codes[groups.start * width : groups.stop * width]
+        whole = AffineTensor(self.scheme, codes, self.scale[groups], zero_point).turned
+        start = groups.start * width
+        return np.ascontiguousarray(whole.dequantize()[:, first - start : last - start].T)
 
 
 BaseTensor: TypeAlias = AffineTensor | CodebookTensor | TwoLevelTensor

@@ -4,9 +4,10 @@ import re
 from dataclasses import dataclass
 
 from qcompiler.errors import RecipeError
-from qcompiler.quant.scheme import BITS
 from qcompiler.recipe.yaml_text import check_int
 
+BITS = (2, 3, 4, 8)
+"""What may be given out: not one bit, which is stored in two."""
 OUTPUT, FISHER = "output", "fisher"
 SENSITIVITIES = (OUTPUT, FISHER)
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(bpw|KB|MB|GB)")

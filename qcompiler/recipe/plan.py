@@ -199,7 +199,7 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
             )
             continue
         scheme, note = fit_group(
-            settings.scheme(SCALE_NAMES[weight.dtype]), weight.shape[1], settings.group_fallback, weight.name
+            settings.scheme(SCALE_NAMES[weight.dtype]), weight.shape, settings.group_fallback, weight.name
         )
         settings, refused = _without_corrections(weight, settings)
         planned = PlannedWeight(weight, scheme, settings, [line for line in (note, refused) if line])

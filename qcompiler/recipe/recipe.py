@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from qcompiler.errors import RecipeError
 from qcompiler.nearest import nearest
-from qcompiler.quant.scheme import Dtype, GroupFallback, QuantScheme, ScaleDtype, ZeroPoint
+from qcompiler.quant.scheme import Dtype, GroupAxis, GroupFallback, QuantScheme, ScaleDtype, ZeroPoint
 from qcompiler.recipe.calibration import CalibrationSettings
 from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.plain_values import keys_of, plain_value, read_fields, with_setting
@@ -42,6 +42,7 @@ class WeightSettings:
     symmetric: bool
     zero_point: ZeroPoint
     two_level: bool
+    group_axis: GroupAxis
     algorithm: tuple[Step, ...]
     scale_dtype: ScaleDtype | Literal["auto"]
     double_quant: bool
@@ -78,6 +79,7 @@ class WeightSettings:
             self.bits,
             self.dtype,
             self.group_size,
+            self.group_axis,
             self.symmetric,
             scale_dtype,
             double,
@@ -108,6 +110,7 @@ class Recipe:
     bits: int = 4
     dtype: Dtype = "int"
     group_size: GroupSize = 32
+    group_axis: GroupAxis = "input"
     symmetric: bool = True
     zero_point: ZeroPoint = "int"
     two_level: bool = False

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from qcompiler.errors import RecipeError, SchemeError
-from qcompiler.quant.scheme import Dtype, Granularity, QuantScheme, ScaleDtype, ZeroPoint
+from qcompiler.quant.scheme import Dtype, Granularity, GroupAxis, QuantScheme, ScaleDtype, ZeroPoint
 from qcompiler.recipe.steps import Step, make_steps
 from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int, check_text
 
 ROLES = ("linear", "head", "embedding", "conv")
 OPS = ("MatMul", "Gemm", "Gather", "Conv")
 GroupSize = int | str  # a positive number, "channel" or "tensor"
-SETTINGS = ("bits", "dtype", "group_size", "symmetric", "zero_point", "two_level", "algorithm")
+SETTINGS = ("bits", "dtype", "group_size", "group_axis", "symmetric", "zero_point", "two_level", "algorithm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class RoleSettings:
     algorithm: tuple[Step, ...] = field(default_factory=lambda: make_steps("mse"))
     zero_point: ZeroPoint = "int"
     two_level: bool = False
+    group_axis: GroupAxis = "input"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "algorithm", make_steps(self.algorithm))
@@ -88,6 +89,7 @@ class Rule:
     symmetric: bool | None = None
     zero_point: ZeroPoint | None = None
     two_level: bool | None = None
+    group_axis: GroupAxis | None = None
     algorithm: tuple[Step, ...] | None = None
     quantize: bool | None = None
     reason: str | None = None
@@ -112,7 +114,8 @@ class Rule:
             4 if self.bits is None else self.bits,
             "int" if self.dtype is None else self.dtype,
             32 if self.group_size is None else self.group_size,
-            self.zero_point != "float" if self.symmetric is None else self.symmetric,
+            "input" if self.group_axis is None else self.group_axis,
+            self.zero_point != "float" and self.bits != 1 if self.symmetric is None else self.symmetric,
             "int" if self.zero_point is None else self.zero_point,
             any(step.algorithm.two_level for step in steps) if self.two_level is None else self.two_level,
             steps,
@@ -129,6 +132,7 @@ def make_scheme(
     bits: int,
     dtype: Dtype,
     group_size: GroupSize,
+    group_axis: GroupAxis,
     symmetric: bool,
     scale_dtype: ScaleDtype,
     double_quant: bool = False,
@@ -148,6 +152,7 @@ def make_scheme(
         double_quant and dtype != "int",
         zero_point,
         two_level,
+        group_axis,
     )
 
 
@@ -155,6 +160,7 @@ def check_scheme(
     bits: int,
     dtype: Dtype,
     group_size: GroupSize,
+    group_axis: GroupAxis,
     symmetric: bool,
     zero_point: ZeroPoint,
     two_level: bool,
@@ -162,15 +168,18 @@ def check_scheme(
 ) -> None:
     """Raises RecipeError unless these say a scheme that can be stored, and the steps can find its codes."""
     check_choice(dtype, get_args(Dtype), "dtype")
-    check_int(bits, 2, 8, "bits")
+    check_int(bits, 1, 8, "bits")
     check_bool(symmetric, "symmetric")
     check_choice(zero_point, get_args(ZeroPoint), "zero_point")
+    check_choice(group_axis, get_args(GroupAxis), "group_axis")
     check_bool(two_level, "two_level")
     whole = isinstance(group_size, int) and not isinstance(group_size, bool)
     if not whole and group_size not in ("channel", "tensor"):
         raise RecipeError(f"group_size: expected a number, channel or tensor, got {group_size!r}")
     try:
-        scheme = make_scheme(bits, dtype, group_size, symmetric, "float32", False, zero_point, two_level)
+        scheme = make_scheme(
+            bits, dtype, group_size, group_axis, symmetric, "float32", False, zero_point, two_level
+        )
     except SchemeError as error:
         raise RecipeError(str(error)) from error
     unfit = [step.name for step in algorithm if scheme.is_codebook and not step.algorithm.codebooks]
@@ -194,3 +203,8 @@ def check_scheme(
             raise RecipeError(
                 f"algorithm: {step.name} works on scales of one level; leave it out, or two_level: false"
             )
+    bound = [step.name for step in algorithm if scheme.groups_rows and not step.algorithm.either_axis]
+    if bound:
+        raise RecipeError(
+            f"algorithm: {bound[0]} works on groups of input channels, not of rows; use rtn, mse or hqq, or group_axis: input"
+        )

@@ -42,6 +42,7 @@ class InspectedProduct:
         beside: what is added to the product, and counted in ``bytes``: "rank 16".
         float_zero_points: whether zero points are numbers of the scales' type.
         two_level: whether scales are whole numbers times the step of a super-block.
+        groups_rows: whether a group holds weights of several rows of one input channel.
     """
 
     name: str
@@ -61,6 +62,7 @@ class InspectedProduct:
     beside: str = ""
     float_zero_points: bool = False
     two_level: bool = False
+    groups_rows: bool = False
 
     @property
     def label(self) -> str:
@@ -74,6 +76,7 @@ class InspectedProduct:
         if self.dtype in TABLES:
             return f"{self.dtype} g{self.group_size}{' dq' if self.double_quant else ''}"
         width = f"g{self.group_size}" if self.group_size is not None else self.granularity
+        width += "-out" if self.groups_rows else ""
         extra = " two-level" if self.two_level else " float-zp" if self.float_zero_points else ""
         return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}{extra}"
 
@@ -170,6 +173,7 @@ def _of_quantized(weight: StoredWeight) -> tuple[ir.Node, InspectedProduct]:
         weight.beside,
         weight.float_zero_points,
         weight.two_level,
+        weight.groups_rows,
     )
 
 

@@ -17,7 +17,8 @@ from qcompiler.graph.edits import all_nodes
 from qcompiler.graph.node_chain import constants_behind, is_computed
 from qcompiler.graph.offset_form import OffsetForm, offset_form
 from qcompiler.graph.offset_product import offset_of
-from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY
+from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, layout_of
+from qcompiler.graph.stored_quantized import Layout
 from qcompiler.graph.weights import Role, constant_view
 from qcompiler.quant.affine import is_midpoint
 
@@ -35,6 +36,7 @@ class StoredWeight:
         beside: what is added to the product: "rank 16".
         float_zero_points: whether zero points are numbers of the scales' type.
         two_level: whether scales (and minima) are whole numbers times the step of a super-block.
+        groups_rows: whether a group holds weights of several rows of one input channel.
         reason, algorithm: from the node's metadata; empty in models of other tools.
     """
 
@@ -54,6 +56,7 @@ class StoredWeight:
     beside: str = ""
     float_zero_points: bool = False
     two_level: bool = False
+    groups_rows: bool = False
 
     @property
     def size(self) -> int:
@@ -126,6 +129,8 @@ def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool]]:
         for user, index in node.outputs[0].uses():
             if _WEIGHT_INPUT.get(user.op_type) == index:
                 yield user, node, False
+            elif user.op_type == "Transpose" and codebook_form(user) is None and offset_form(user) is None:
+                yield from ((reader, node, True) for reader in _products_of(user))
         return
     if node.op_type != "DequantizeLinear":
         if node.op_type in _PLACES:
@@ -133,11 +138,20 @@ def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool]]:
         return
     for user, index in node.outputs[0].uses():
         if user.op_type == "Transpose":
-            for reader, place in user.outputs[0].uses():
-                if _WEIGHT_INPUT.get(reader.op_type) == place:
-                    yield reader, node, True
+            yield from ((reader, node, True) for reader in _products_of(user))
         elif _WEIGHT_INPUT.get(user.op_type) == index:
             yield user, node, False
+
+
+def _products_of(transpose: ir.Node) -> list[ir.Node]:
+    """Nodes that read what it yields as their weight."""
+    return [user for user, place in transpose.outputs[0].uses() if _WEIGHT_INPUT.get(user.op_type) == place]
+
+
+def _groups_rows(node: ir.Node, lies: Layout, turned: bool) -> bool:
+    """Whether groups are along N, of a matrix whose groups are along K if it lies so."""
+    by_rows = node.op_type == "Gather" or bool(node.attributes.get_int("transB", 0))
+    return (lies == "nk") is not (by_rows is not turned)
 
 
 def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, StoredWeight] | None:
@@ -146,7 +160,7 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, Store
         return form.source, _of_form(node, holder, form)
     offsets = offset_form(holder)
     if offsets is not None:
-        return offsets.source, _of_offsets(node, holder, offsets)
+        return offsets.source, _of_offsets(node, holder, offsets, turned)
     places = _PLACES[holder.op_type]
     codes = _constant(holder, places.codes)
     if codes is None or codes.const_value is None:
@@ -158,6 +172,10 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, Store
     if len(shape) < 2:
         return None
     granularity, group = _granularity(holder, shape, scales)
+    block = holder.attributes.get_int("block_size", 0) if holder.op_type == "DequantizeLinear" else 0
+    rows = block > 0 and len(shape) == 2 and _groups_rows(node, layout_of(holder), turned)
+    if rows:
+        granularity, group = "group", block
     double = None
     if holder.op_type == "MatMulBnb4" and scales is None and holder.inputs[2] is not None:
         double = double_scales(holder.inputs[2])
@@ -183,6 +201,7 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, Store
         double is not None,
         float_zero_points=offset is not None and not two_level,
         two_level=two_level,
+        groups_rows=rows,
     )
     return codes, stored
 
@@ -195,14 +214,17 @@ def _computed(holder: ir.Node, scales: ir.Value | None) -> tuple[ir.Value | None
     )
 
 
-def _of_offsets(node: ir.Node, holder: ir.Node, form: OffsetForm) -> StoredWeight:
+def _of_offsets(node: ir.Node, holder: ir.Node, form: OffsetForm, turned: bool) -> StoredWeight:
     notes = holder.metadata_props
+    rows = _groups_rows(node, form.layout, turned)
+    shape = form.shape[::-1] if rows else form.shape
     parts = (form.codes, *constants_behind(form.scale, form.offset).values())
     return StoredWeight(
-        _name(node, form.source), [], [node], form.shape, str(form.codes.dtype.name).lower(), form.bits, "group", form.group,
+        _name(node, form.source), [], [node], shape, str(form.codes.dtype.name).lower(), form.bits, "group", form.group,
         form.offset is None, sum(int(part.nbytes) for part in parts),
         notes.get(REASON_KEY, ""), notes.get(ALGORITHM_KEY, ""),
         float_zero_points=form.offset is not None and not is_computed(form.scale), two_level=is_computed(form.scale),
+        groups_rows=rows,
     )  # fmt: skip
 
 

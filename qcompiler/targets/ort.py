@@ -48,7 +48,12 @@ def remark(scheme: QuantScheme, gathered: bool, outliers: bool) -> list[str]:
         outliers: some stand beside it.
     """
     plain = None
-    if scheme.is_codebook:
+    if scheme.groups_rows:
+        plain = (
+            f"{scheme.label}: no kernel reads groups of rows; stored as plain ONNX, which ONNX Runtime unpacks in every run; "
+            "set group_axis: input for one"
+        )
+    elif scheme.is_codebook:
         plain = codebook_stays_plain(scheme.dtype, gathered)
     elif scheme.has_float_zero_points or scheme.two_level:
         plain = stays_plain(scheme, gathered)

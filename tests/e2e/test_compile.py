@@ -1,5 +1,6 @@
 """compile() on small models: what runs afterwards, that it computes the same, and what is said when it cannot."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -458,14 +459,13 @@ def test_group_fallback_error_names_the_weight(quantize: Compile) -> None:
         quantize(model, settings=["group_size=64", "group_fallback=error"])
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", [16, 32, 64, 128, 256, "channel", "tensor"])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("bits", "symmetric"), [(1, False), *itertools.product((2, 3, 4, 8), (True, False))])
 def test_every_scheme(bits: int, group: int | str, symmetric: bool, quantize: Compile) -> None:
     model = make_model(
         "g (float[M,256] x) => (float[M,32] z) { y = MatMul(x, w) z = Relu(y) }", {"w": weight(256, 32)}
     )
-    rows = [f"bits={bits}", f"group_size={group}", f"symmetric={str(symmetric).lower()}"]
+    rows = [f"symmetric={str(symmetric).lower()}", f"bits={bits}", f"group_size={group}"]
     compiled = quantize(model, "w4a16-rtn", settings=rows)
     assert compiled.report.running == {"MatMulNBits": 1}
     stored, steps = _stored(compiled, "MatMulNBits", 256)

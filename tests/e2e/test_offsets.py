@@ -110,7 +110,7 @@ def test_lowered_middle_form_and_numpy_agree(
     assert_equal_outputs(results["quantize_weights"], results[None], ROUNDING[dtype])
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("algorithm", ["rtn", "mse", "hqq", "gptq"])
 def test_every_quantizer_and_width_runs(bits: int, algorithm: str, tmp_path: Path) -> None:
     path = save_model(

@@ -358,8 +358,8 @@ def test_a_function_of_the_user_is_an_algorithm(monkeypatch: pytest.MonkeyPatch)
         ("name: a b", "name: 'a b' names the output folder"),
         ("name: a/b", "name: 'a/b' names the output folder"),
         ("description: 3", "description: expected text, got 3"),
-        ("bits: 5", "bits: 5 is not supported; use one of 2, 3, 4, 8"),
-        ("bits: four", "bits: expected a whole number from 2 to 8, got 'four'"),
+        ("bits: 5", "bits: 5 is not supported; use one of 1, 2, 3, 4, 8"),
+        ("bits: four", "bits: expected a whole number from 1 to 8, got 'four'"),
         ("bits: true", "bits: expected a whole number"),
         ("group_size: 0", "group_size: 0 is not supported; use a positive number, channel or tensor"),
         ("group_size: chanel", "group_size: expected a number, channel or tensor, got 'chanel'"),
@@ -459,7 +459,7 @@ def test_refused(text: str, message: str) -> None:
         ("rtn.device=cpu", "unknown key 'rtn'"),
         ("rules.0.bits=4", "rules has no keys inside"),
         ("bits=[1", "--set bits=[1: line 1: not readable YAML"),
-        ("bits=9", "--set bits=9: bits: expected a whole number from 2 to 8, got 9"),
+        ("bits=9", "--set bits=9: bits: expected a whole number from 1 to 8, got 9"),
         ("group_size=", "group_size: expected a number, channel or tensor, got None"),
     ],
 )
@@ -543,3 +543,37 @@ def test_a_rule_with_float_zero_points_that_its_base_has_not_is_refused() -> Non
     loaded = recipe("{bits: 4, rules: [{match: fc, zero_point: float}]}")
     with pytest.raises(RecipeError, match=r"fc: rule 1 \(name=fc\): zero_point: float, but there are none"):
         loaded.settings_for("fc", "linear", "MatMul")
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "spqr", "[awq, rtn]", "[rtn, lorc]", "[mse, autoround]"])
+def test_groups_of_rows_want_a_quantizer_that_knows_them(algorithm: str) -> None:
+    recipe = Recipe.load("w4a16-hqq").with_settings(["group_axis=output", "zero_point=int"])
+    with pytest.raises(RecipeError, match="works on groups of input channels, .* group_axis: input"):
+        recipe.with_settings([f"algorithm={algorithm}"])
+    found = recipe.settings_for("fc", "linear", "MatMul")
+    assert not isinstance(found, Skip) and found.scheme("float32").label == "int4 g64-out asym"
+    head = recipe.settings_for("lm_head", "head", "MatMul")
+    assert not isinstance(head, Skip) and head.group_axis == "input"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["group_axis=rows"], "group_axis: 'rows' is unknown; use one of: input, output"),
+        (["zero_point=int", "group_axis=output", "group_size=channel"], "group_axis: output is for groups"),
+        (["zero_point=int", "symmetric=true", "bits=1"], "bits: 1 has no middle"),
+    ],
+)
+def test_what_no_group_can_be(settings: list[str], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        Recipe.load("w4a16-hqq").with_settings(settings)
+
+
+def test_a_rule_for_one_bit_says_what_is_not_its_own() -> None:
+    recipe = Recipe.load("w4a16-hqq").with_settings(["rules=[{match: fc*, bits: 1}]"])
+    found = recipe.settings_for("fc", "linear", "MatMul")
+    assert not isinstance(found, Skip) and found.scheme("float32").label == "int1 g64 asym float-zp"
+    with pytest.raises(RecipeError, match="fc: rule 1 .*bits: 1 has no middle"):
+        recipe.settings_for("fc", "head", "MatMul")
+    with pytest.raises(RecipeError, match="bits: 1; give some of 2, 3, 4, 8"):
+        recipe.with_settings(["mixed={bits: [1, 4], budget: 4bpw}"])

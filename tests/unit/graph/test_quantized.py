@@ -11,6 +11,7 @@ import pytest
 from qcompiler.errors import SchemeError
 from qcompiler.graph import model_file, quantized, stored_quantized
 from qcompiler.graph.stored_quantized import Layout, StoredCodes, restore, store_quantized
+from qcompiler.graph.weight_form import emit_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant import affine, packing
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
@@ -28,8 +29,9 @@ def _scheme(bits: int, symmetric: bool, width: int | str, scale_dtype: ScaleDtyp
 SCHEMES = [
     _scheme(*parts)
     for parts in itertools.product(
-        (2, 3, 4, 8), (True, False), (16, 64, "channel", "tensor"), ("float32", "float16")
+        (1, 2, 3, 4, 8), (True, False), (16, 64, "channel", "tensor"), ("float32", "float16")
     )
+    if parts[:2] != (1, True)
 ]
 SHAPES = [(32, 128), (7, 50), (1, 16)]  # N, K: whole groups; short groups and odd sizes; one row
 
@@ -78,7 +80,7 @@ def test_middle_form_runs_and_reads_back(
     n, k = shape
     weight = _random(scheme, n, k)
     with WeightStore(tmp_path) as store:
-        node = quantized.emit_dequantize(store, weight, layout, "w", FLOAT)
+        node = emit_weight(store, weight, layout, "w", FLOAT)[0]
 
     ours = quantized.stored(node)
     assert ours is not None
@@ -107,7 +109,7 @@ def test_middle_form_under_ort_optimization(tmp_path: Path, bits: int, symmetric
     only."""
     weight = _random(_scheme(bits, symmetric, 32), 64, 256)
     with WeightStore(tmp_path) as store:
-        node = quantized.emit_dequantize(store, weight, layout, "w", FLOAT)
+        node = emit_weight(store, weight, layout, "w", FLOAT)[0]
     path = model_file.save(_model(node, layout, 64, 256), tmp_path / "out")
     x = np.random.default_rng(1).standard_normal((3, 256), dtype=np.float32)
     (result,) = _session(path, ort.GraphOptimizationLevel.ORT_ENABLE_ALL).run(None, {"x": x})
@@ -195,7 +197,7 @@ def test_a_large_embedding_costs_little_memory(tmp_path: Path):
     weight = _random(_scheme(4, False, 32), 49152, 576)
     with WeightStore(tmp_path) as store:
         tracemalloc.start()
-        node = quantized.emit_dequantize(store, weight, "kn", "w", FLOAT)
+        node = emit_weight(store, weight, "kn", "w", FLOAT)[0]
         with (tmp_path / "saved").open("wb") as file:
             codes = node.inputs[0].const_value
             assert isinstance(codes, StoredCodes)
@@ -210,10 +212,10 @@ def test_scales_that_the_output_cannot_hold(tmp_path: Path):
     weight = _random(_scheme(4, True, 32), 4, 64)
     with WeightStore(tmp_path) as store:
         with pytest.raises(SchemeError, match=r"w: float32 scales .* set scale_dtype: float16"):
-            quantized.emit_dequantize(store, weight, "kn", "w", ir.DataType.FLOAT16)
+            emit_weight(store, weight, "kn", "w", ir.DataType.FLOAT16)[0]
         assert store.nbytes == 0
         half = _random(_scheme(4, True, 32, "float16"), 4, 64)
-        node = quantized.emit_dequantize(store, half, "kn", "w", ir.DataType.FLOAT16)
+        node = emit_weight(store, half, "kn", "w", ir.DataType.FLOAT16)[0]
     assert node.outputs[0].dtype == ir.DataType.FLOAT16
     assert node.inputs[1].const_value.numpy().dtype == np.float16
 

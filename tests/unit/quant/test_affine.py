@@ -24,8 +24,9 @@ from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 SCHEMES = [
     QuantScheme(bits, symmetric, granularity, 16 if granularity is Granularity.GROUP else None)
     for bits, symmetric, granularity in itertools.product(
-        (2, 3, 4, 8), (True, False), (Granularity.GROUP, Granularity.CHANNEL)
+        (1, 2, 3, 4, 8), (True, False), (Granularity.GROUP, Granularity.CHANNEL)
     )
+    if bits > 1 or not symmetric
 ]
 WEIGHTS = hnp.arrays(
     np.float32,

@@ -1,3 +1,5 @@
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from onnx import helper, numpy_helper
 from qcompiler.algorithms import rtn
 from qcompiler.errors import SchemeError
 from qcompiler.quant import packing
-from qcompiler.quant.scheme import Granularity, QuantScheme
+from qcompiler.quant.scheme import Granularity, QuantScheme, ZeroPoint
 from qcompiler.quant.tensor import AffineTensor
 
 Codes = npt.NDArray[np.uint8]
@@ -97,6 +99,16 @@ def test_onnx_reads_what_we_pack(bits: int, unsigned: int, signed: int, shape: t
     assert np.array_equal(packing.shift_sign(packing.shift_sign(codes, bits), bits), codes)
 
 
+@pytest.mark.parametrize("zero_point", ["int", "float"])
+def test_lifting_one_bit_keeps_the_values(zero_point: ZeroPoint) -> None:
+    weight = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
+    scheme = QuantScheme(1, False, Granularity.GROUP, 16, zero_point=zero_point)
+    tensor = rtn.quantize(weight, None, scheme)
+    lifted = packing.lift(tensor)
+    assert lifted.scheme == replace(scheme, bits=2)
+    assert np.array_equal(lifted.dequantize(), tensor.dequantize())
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("granularity", [Granularity.GROUP, Granularity.CHANNEL])
 def test_lifting_three_bits_keeps_the_values(symmetric: bool, granularity: Granularity) -> None:
@@ -120,8 +132,7 @@ def test_three_bits_have_no_layout() -> None:
 
 @pytest.mark.parametrize("k", [256, 272, 40])
 @pytest.mark.parametrize("group", [16, 32, 64, 128, 256])
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("bits", "symmetric"), [(1, False), *itertools.product((2, 3, 4, 8), (True, False))])
 def test_onnxruntime_computes_with_what_we_pack(bits: int, symmetric: bool, group: int, k: int) -> None:
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(24, k)).astype(np.float32)
