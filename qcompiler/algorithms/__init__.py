@@ -239,7 +239,9 @@ def checked(result: object, scheme: QuantScheme, shape: tuple[int, int], where: 
         raise SchemeError(
             f"{where}: returned the code {largest}; {scheme.bits} bits hold 0 to {scheme.max_code}"
         )
-    if not np.isfinite(result.scale).all():
+    levels = (result.scales, result.minima) if isinstance(result, TwoLevelTensor) else ()
+    steps = [level.step for level in levels if level is not None]
+    if not all(np.isfinite(part).all() for part in steps or [result.scale]):
         raise SchemeError(f"{where}: returned a scale of NaN or infinity; every scale must be a number")
     if scheme.has_float_zero_points and not np.isfinite(getattr(result, "zero_point", 0)).all():
         raise SchemeError(

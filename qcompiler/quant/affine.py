@@ -65,15 +65,7 @@ def store_zero_point(zero_point: Array, scheme: QuantScheme) -> Array:
     """The nearest zero points that can be stored, as float32: codes, or what scheme.scale_dtype holds. May overwrite its argument."""
     if not scheme.has_float_zero_points:
         return round_to_codes(zero_point, scheme)
-    xp = array_namespace(zero_point)
-    most = _LARGEST[scheme.scale_dtype]
-    return held_in(xp.clip(zero_point, -most, most), scheme.scale_dtype)
-
-
-def held_in(values: Array, dtype: ScaleDtype) -> Array:
-    """Numbers as ``dtype`` holds them, float32."""
-    held: Array = _cast(_cast(values, dtype), "float32")
-    return held
+    return store_values(zero_point, scheme.scale_dtype)
 
 
 def offsets(scale: Array, zero_point: Array, scheme: QuantScheme) -> Array:
@@ -81,7 +73,7 @@ def offsets(scale: Array, zero_point: Array, scheme: QuantScheme) -> Array:
 
     The middle is that of the codes as they are stored: of four bits for three.
     """
-    return held_in((scheme.stored_middle - zero_point) * scale, scheme.scale_dtype)
+    return store_values((scheme.stored_middle - zero_point) * scale, scheme.scale_dtype)
 
 
 def store_scale(scale: Array, dtype: ScaleDtype) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.errors import SchemeError
-from qcompiler.quant.affine import held_in, store_scale, to_groups
+from qcompiler.quant.affine import store_scale, store_values, to_groups
 from qcompiler.quant.scheme import QuantScheme
 
 Codes = npt.NDArray[np.uint8]
@@ -111,13 +111,13 @@ class TwoLevelTensor:
 
 def scale_values(scales: Levels, scheme: QuantScheme) -> Floats:
     """Scales [N, G] as scheme.scale_dtype holds them."""
-    held: Floats = held_in(scales.values(scheme), scheme.scale_dtype)
+    held: Floats = store_values(scales.values(scheme), scheme.scale_dtype)
     return held
 
 
 def offset_values(scale: Floats, minima: Levels, scheme: QuantScheme) -> Floats:
     """middle * scale - minimum [N, G] as scheme.scale_dtype holds it."""
-    held: Floats = held_in(
+    held: Floats = store_values(
         np.float32(scheme.stored_middle) * scale - minima.values(scheme), scheme.scale_dtype
     )
     return held

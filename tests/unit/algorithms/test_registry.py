@@ -14,6 +14,7 @@ from qcompiler.algorithms import ALGORITHMS, Algorithm, Need, NoOptions
 from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.tensor import AffineTensor
+from qcompiler.quant.two_level import Levels, TwoLevelTensor
 
 
 @pytest.fixture
@@ -140,6 +141,16 @@ def test_a_result_that_was_not_planned_is_refused(result: object, told: str) -> 
         algorithms.checked(result, INT4, (2, 16), "fc: mine:f")
     assert str(raised.value).startswith("fc: mine:f: ") and told in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("which", ["scales", "minima"])
+def test_steps_of_two_levels_are_numbers(which: str) -> None:
+    scheme = QuantScheme(4, False, Granularity.GROUP, 16, two_level=True)
+    one, step = np.ones((2, 1), np.uint8), np.ones(1, np.float32)
+    parts = {name: Levels(one, step * (np.inf if name == which else 1), 0) for name in ("scales", "minima")}
+    result = TwoLevelTensor(scheme, np.zeros((2, 16), np.uint8), **parts)
+    with pytest.raises(SchemeError, match="fc: mine:f: returned a scale of NaN or infinity"):
+        algorithms.checked(result, scheme, (2, 16), "fc: mine:f")
 
 
 def test_what_a_users_function_raises_names_it_and_the_layer() -> None:

@@ -13,6 +13,7 @@ from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import (
     dequantize_codes,
     is_midpoint,
+    offsets,
     quantize_codes,
     range_to_scale,
     store_scale,
@@ -172,6 +173,12 @@ def test_float_zero_points_hold_a_group_far_from_zero(
     # Half a step of the code; as much and a half again of a zero point and a scale that are held; the offset's own rounding.
     limit = _each(scale, scheme, 64) * (2 + scheme.max_code * last_place) + 2 * far
     assert np.all(np.abs(back - weight) <= limit)
+
+
+def test_an_offset_too_large_for_its_type_becomes_its_largest_number() -> None:
+    scheme = QuantScheme(4, False, Granularity.GROUP, 32, "float16", zero_point="float")
+    found = offsets(np.array([[60.0, 60.0]], np.float32), np.array([[6e4, -6e4]], np.float32), scheme)
+    assert found.tolist() == [[-65504.0, 65504.0]]
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -77,3 +77,13 @@ def test_schemes_that_are_refused(given: dict[str, object], told: str) -> None:
     }
     with pytest.raises(SchemeError, match=told):
         QuantScheme(**{**fields, **given}, two_level=True)  # type: ignore[arg-type]
+
+
+def test_what_is_too_large_for_the_scales_type_becomes_its_largest_number() -> None:
+    scheme = QuantScheme(4, False, Granularity.GROUP, 32, "float16", two_level=True)
+    codes, supers = np.full((1, 32), 63, np.uint8), np.full(1, 2.0**15, np.float32)
+    tensor = TwoLevelTensor(
+        scheme, codes % 16, Levels(codes[:, :1] * 0 + 1, supers, 0), Levels(codes[:, :1], supers, 0)
+    )
+    assert tensor.offset is not None and tensor.offset.tolist() == [[-65504.0]]
+    assert np.isfinite(tensor.dequantize()).all()
