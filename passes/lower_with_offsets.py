@@ -18,6 +18,7 @@ from qcompiler.graph.offset_product import GroupSums, add_offsets
 from qcompiler.quant.scheme import QuantScheme
 
 OP = "MatMulNBits"
+_WITHIN = ("Reshape", "Add", "Slice", "Cast", "Transpose")  # what a form has behind DequantizeLinear
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -55,8 +56,8 @@ class LowerWithOffsets(ir.passes.InPlacePass):
             if node.graph is None or not node.outputs[0].uses():
                 continue
             form = offset_form(node)
-            # One that is the beginning of another is judged as that.
-            if form is not None and all(offset_form(user) is None for user in node.outputs[0].consumers()):
+            # One that is the beginning of another is judged as that; of groups of rows the target has told.
+            if form is not None and not _goes_on(node) and not _groups_rows(node, form):
                 self._lower(node, form)
         if self.lowered:
             model.graph.opset_imports.setdefault(DOMAIN, 1)
@@ -108,6 +109,20 @@ def _products(last: ir.Node, form: OffsetForm) -> list[ir.Node]:
     if form.layout == "nk" or any(user is not last for user, _ in _source(last).uses()):
         return []
     return [user for user, _ in last.outputs[0].uses()]
+
+
+def _goes_on(node: ir.Node) -> bool:
+    """Whether the nodes up to this one are the beginning of a longer form."""
+    return any(
+        user.op_type in _WITHIN and (offset_form(user) is not None or _goes_on(user))
+        for user in node.outputs[0].consumers()
+    )
+
+
+def _groups_rows(last: ir.Node, form: OffsetForm) -> bool:
+    """Whether the weight lies so for its readers that groups are along N."""
+    other = ("MatMul", 1) if form.layout == "nk" else ("Gather", 0)
+    return any((user.op_type, index) == other for user, index in last.outputs[0].uses())
 
 
 def _refusal(last: ir.Node, form: OffsetForm) -> str | None:

@@ -101,6 +101,8 @@ def test_an_embedding_tied_to_its_head(kind: str, tmp_path: Path) -> None:
     assert made.report.running == {"MatMulNBits": 1}
     labels = {product.role: product.label for product in inspect(made.path).products}
     assert labels["embedding/head"] == f"int8 g16-out {kind}"
+    told = [note for layer in made.report.layers for note in layer["notes"]] + list(made.report.warnings)
+    assert sum("plain ONNX" in line for line in told) == 1
     feed = {"i": np.arange(6, dtype=np.int64)[None]}
     # 8 bits move a weight by 0.4 % of its spread, in four products; int8 activations add as much
     assert relative_error(run(path, feed)["y"], run(made.path, feed)["y"]) <= 0.02
