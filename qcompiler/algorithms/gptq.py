@@ -22,7 +22,7 @@ from qcompiler.algorithms import mse
 from qcompiler.algorithms.arrays import BLOCK, Device, fetch, place, row_blocks
 from qcompiler.algorithms.hessian import DAMPING, Factor, factor
 from qcompiler.errors import SchemeError
-from qcompiler.quant.affine import Array, round_to_codes, store_scale, to_groups
+from qcompiler.quant.affine import Array, round_to_codes, store_scale, store_values, to_groups
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import AffineTensor
@@ -85,44 +85,54 @@ def quantize(
     options = options or GptqOptions()
     if statistics is None or statistics.hessian is None or not np.diagonal(statistics.hessian).any():
         return mse.quantize(weight, statistics, scheme, options.search)
-    plan = factor(statistics, options.damping, options.device)
-    start = mse.quantize(weight, statistics, scheme, options.search)
-    spread_errors(weight, start, statistics, plan, options)
-    return start
+    return round_together(weight, statistics, scheme, options)[0]
 
 
-def spread_errors(
+def round_together(
     weight: npt.NDArray[Any],
-    start: AffineTensor,
     statistics: InputStatistics,
-    plan: Factor,
+    scheme: QuantScheme,
     options: GptqOptions,
     mask: npt.NDArray[np.bool_] | None = None,
-) -> None:
-    """Rounds with the scales of ``start``, then refines; its codes and scales are overwritten.
+) -> tuple[AffineTensor, Float | None]:
+    """Rounds with the scales that mse finds, then refines.
 
     Args:
-        mask: [N, K], the weights that are kept as floats; ``weight``, then float32 in memory, is overwritten with what they should be.
+        weight: [N, K] of any floating point type.
+        statistics: with a Hessian that is not all 0.
+        mask: bool [N, K], the weights that are kept as floats: 0 for the search, and their codes mean 0.
+    Returns:
+        Codes and scales; with a mask what the kept weights should be, float32 [N, K], numbers that scheme.scale_dtype holds, 0 elsewhere.
+    Raises:
+        SchemeError: the weight holds NaN or infinity.
+        CalibrationError: the Hessian does, or there is none.
     """
-    assert statistics.hessian is not None
+    plan = factor(statistics, options.damping, options.device)
+    assert statistics.hessian is not None  # without one there is no factor
+    start = mse.quantize(
+        weight if mask is None else np.where(mask, 0, weight), statistics, scheme, options.search
+    )
+    codes, scale = start.codes, start.scale  # nobody else has seen these, so they are written to
+    kept = None if mask is None else np.zeros(weight.shape, np.float32)
     hessian = _placed(_damped(statistics.hessian, plan.damping), options.device)
     for rows in row_blocks(weight):
         target = _placed(np.asarray(weight[rows], np.float32).T, options.device)
         grid = Grid.of(start, rows, options.device)
         loose = None
         if mask is not None:
-            kept = _placed(mask[rows].T, options.device)
-            loose = Loose(kept > 0, kept * 0)
-        codes = round_columns(target, grid, plan, loose)
+            where = _placed(mask[rows].T, options.device)
+            loose = Loose(where > 0, where * 0)
+        rounded = round_columns(target, grid, plan, loose)
         for _ in range(options.refine):
-            if start.scheme.granularity is not Granularity.TENSOR:
-                grid = refit(target if loose is None else target - loose.values, codes, grid, hessian)
-            codes = descend(target, codes, grid, hessian, loose)
-        start.codes[rows] = fetch(codes).T
-        if start.scheme.granularity is not Granularity.TENSOR:
-            start.scale[rows] = fetch(grid.scale).T
-        if mask is not None and loose is not None:
-            weight[rows][mask[rows]] = fetch(loose.values).T[mask[rows]]
+            if scheme.granularity is not Granularity.TENSOR:
+                grid = refit(target if loose is None else target - loose.values, rounded, grid, hessian)
+            rounded = descend(target, rounded, grid, hessian, loose)
+        codes[rows] = fetch(rounded).T
+        if scheme.granularity is not Granularity.TENSOR:
+            scale[rows] = fetch(grid.scale).T
+        if kept is not None and loose is not None:
+            kept[rows] = fetch(loose.values).T
+    return AffineTensor(scheme, codes, scale, start.zero_point), kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,7 +170,7 @@ class Loose:
 
     Attributes:
         mask: bool [K, n], which.
-        values: float32 [K, n], their numbers, 0 elsewhere; rounding and descent write them.
+        values: float32 [K, n], their numbers as scheme.scale_dtype holds them, 0 elsewhere; rounding and descent write them.
     """
 
     mask: Array
@@ -170,7 +180,10 @@ class Loose:
 def round_columns(target: Array, grid: Grid, plan: Factor, loose: Loose | None = None) -> Array:
     """Codes of W^T [K, n], each column's error spread over those after it in the plan's order; float32 whole numbers [K, n].
 
-    What is ``loose`` takes up the errors of the columns before it, and has none.
+    What is ``loose`` takes up the errors of the columns before it; its own is what its type does not hold.
+
+    Args:
+        target: W^T, float32 [K, n].
     """
     xp = array_namespace(target)
     spread = _like(plan.spread, target)
@@ -189,9 +202,10 @@ def round_columns(target: Array, grid: Grid, plan: Factor, loose: Loose | None =
             errors[j] = exact - (codes[j] - grid.zero_point[g]) * grid.scale[g]
             if loose is not None:
                 free = loose.mask[plan.order[j]]
-                loose.values[plan.order[j]] = exact * free
+                held = store_values(exact, grid.scheme.scale_dtype)
+                loose.values[plan.order[j]] = held * free
                 codes[j] = xp.where(free, grid.zero_point[g], codes[j])
-                errors[j] *= ~free
+                errors[j] = xp.where(free, exact - held, errors[j])
         left[stop:] -= spread[stop:, start:stop] @ errors[start:stop]
     back = xp.empty_like(codes)
     back[plan.order] = codes
@@ -225,9 +239,11 @@ def descend(target: Array, codes: Array, grid: Grid, hessian: Array, loose: Loos
                 best = xp.where(loose.mask[j], codes[j], best)
             moved[j - start] = (best - codes[j]) * grid.scale[g]
             if loose is not None:
-                free = -here / hessian[j, j] * loose.mask[j]
-                loose.values[j] += free
-                moved[j - start] += free
+                # The nearest number to the best: what it costs grows with the distance to that alone.
+                held = store_values(loose.values[j] - here / hessian[j, j], grid.scheme.scale_dtype)
+                held = xp.where(loose.mask[j], held, loose.values[j])
+                moved[j - start] += held - loose.values[j]
+                loose.values[j] = held
             codes[j] = best
         slope += hessian[:, start:stop] @ moved
     return codes

@@ -62,9 +62,9 @@ def factor(statistics: InputStatistics, damping: float, device: Device) -> Facto
 
 def _factor(statistics: InputStatistics, damping: float, device: Device) -> Factor:
     if statistics.hessian is None:
-        raise CalibrationError("gptq needs the Hessian of the layer's input; calibrate with it")
+        raise CalibrationError("the Hessian of the layer's input is missing; calibrate with it")
     if not np.isfinite(statistics.hessian).all():
-        raise CalibrationError("gptq: the Hessian holds NaN or infinity; check the calibration data")
+        raise CalibrationError("the Hessian holds NaN or infinity; check the calibration data")
     diagonal = np.diagonal(statistics.hessian)
     order = np.argsort(-diagonal, kind="stable")
     mean = max(float(diagonal.mean()), 1e-30)
@@ -83,7 +83,7 @@ def _factor(statistics: InputStatistics, damping: float, device: Device) -> Fact
             return _from_cholesky(lower, order, mean, share)
         share = max(share * _GROWTH, 1e-4)
     raise CalibrationError(
-        "gptq: the Hessian is not positive definite with any damping; check the calibration data"
+        "the Hessian is not positive definite with any damping; check the calibration data"
     )
 
 

@@ -5,7 +5,8 @@ What it costs the layer's output to lose a weight, after the weights after it ha
     s_ij = (w_ij - q(w_ij))^2 / [H^-1]_jj,   q(w) = 0,      H = mean of x x^T, damped        (section 3.1, equation 2)
 
 The ``share`` of the weights with the largest s are outliers: stored as floats in sparse form, while their code means 0. The others are
-quantized as by gptq, with scales searched without the outliers; an outlier takes up errors of columns before it and makes none.
+quantized as by gptq, with scales searched without the outliers; an outlier takes up errors of columns before it, and hands on what its
+type does not hold.
 Where the paper takes a first rounding for q, and leaves group statistics out one weight at a time, 0 does for both: what is large widens
 the range of its group (docs/algorithms/spqr.md has the figures). The paper's second quantization, of the scales, is not done here.
 """
@@ -17,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.algorithms import gptq, mse
-from qcompiler.algorithms.arrays import Device
-from qcompiler.algorithms.hessian import DAMPING, Factor, factor
+from qcompiler.algorithms.hessian import Factor, factor
 from qcompiler.errors import SchemeError
 from qcompiler.quant.corrections import Outliers, outlier_bytes
 from qcompiler.quant.scheme import QuantScheme
@@ -29,34 +29,21 @@ Float = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class SpqrOptions:
-    """Which weights are kept, and how the others are rounded.
+class SpqrOptions(gptq.GptqOptions):
+    """Which weights are kept, and as of gptq how the others are rounded.
 
     Attributes:
         share: of the weights, kept as floats; at least one is.
-        damping, refine, steps, shrink, rounds: as of gptq.
-        device: where the maths runs.
     Raises:
         SchemeError: a value that makes no sense.
     """
 
     share: float = 0.01
-    damping: float = DAMPING
-    refine: int = 2
-    steps: int = 8
-    shrink: float = 0.4
-    rounds: int = 2
-    device: Device = "cpu"
 
     def __post_init__(self) -> None:
+        gptq.GptqOptions.__post_init__(self)  # super() knows the class that slots replace
         if not 0 < self.share <= 0.5:
             raise SchemeError(f"share: {self.share}; give a share of the weights, such as 0.01, at most 0.5")
-        _ = self.gptq  # checks the others
-
-    @property
-    def gptq(self) -> gptq.GptqOptions:
-        """How the others are rounded."""
-        return gptq.GptqOptions(self.damping, self.refine, self.steps, self.shrink, self.rounds, self.device)
 
 
 def stored_bytes(options: SpqrOptions, scheme: QuantScheme, n: int, k: int) -> int:
@@ -93,11 +80,13 @@ def quantize(
     )
     plan = factor(statistics, options.damping, options.device) if known and statistics is not None else None
     mask = _largest(sensitivity(values, plan), _count(options.share, *values.shape))
-    # A zero is exact whatever the scale, so an outlier set to 0 has no say in the search, and its code is the zero point.
-    base = mse.quantize(np.where(mask, 0, values), statistics, scheme, options.gptq.search)
     if plan is not None and statistics is not None:
-        gptq.spread_errors(values, base, statistics, plan, options.gptq, mask)
-    return CorrectedTensor(base, outliers=Outliers.at(mask, values, scheme.scale_dtype))
+        base, kept = gptq.round_together(values, statistics, scheme, options, mask)
+    else:
+        # A zero is exact whatever the scale, so an outlier set to 0 has no say in the search, and its code is the zero point.
+        base, kept = mse.quantize(np.where(mask, 0, values), statistics, scheme, options.search), values
+    assert kept is not None  # there is a mask
+    return CorrectedTensor(base, outliers=Outliers.at(mask, kept, scheme.scale_dtype))
 
 
 def sensitivity(values: Float, plan: Factor | None) -> Float:

@@ -8,8 +8,9 @@ from qcompiler.algorithms import gptq, hessian, mse, spqr
 from qcompiler.algorithms.error import quantization_error
 from qcompiler.algorithms.spqr import SpqrOptions
 from qcompiler.errors import CalibrationError, SchemeError
+from qcompiler.quant.affine import store_values
 from qcompiler.quant.corrections import Outliers, outliers_label
-from qcompiler.quant.scheme import Granularity, QuantScheme
+from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import AffineTensor, CorrectedTensor, QuantizedTensor
 
@@ -81,10 +82,11 @@ def test_the_most_sensitive_are_kept() -> None:
     assert cost[mask].min() >= cost[~mask].max() * (1 - 1e-3)  # the factor is computed in float32
 
 
-def test_kept_weights_take_up_the_errors_of_columns_before_them() -> None:
-    """The textbook's loop: round, spread over what is left; a kept weight is stored as it then is."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kept_weights_take_up_the_errors_of_columns_before_them(dtype: ScaleDtype) -> None:
+    """The textbook's loop: round, spread over what is left; a kept weight is stored as it then is, as nearly as its type holds it."""
     weight, statistics = _weight(4, 24), _statistics(24)
-    scheme = QuantScheme(3, False, Granularity.GROUP, 8)
+    scheme = QuantScheme(3, False, Granularity.GROUP, 8, dtype)
     found = spqr.quantize(weight, statistics, scheme, SpqrOptions(share=0.1, refine=0))
     mask = _mask(found)
     base = found.base
@@ -95,7 +97,8 @@ def test_kept_weights_take_up_the_errors_of_columns_before_them() -> None:
     for at, j in enumerate(plan.order):
         scale, zero = base.scale[:, j // 8].astype(np.float64), base.zero_point[:, j // 8].astype(np.float64)
         rounded = (np.clip(np.rint(left[:, j] / scale + zero), 0, 7) - zero) * scale
-        expected[:, j] = np.where(mask[:, j], left[:, j], rounded)
+        held = store_values(left[:, j].astype(np.float32), dtype)
+        expected[:, j] = np.where(mask[:, j], held, rounded)
         error = left[:, j] - expected[:, j]
         later = plan.order[at + 1 :]
         left[:, later] -= error[:, None] * plan.spread[at + 1 :, at]
@@ -104,14 +107,27 @@ def test_kept_weights_take_up_the_errors_of_columns_before_them() -> None:
     assert close.mean() > 0.98
 
 
-def test_refinement_never_costs() -> None:
+@pytest.mark.parametrize("refine", [0, 1])
+def test_what_the_type_of_a_kept_weight_does_not_hold_others_make_up_for(refine: int) -> None:
+    hessian = np.array([[1.1, 1, 0], [1, 1, 0], [0, 0, 1]], np.float32)  # the first two channels go together
+    weight, mask = np.array([[257, 1, 4]], np.float32), np.array([[True, False, False]])
+    scheme = QuantScheme(4, False, Granularity.CHANNEL, None, "bfloat16")
+    options = SpqrOptions(damping=1e-3, refine=refine)
+    base, kept = gptq.round_together(weight, InputStatistics(9, hessian), scheme, options, mask)
+    assert kept is not None and kept[0, 0] in (256, 258)  # 8 bits of mantissa: in steps of 2 there
+    # Half a step of the code, and what bfloat16 rounds its scale by.
+    assert abs(kept[0, 0] + base.dequantize()[0, 1] - 258) <= base.scale[0, 0] * 0.55
+
+
+@pytest.mark.parametrize("scheme", [INT3, QuantScheme(3, False, Granularity.GROUP, 32, "bfloat16")])
+def test_refinement_never_costs(scheme: QuantScheme) -> None:
     weight, statistics = _weight(32, 64), _statistics(64)
     h = np.asarray(statistics.hessian)
     damped = InputStatistics(
         1, h + np.eye(64, dtype=np.float32) * SpqrOptions().damping * np.diagonal(h).mean()
     )
     errors = [
-        _error(weight, spqr.quantize(weight, statistics, INT3, SpqrOptions(refine=refine)), damped)
+        _error(weight, spqr.quantize(weight, statistics, scheme, SpqrOptions(refine=refine)), damped)
         for refine in (0, 1, 3)
     ]
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.97 * errors[0]
