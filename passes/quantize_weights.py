@@ -6,7 +6,7 @@ uses; one of a codebook is a chain of nodes (see ``codebook_form``). Names, inpu
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,18 @@ from qcompiler.algorithms.error import quantization_error
 from qcompiler.calibration.collector import Collector
 from qcompiler.calibration.saved_borders import SavedBorders
 from qcompiler.calibration.segments import Segment
-from qcompiler.errors import ResumeError, SchemeError
+from qcompiler.errors import SchemeError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.correction_form import add_corrections
 from qcompiler.graph.edits import Names
-from qcompiler.graph.stored_corrections import StoredCorrections, restore_corrections, store_corrections
-from qcompiler.graph.stored_quantized import Layout
-from qcompiler.graph.weight_form import emit_weight, record_of, restore_weight
+from qcompiler.graph.stored_corrections import StoredCorrections, store_corrections
+from qcompiler.graph.weight_form import emit_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Expert, Role
-from qcompiler.passes.migrate_scales import AppliedScale, ScaleMigration
+from qcompiler.passes.finished_parts import FinishedPart, FinishedParts
+from qcompiler.passes.layer_result import LayerResult
+from qcompiler.passes.migrate_scales import ScaleMigration
 from qcompiler.passes.place_weight import WeightPlacement
 from qcompiler.passes.segment_stages import by_input, stages, taps
 from qcompiler.passes.tune_segment import Held, SegmentTuning
@@ -46,35 +47,6 @@ FEW_ROWS = "damping alone makes the Hessian definite; give more data"
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[str, int, int], None]
 """(what is at hand, weights done, weights in all)."""
-
-
-@dataclass(frozen=True)
-class LayerResult:
-    """What became of one weight.
-
-    Attributes:
-        output_error: tr(E H E^T) / tr(W H W^T), relative squared error of the layer's output; of the weight without statistics.
-        weight_error: |E|^2 / |W|^2.
-        sqnr_db: of the output.
-        cosine: between the float and the stored weight.
-        beside: what stands beside the codes: "rank 16".
-    """
-
-    name: str
-    role: str
-    op: str
-    shape: tuple[int, int]
-    scheme: str
-    algorithm: str
-    decided_by: str
-    float_bytes: int
-    stored_bytes: int
-    output_error: float
-    weight_error: float
-    sqnr_db: float
-    cosine: float
-    notes: tuple[str, ...]
-    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,10 +81,8 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self._store = store
         self._calibration = calibration
         self._progress = progress
-        self._checkpoints = checkpoints
+        self._parts = FinishedParts(plan, store, checkpoints)
         self._remark = remark
-        self._unsaved: list[dict[str, Any]] = []  # weights done since the last checkpoint
-        self._applied: list[AppliedScale] = []  # likewise
         self._done: set[PlannedWeight] = set()
         self._tuning: SegmentTuning | None = None
         self.results: list[LayerResult] = []
@@ -166,10 +136,10 @@ class QuantizeWeights(ir.passes.InPlacePass):
             part = f"segment {segment.index}"
             saved = self._taken(part)
             if saved is not None:
-                if not self._more_taken():  # the borders of earlier ones are gone
-                    collector.go_on_after(segment, borders.load(saved["borders"]))
+                if not self._parts.more:  # the borders of earlier ones are gone
+                    collector.go_on_after(segment, borders.load(saved.borders))
                     if self._tuning is not None:
-                        self._tuning.floats.go_on_after(segment, float_borders.load(saved["float_borders"]))
+                        self._tuning.floats.go_on_after(segment, float_borders.load(saved.float_borders))
                 continue
             members = {
                 node: by_node[node]
@@ -181,11 +151,12 @@ class QuantizeWeights(ir.passes.InPlacePass):
             if members:
                 self._quantize_segment(collector, segment, members)
             collector.advance(segment)
-            if self._checkpoints is not None:
+            if self._parts.are_kept:
                 saved_floats = None
                 if self._tuning is not None:
                     saved_floats = float_borders.save(segment.index, self._tuning.floats.handed_on(segment))
-                self._save(part, borders.save(segment.index, collector.handed_on(segment)), saved_floats)
+                handed_on = collector.handed_on(segment)
+                self._parts.save(part, borders.save(segment.index, handed_on), saved_floats)
                 borders.drop_old()
                 float_borders.drop_old()
 
@@ -194,7 +165,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         part = f"weight {self._plan.quantized.index(planned)}"
         if self._taken(part) is None:
             self._quantize(planned, None)
-            self._save(part, None)
+            self._parts.save(part, None)
 
     def _quantize_segment(
         self, collector: Collector, segment: Segment, members: Mapping[ir.Node, PlannedWeight]
@@ -256,7 +227,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         after = {
             value: migration.apply(value, nodes, observed.pop(value, None)) for value, nodes in read.items()
         }
-        self._applied += migration.applied
+        self._parts.add_scales(migration.applied)
         unfed = {
             p for nodes in stages(collector.nodes_of(segment), members)[0].values() for p in nodes.values()
         }
@@ -307,14 +278,11 @@ class QuantizeWeights(ir.passes.InPlacePass):
         stored = None
         if isinstance(quantized, CorrectedTensor):
             stored = store_corrections(self._store, quantized, weight.name)
-        self._finish(planned, result, node, stored)
+        self._finish(planned, result, stored)
+        self._parts.add_weight(planned, result, node, stored)
 
     def _finish(
-        self,
-        planned: PlannedWeight,
-        result: LayerResult,
-        node: ir.Node,
-        corrections: StoredCorrections | None,
+        self, planned: PlannedWeight, result: LayerResult, corrections: StoredCorrections | None
     ) -> None:
         if corrections is not None:
             uses = planned.weight.uses
@@ -325,56 +293,20 @@ class QuantizeWeights(ir.passes.InPlacePass):
                 use.node = product
         self._done.add(planned)
         self.results.append(result)
-        self._unsaved.append(
-            {
-                "index": self._plan.quantized.index(planned),
-                "stored": record_of(node),
-                "beside": None if corrections is None else corrections.record(),
-                "result": asdict(result),
-            }
-        )
 
-    def _save(self, part: str, borders: Any, float_borders: Any = None) -> None:
-        """Makes what was done since the last checkpoint one of its own."""
-        if self._checkpoints is not None:
-            scales = [applied.record(self._store) for applied in self._applied]
-            content = {"scales": scales, "weights": self._unsaved, "borders": borders}
-            if float_borders is not None:
-                content["float_borders"] = float_borders
-            self._checkpoints.add(part, content)
-        self._unsaved, self._applied = [], []
-
-    def _taken(self, part: str) -> Any:
-        """What was saved of a part that an earlier run had finished, its edits made again; None where it is still to be done."""
-        saved = None if self._checkpoints is None else self._checkpoints.take(part)
-        if saved is None:
+    def _taken(self, part: str) -> FinishedPart | None:
+        """A part that an earlier run had finished, its edits made again; None where it is still to be done."""
+        found = self._parts.take(part)
+        if found is None:
             return None
-        for record in saved["scales"]:
-            AppliedScale.restore(record, self._store).apply_again(self._model, self._by_output, self._names)
-        for entry in saved["weights"]:
-            planned, result = self._plan.quantized[entry["index"]], entry["result"]
-            planned.notes[:] = result["notes"]
-            if result["scheme"] != planned.scheme.label:
-                raise ResumeError(
-                    f"{planned.weight.name}: was finished as {result['scheme']} and is now planned as {planned.scheme.label}; "
-                    "start again without --resume"
-                )
-            node = self._placement.put(planned, partial(self._restored, planned, entry["stored"]))
-            beside = entry["beside"]
-            stored = None if beside is None else restore_corrections(self._store, beside, planned.weight.name)
-            shape, notes = tuple(result["shape"]), tuple(result["notes"])
-            self._finish(planned, LayerResult(**{**result, "shape": shape, "notes": notes}), node, stored)
-        self._unsaved = []
+        for applied in found.scales:
+            applied.apply_again(self._model, self._by_output, self._names)
+        for each in found.weights:
+            each.planned.notes[:] = each.result.notes
+            self._placement.put(each.planned, each.make)
+            self._finish(each.planned, each.result, each.corrections)
         self._progress(f"{part} was finished", len(self._done), len(self._plan.quantized))
-        return saved
-
-    def _restored(
-        self, planned: PlannedWeight, record: dict[str, Any], layout: Layout, name: str
-    ) -> list[ir.Node]:
-        return restore_weight(self._store, record, layout, name, planned.weight.dtype)
-
-    def _more_taken(self) -> bool:
-        return self._checkpoints is not None and bool(self._checkpoints.found)
+        return found
 
 
 def _quantized(

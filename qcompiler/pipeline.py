@@ -12,9 +12,10 @@ from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.assign_bits import AssignBits, MixedResult
 from qcompiler.passes.expand_gemm import ExpandGemm
+from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.lower_with_offsets import LowerWithOffsets
 from qcompiler.passes.normalize import Normalize
-from qcompiler.passes.quantize_weights import CalibrationRun, LayerResult, Progress, QuantizeWeights
+from qcompiler.passes.quantize_weights import CalibrationRun, Progress, QuantizeWeights
 from qcompiler.passes.raise_opset import RaiseOpset
 from qcompiler.passes.rotate import Rotate, RotationResult
 from qcompiler.passes.split_experts import SplitExperts

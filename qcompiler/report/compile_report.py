@@ -9,7 +9,7 @@ from qcompiler.calibration.feeds import CalibrationFeeds
 from qcompiler.graph.model_file import files_of
 from qcompiler.pass_manager import PassRecord
 from qcompiler.passes.assign_bits import MixedResult
-from qcompiler.passes.quantize_weights import LayerResult
+from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.rotate import RotationResult
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan

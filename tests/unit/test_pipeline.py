@@ -23,6 +23,14 @@ def test_names_are_those_of_the_passes(tmp_path: Path) -> None:
     assert all(entry.reason for entry in passes)
 
 
+def test_the_page_of_passes_names_every_file() -> None:
+    """In its table, or as a part of one that stands there."""
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs" / "passes.md").read_text(encoding="utf-8")
+    files = {file.stem for file in (root / "passes").glob("*.py")} - {"__init__"}
+    assert sorted(name for name in files if f"`{name}`" not in page) == []
+
+
 def test_a_model_without_a_float_weight_is_quantized_already() -> None:
     model = make_model(
         "g (float[M,64] x) => (float[M,64] y) { h, s, z = DynamicQuantizeLinear(x)"
