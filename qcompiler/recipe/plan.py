@@ -236,7 +236,7 @@ def _without_corrections(weight: Weight, settings: WeightSettings) -> tuple[Weig
             f"{weight.name}: {settings.quantizer.name}: {why}; give it another algorithm, such as mse"
         )
     kept = tuple(step for step in settings.algorithm if step not in unfit)
-    return replace(settings, algorithm=kept), f"no {unfit[0].name}: {why}"
+    return replace(settings, algorithm=kept), f"no {', '.join(step.name for step in unfit)}: {why}"
 
 
 def _turned_bytes(weight: Weight) -> int:

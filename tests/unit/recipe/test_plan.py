@@ -1,13 +1,15 @@
 """A recipe applied to a model: what of it has no effect is said."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qcompiler.graph import model_file
 from qcompiler.graph.census import take_census
-from qcompiler.recipe import Recipe
+from qcompiler.recipe import Recipe, RoleSettings
 from qcompiler.recipe.plan import FIXED_BYTES, TRANSFORM_BYTES, Plan, make_plan
+from qcompiler.recipe.steps import Step, make_steps
 from tests import command_models as models
 from tests.small_models import make_model, save_model, weight
 
@@ -45,6 +47,20 @@ def test_a_rule_for_what_is_left_alone_is_no_mistake(tmp_path: Path) -> None:
 def test_settings_of_a_tied_embedding_do_not_count(tmp_path: Path, settings: list[str], line: str) -> None:
     (warning,) = plan_of(models.decoder(tmp_path), *settings).warnings
     assert warning.startswith("table: embedding and head are one stored weight; ") and line in warning
+
+
+def test_all_that_gathered_rows_go_without_is_told(tmp_path: Path) -> None:
+    lorc = make_steps(["mse", "lorc"])[1]
+    own = Step("own:sparse", lorc.options, replace(lorc.algorithm, name="own:sparse"))
+    steps = (*make_steps("rtn"), lorc, own)
+    both = RoleSettings(algorithm=steps)
+    recipe = replace(Recipe.load("w4a16-rtn"), head=both, embedding=both)
+    planned = make_plan(take_census(model_file.load(models.decoder(tmp_path))), recipe).quantized
+    table = next(one for one in planned if one.weight.name == "table")
+    assert [step.name for step in table.settings.algorithm] == ["rtn"]
+    assert any(
+        note.startswith("no lorc, own:sparse: rows of the weight are gathered") for note in table.notes
+    )
 
 
 def test_equal_settings_of_both_need_no_word(tmp_path: Path) -> None:
