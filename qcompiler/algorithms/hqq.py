@@ -233,13 +233,13 @@ class _Fit:
         kept *= xp.sign(error)
         return kept
 
-    def _scale_for(self, centred: Array, target: Array, present: Array) -> Array:
-        """s = <c t> / <c c>, or the present scale where there is nothing to fit."""
+    def _scale_for(self, centred: Array, target: Array, old: Array) -> Array:
+        """s = <c t> / <c c> [n, G] of centred codes and target [n, G, g]; the old scale where there is nothing to fit."""
         xp = array_namespace(centred)
         across = xp.sum(centred * target, axis=-1)
         along = xp.sum(centred * centred, axis=-1)
         fits = (along > 0) & (across > 0)
-        scale = xp.where(fits, across, present) / xp.where(fits, along, xp.ones_like(along))
+        scale = xp.where(fits, across, old) / xp.where(fits, along, xp.ones_like(along))
         return store_scale(scale, self.scheme.scale_dtype)
 
     def _rounded(self, scale: Array, zero_point: Array | None) -> tuple[Array, Array]:

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 Signs = npt.NDArray[np.int8]
 
-LARGEST_BASE = 512  # a factor is a dense matrix: past this a random one costs no more
+LARGEST_BASE = (
+    512  # a factor is a dense matrix: a larger one takes the structure that makes a product cheap away
+)
 
 
 def hadamard_factors(order: int) -> tuple[int, ...] | None:

@@ -14,9 +14,7 @@ from qcompiler.quant.hadamard import hadamard, hadamard_factors
 
 Floats = npt.NDArray[np.float32]
 
-LARGEST_FACTOR = (
-    64  # 2s are joined up to this order: one product with 64 x 64 is faster than six passes over the data
-)
+LARGEST_FACTOR = 64  # 2s are joined up to this order: one product in place of six passes over the data
 
 
 @dataclass(frozen=True)

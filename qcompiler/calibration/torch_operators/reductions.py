@@ -47,7 +47,9 @@ def _log_sum_exp(x: Tensor, along: list[int], keep: bool) -> Tensor:
     return torch.logsumexp(x, along, keepdim=keep)
 
 
-def _arg(function: Callable[..., Tensor], better: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+def _arg(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The first of equal ones, or the last."""
+
     def run(call: Call, x: Tensor) -> Tensor:
         axis, keep = call.integer("axis", 0), bool(call.integer("keepdims", 1))
         if not call.integer("select_last_index", 0):
@@ -158,8 +160,8 @@ _REDUCTIONS: dict[str, Reduction] = {
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     **{name: _reduce(function) for name, function in _REDUCTIONS.items()},
-    "ArgMax": _arg(torch.argmax, torch.amax),
-    "ArgMin": _arg(torch.argmin, torch.amin),
+    "ArgMax": _arg(torch.argmax),
+    "ArgMin": _arg(torch.argmin),
     "BatchNormalization": _batch_normalization,
     "GlobalAveragePool": _global_pool(_mean),
     "GlobalMaxPool": _global_pool(_largest),
