@@ -28,6 +28,9 @@ from qcompiler.quant.two_level import TwoLevelTensor, offset_values, scale_value
 
 Floats = npt.NDArray[np.float32]
 
+_WIDEST = 2.0  # a scale that a refit may come to, as a share of the full range's
+_SMALLEST = 2.0**-126  # of float32's normal numbers; the inverse of what is smaller is infinite
+
 
 @dataclass(frozen=True, slots=True)
 class KquantOptions:
@@ -152,6 +155,7 @@ def _search(w: Array, v: Array, scheme: QuantScheme, options: KquantOptions) -> 
         ]
     best_scale, best_minimum = starts[0]
     best = xp.full_like(best_scale, float("inf"))
+    most = _WIDEST * xp.abs(full)
     for scale, minimum in starts:
         for _ in range(options.rounds + 1):
             c = _codes(w, scale, minimum, scheme)
@@ -160,7 +164,7 @@ def _search(w: Array, v: Array, scheme: QuantScheme, options: KquantOptions) -> 
             best = xp.where(better, error, best)
             best_scale = xp.where(better, scale, best_scale)
             best_minimum = xp.where(better, minimum, best_minimum)
-            scale, minimum = _least_squares(w, v, c, scale, scheme)
+            scale, minimum = _least_squares(w, v, c, scale, most, scheme)
     return best_scale, best_minimum
 
 
@@ -171,9 +175,10 @@ def _codes(w: Array, scale: Array, minimum: Array, scheme: QuantScheme) -> Array
 
 
 def _centred_codes(w: Array, scale: Array, middle: int, scheme: QuantScheme) -> Array:
-    """round(w / scale) + middle, clamped; ``middle`` where the scale is 0."""
+    """round(w / scale) + middle, clamped; ``middle`` where the scale is 0, or so small that it has no inverse."""
     xp = array_namespace(w)
-    inverse = xp.where(scale == 0, xp.zeros_like(scale), 1 / xp.where(scale == 0, xp.ones_like(scale), scale))
+    none = xp.abs(scale) < _SMALLEST
+    inverse = xp.where(none, xp.zeros_like(scale), 1 / xp.where(none, xp.ones_like(scale), scale))
     values = w * inverse[..., None]
     values += middle
     return round_to_codes(values, scheme)
@@ -186,22 +191,30 @@ def _error(w: Array, v: Array, c: Array, scale: Array, minimum: Array, scheme: Q
     return xp.sum(v * miss * miss, axis=-1)
 
 
-def _least_squares(w: Array, v: Array, c: Array, old: Array, scheme: QuantScheme) -> tuple[Array, Array]:
-    """Scale and minimum of least weighted error for these codes; a minimum below 0 becomes 0."""
+def _least_squares(
+    w: Array, v: Array, c: Array, old: Array, most: Array, scheme: QuantScheme
+) -> tuple[Array, Array]:
+    """Scale and minimum of least weighted error for these codes; a minimum below 0 becomes 0.
+
+    Args:
+        old, most: [n, G], the present scale, which stays where these codes tell of none, and the size of the largest that is believed:
+            codes that are nearly all the same leave a quotient of two rounding errors.
+    """
     xp = array_namespace(w)
     if scheme.symmetric:
         c = c - scheme.midpoint
         along, across = xp.sum(v * c * c, axis=-1), xp.sum(v * c * w, axis=-1)
-        return _ratio(across, along, old), xp.zeros_like(old)
+        return _ratio(across, along, old, most), xp.zeros_like(old)
     total = xp.sum(v, axis=-1)
     total = xp.where(total > 0, total, xp.ones_like(total))
     c_mean, w_mean = xp.sum(v * c, axis=-1) / total, xp.sum(v * w, axis=-1) / total
     centred = c - c_mean[..., None]
-    scale = _ratio(xp.sum(v * centred * w, axis=-1), xp.sum(v * centred * centred, axis=-1), old)
+    scale = _ratio(xp.sum(v * centred * w, axis=-1), xp.sum(v * centred * centred, axis=-1), old, most)
+    scale = xp.where(scale > 0, scale, old)
     minimum = c_mean * scale - w_mean
-    alone = _ratio(xp.sum(v * c * w, axis=-1), xp.sum(v * c * c, axis=-1), old)
-    scale = xp.where(minimum < 0, alone, scale)
-    return xp.where(scale > 0, scale, old), xp.clip(minimum, 0, None)
+    alone = _ratio(xp.sum(v * c * w, axis=-1), xp.sum(v * c * c, axis=-1), old, most)
+    scale = xp.where((minimum < 0) & (alone > 0), alone, scale)
+    return scale, xp.clip(minimum, 0, None)
 
 
 def _refitted_minima(w: Array, v: Array, scale: Array, minimum: Array, scheme: QuantScheme) -> Array:
@@ -213,9 +226,10 @@ def _refitted_minima(w: Array, v: Array, scale: Array, minimum: Array, scheme: Q
     return xp.clip(xp.sum(v * (c * scale[..., None] - w), axis=-1) / total, 0, None)
 
 
-def _ratio(above: Array, below: Array, otherwise: Array) -> Array:
+def _ratio(above: Array, below: Array, otherwise: Array, most: Array) -> Array:
+    """above / below, or ``otherwise`` where that is nothing or larger than ``most``."""
     xp = array_namespace(above)
-    some = below > 0
+    some = (below > 0) & (xp.abs(above) <= most * below)
     return xp.where(some, above, otherwise) / xp.where(some, below, xp.ones_like(below))
 
 

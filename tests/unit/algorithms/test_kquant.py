@@ -63,6 +63,17 @@ def test_codes_are_the_nearest_for_what_is_stored(scheme: QuantScheme) -> None:
         assert (best <= other + 1e-7).all()  # float32 of numbers below 1
 
 
+@by_scheme
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nearly_constant_weights_keep_their_size(scheme: QuantScheme, sign: int) -> None:
+    """Codes that are all the same but for one tell of no scale: a quotient of rounding errors is not taken for one."""
+    noise = np.random.default_rng(3).standard_normal((8, 256)).astype(np.float32)
+    weight = np.float32(sign / 64) * (1 + np.float32(1e-5) * noise)
+    found = kquant.quantize(weight, None, scheme).dequantize()
+    # Half a step of the coarsest codes of scales, 4 bits with a sign.
+    np.testing.assert_allclose(found, weight, rtol=1 / 14)
+
+
 def test_a_weight_on_the_grid_is_stored_exactly() -> None:
     """Scales of 63 steps of 2^-10, minima of 63 of 2^-8, every code used."""
     rng = np.random.default_rng(2)
