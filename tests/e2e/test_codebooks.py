@@ -7,11 +7,10 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompiler.api import Options, compile, dry_run
+from qcompiler.api import CompiledModel, Options, compile, dry_run
 from qcompiler.errors import SchemeError
-from qcompiler.graph import checkpoints, model_file
+from qcompiler.graph import model_file
 from qcompiler.graph.weight_form import read_weight
-from tests import command_models as models
 from tests.small_models import (
     Array,
     assert_equal_outputs,
@@ -21,6 +20,7 @@ from tests.small_models import (
     save_model,
     weight,
 )
+from tests.stopped_compile import assert_goes_on_with_the_same_bytes, decoder_and_data
 
 # 4 bits with a scale for 16 to 64 weights: 8 to 11 % of a normal weight's spread.
 FOUR_BIT = 0.2
@@ -136,29 +136,15 @@ def test_segments_after_a_codebook_see_what_it_computes(tmp_path: Path) -> None:
 def test_a_stopped_compile_goes_on_with_the_same_bytes(
     at: int, double: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add, count = checkpoints.Checkpoints.add, 0
+    path, data = decoder_and_data(tmp_path)
+    settings = [f"double_quant={double}", "group_size=16"]
 
-    def stopping(self: checkpoints.Checkpoints, part: str, content: Any) -> None:
-        nonlocal count
-        add(self, part, content)
-        count += 1
-        if count == at:
-            raise KeyboardInterrupt
+    def compile_to(name: str, options: Options) -> CompiledModel:
+        return compile(
+            path, "w4a16-nf4", settings=settings, calibration=data, output=tmp_path / name, options=options
+        )
 
-    path = models.deep_decoder(tmp_path)
-    data = tmp_path / "data"
-    data.mkdir()
-    np.savez(data / "0.npz", input_ids=np.arange(24, dtype=np.int64)[None])
-    given: dict[str, Any] = {"settings": [f"double_quant={double}", "group_size=16"], "calibration": data}
-    whole = compile(path, "w4a16-nf4", output=tmp_path / "whole", **given).folder
-    monkeypatch.setattr(checkpoints.Checkpoints, "add", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        compile(path, "w4a16-nf4", output=tmp_path / "out", **given)
-    monkeypatch.setattr(checkpoints.Checkpoints, "add", add)
-    again = compile(path, "w4a16-nf4", output=tmp_path / "out", options=Options(resume=True), **given).folder
-    for name in ("model.onnx", "model.onnx.data"):
-        if (whole / name).exists():
-            assert (again / name).read_bytes() == (whole / name).read_bytes()
+    assert_goes_on_with_the_same_bytes(compile_to, at, monkeypatch)
 
 
 def test_other_blocks_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import pytest
 from qcompiler.algorithms import Algorithm, NoOptions
 from qcompiler.api import CompiledModel, Options, compile, dry_run
 from qcompiler.errors import InputError, SchemeError
-from qcompiler.graph import checkpoints
 from qcompiler.quant.tensor import AffineTensor, base_of
 from qcompiler.report.inspect_model import inspect
 from tests import command_models as models
 from tests.e2e.test_compile import BODIES
 from tests.small_models import Array, make_model, relative_error, run, save_model, weight
+from tests.stopped_compile import assert_goes_on_with_the_same_bytes, decoder_and_data
 
 LORC = "algorithm=[mse, {name: lorc, rank: 16}]"
 SPQR = "algorithm={name: spqr, share: 0.02}"
@@ -207,29 +207,13 @@ def test_a_tied_weight_goes_without_and_says_why(tmp_path: Path) -> None:
 def test_a_stopped_compile_goes_on_with_the_same_bytes(
     at: int, steps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add, count = checkpoints.Checkpoints.add, 0
-
-    def stopping(self: checkpoints.Checkpoints, part: str, content: Any) -> None:
-        nonlocal count
-        add(self, part, content)
-        count += 1
-        if count == at:
-            raise KeyboardInterrupt
-
-    path = models.deep_decoder(tmp_path)
-    data = tmp_path / "data"
-    data.mkdir()
-    np.savez(data / "0.npz", input_ids=np.arange(24, dtype=np.int64)[None])
-    given: dict[str, Any] = {"calibration": data, "options": Options()}
+    path, data = decoder_and_data(tmp_path)
     settings = (f"algorithm=[{steps}]", "symmetric=false", "scale_dtype=float16")
-    whole = _compile(path, tmp_path, *settings, name="whole", **given).folder
-    monkeypatch.setattr(checkpoints.Checkpoints, "add", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        _compile(path, tmp_path, *settings, **given)
-    monkeypatch.setattr(checkpoints.Checkpoints, "add", add)
-    again = _compile(path, tmp_path, *settings, calibration=data, options=Options(resume=True)).folder
-    for name in ("model.onnx", "model.onnx.data"):
-        assert (again / name).read_bytes() == (whole / name).read_bytes()
+
+    def compile_to(name: str, options: Options) -> CompiledModel:
+        return _compile(path, tmp_path, *settings, name=name, calibration=data, options=options)
+
+    assert_goes_on_with_the_same_bytes(compile_to, at, monkeypatch)
 
 
 # ---- a user's refinement ----

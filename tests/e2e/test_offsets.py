@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompiler.api import Options, compile, dry_run
-from qcompiler.graph import checkpoints, model_file
+from qcompiler.api import CompiledModel, Options, compile, dry_run
+from qcompiler.graph import model_file
 from qcompiler.graph.census import take_census
 from qcompiler.graph.weight_form import read_weight
 from qcompiler.report.inspect_model import inspect
-from tests import command_models as models
 from tests.small_models import (
     Array,
     assert_equal_outputs,
@@ -21,6 +20,7 @@ from tests.small_models import (
     save_model,
     weight,
 )
+from tests.stopped_compile import assert_goes_on_with_the_same_bytes, decoder_and_data
 
 # The same products summed in another order; float16 results are rounded at each linear.
 ROUNDING = {np.float32: 1e-5, np.float16: 4e-3}
@@ -160,33 +160,15 @@ def test_an_embedding_stays_plain_and_says_why(tmp_path: Path) -> None:
 def test_a_stopped_compile_goes_on_with_the_same_bytes(
     at: int, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add, count = checkpoints.Checkpoints.add, 0
+    path, data = decoder_and_data(tmp_path)
+    settings = ["group_size=16", *(["zero_point=float"] if recipe == "w4a16-awq" else [])]
 
-    def stopping(self: checkpoints.Checkpoints, part: str, content: Any) -> None:
-        nonlocal count
-        add(self, part, content)
-        count += 1
-        if count == at:
-            raise KeyboardInterrupt
+    def compile_to(name: str, options: Options) -> CompiledModel:
+        return compile(
+            path, recipe, settings=settings, calibration=data, output=tmp_path / name, options=options
+        )
 
-    path = models.deep_decoder(tmp_path)
-    data = tmp_path / "data"
-    data.mkdir()
-    np.savez(data / "0.npz", input_ids=np.arange(24, dtype=np.int64)[None])
-    given: dict[str, Any] = {
-        "settings": ["zero_point=float"] if recipe == "w4a16-awq" else [],
-        "calibration": data,
-    }
-    given["settings"].append("group_size=16")
-    whole = compile(path, recipe, output=tmp_path / "whole", **given).folder
-    monkeypatch.setattr(checkpoints.Checkpoints, "add", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        compile(path, recipe, output=tmp_path / "out", **given)
-    monkeypatch.setattr(checkpoints.Checkpoints, "add", add)
-    again = compile(path, recipe, output=tmp_path / "out", options=Options(resume=True), **given).folder
-    for name in ("model.onnx", "model.onnx.data"):
-        if (whole / name).exists():
-            assert (again / name).read_bytes() == (whole / name).read_bytes()
+    assert_goes_on_with_the_same_bytes(compile_to, at, monkeypatch)
 
 
 def test_a_low_rank_part_is_beside_the_offsets(tmp_path: Path) -> None:

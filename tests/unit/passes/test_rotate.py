@@ -31,12 +31,18 @@ def _rotate(
     copy.CopyFrom(model)
     loaded = ir.from_proto(copy)
     Normalize()(loaded)
+    return loaded, *_rotate_loaded(loaded, folder, settings, seed)
+
+
+def _rotate_loaded(
+    loaded: ir.Model, folder: Path, settings: TransformSettings | None = None, seed: int = 0
+) -> tuple[Rotate, Plan]:
     plan = make_plan(take_census(loaded), Recipe.load("w4a16-rtn"))
     store = WeightStore(folder)
     rotate = Rotate(plan, settings or TransformSettings(), seed, store, lambda what, done, total: None)
     assert rotate(loaded).modified is bool(rotate.result.streams or rotate.result.heads)
     check_model(loaded, "rotate")
-    return loaded, rotate, plan
+    return rotate, plan
 
 
 def _table(model: ir.Model) -> Array:
@@ -146,21 +152,16 @@ def test_bfloat16_stays_in_the_file(norm: str, tmp_path: Path) -> None:
     Normalize()(widened)
     assert WidenBfloat16()(widened).modified
     before = run(widened, FEED)
-    plan = make_plan(take_census(widened), Recipe.load("w4a16-rtn"))
-    rotate = Rotate(plan, TransformSettings(), 0, WeightStore(tmp_path), lambda what, done, total: None)
-    assert rotate(widened).modified
+    rotate, _ = _rotate_loaded(widened, tmp_path)
     assert len(rotate.result.streams) == 1
     assert _table(widened).dtype == ir.DataType.BFLOAT16.numpy()
     assert_equal_outputs(before, run(widened, FEED), 1e-2)  # 2^-8 of each number, over two layers
 
 
 def test_twice(tmp_path: Path) -> None:
-    after, _, plan = _rotate(decoder(), tmp_path / "first")
+    after, _, _ = _rotate(decoder(), tmp_path / "first")
     table = _table(after).copy()
-    again = Rotate(
-        plan, TransformSettings(), 0, WeightStore(tmp_path / "second"), lambda what, done, total: None
-    )
-    assert not again(after).modified
+    again, _ = _rotate_loaded(after, tmp_path / "second")
     assert again.result.left_alone == [
         "residual streams: rotated by an earlier compile",
         "heads of attention: rotated by an earlier compile",
@@ -170,13 +171,10 @@ def test_twice(tmp_path: Path) -> None:
 
 def test_one_after_the_other(tmp_path: Path) -> None:
     model = decoder()
-    after, rotate, plan = _rotate(model, tmp_path / "first", TransformSettings(heads=False))
+    after, rotate, _ = _rotate(model, tmp_path / "first", TransformSettings(heads=False))
     assert (len(rotate.result.streams), rotate.result.heads) == (1, 0)
     assert after.metadata_props[ROTATED_KEY] == "stream"
-    again = Rotate(
-        plan, TransformSettings(), 0, WeightStore(tmp_path / "second"), lambda what, done, total: None
-    )
-    assert again(after).modified
+    again, _ = _rotate_loaded(after, tmp_path / "second")
     assert (len(again.result.streams), again.result.heads) == (0, 2)
     assert again.result.left_alone == ["residual streams: rotated by an earlier compile"]
     assert_equal_outputs(run(model, FEED), run(after, FEED), ROUNDING)
@@ -214,10 +212,9 @@ def test_an_output_is_turned_back(wanted: str, tmp_path: Path) -> None:
 
 def test_values_that_are_an_output_are_left_alone(tmp_path: Path) -> None:
     """As in a decoder whose cache leaves it."""
-    after, rotate, _ = _rotate(decoder(outputs="float[B,G,R,N,8] L0v5, float[B,G,R,N,8] L1v5"), tmp_path)
+    _, rotate, _ = _rotate(decoder(outputs="float[B,G,R,N,8] L0v5, float[B,G,R,N,8] L1v5"), tmp_path)
     assert (len(rotate.result.streams), rotate.result.heads) == (1, 0)
     assert rotate.result.left_alone == ["heads before L0wo: L0v5 is an output of the model (2 such)"]
-    del after
 
 
 def test_heads_of_a_stacked_weight_are_left_alone(tmp_path: Path) -> None:
