@@ -26,7 +26,7 @@ from array_api_compat import array_namespace
 
 from qcompiler.algorithms import mse
 from qcompiler.algorithms.arrays import Device
-from qcompiler.algorithms.limits import check_at_least
+from qcompiler.algorithms.limits import check_at_least, check_share
 from qcompiler.algorithms.rtn import quantize_rows
 from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import (
@@ -73,8 +73,7 @@ class HqqOptions:
 
     def __post_init__(self) -> None:
         check_at_least(self, steps=1, iterations=0, kappa=1)
-        if not 0 < self.shrink <= 1:
-            raise SchemeError(f"shrink: {self.shrink} is no share of the range; give more than 0, at most 1")
+        check_share(self, "shrink")
         if not 0 < self.p <= 2:
             raise SchemeError(f"p: {self.p} is no norm to fit by; give more than 0, at most 2")
         if not self.beta > 0:  # NaN too

@@ -19,9 +19,8 @@ import numpy.typing as npt
 from array_api_compat import array_namespace
 
 from qcompiler.algorithms.arrays import CHUNK, Device, place, row_blocks
-from qcompiler.algorithms.limits import check_at_least
+from qcompiler.algorithms.range_search import RangeSearchOptions
 from qcompiler.algorithms.rtn import quantize_rows, tensor_range
-from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import Array, range_to_scale, round_to_codes, store_scale, to_groups
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
@@ -31,30 +30,14 @@ _NEIGHBOURS = ((1.0, 1), (1.0, -1), (0.96, 0), (1.04, 0))  # (factor of the scal
 
 
 @dataclass(frozen=True, slots=True)
-class MseOptions:
-    """How the scales are searched.
+class MseOptions(RangeSearchOptions):
+    """Of asymmetric schemes the full range is the first to be tried, of symmetric ones that where the positive extreme is not clipped.
 
-    Attributes:
-        steps: how many ranges are tried, from the full one downward (symmetric: from a little above it, where
-            the positive extreme is not clipped).
-        shrink: the smallest range tried, as a share of the full one.
-        rounds: rounds of refitting and of trying the neighbours.
-        weighted: weigh the error by the channels' mean squares when there are statistics.
-        device: where the maths runs.
-    Raises:
-        SchemeError: a number outside what it can be.
+    Neighbours are tried in each of the ``rounds`` too.
     """
 
     steps: int = 8
     shrink: float = 0.4
-    rounds: int = 2
-    weighted: bool = True
-    device: Device = "cpu"
-
-    def __post_init__(self) -> None:
-        check_at_least(self, steps=1, rounds=0)
-        if not 0 < self.shrink <= 1:
-            raise SchemeError(f"shrink: {self.shrink} is no share of the range; give more than 0, at most 1")
 
 
 def quantize(
