@@ -109,6 +109,7 @@ ROWS = (
     Row("w2-rtn", "w2a16-best by round to nearest", "w2a16-best", None, ("algorithm=rtn",)),
     Row("w8-best", "w8a16-best: int8 g32 sym, head and embedding too", "w8a16-best", G32_8),
     Row("mixed", "mixed-auto at 5 bits a weight", "mixed-auto", None),
+    Row("mixed-fisher", "mixed-auto at 5 bits a weight, by Fisher scores", "mixed-auto", None, ("mixed.sensitivity=fisher",)),
     Row("hqq-float-ends", "w4a16-hqq: g64, float zero points; head and embedding float", "w4a16-hqq", G64, FLOAT_ENDS, data=False),
     Row("hqq-int-float-ends", "hqq, g64 asym, integer zero points, head and embedding float", "w4a16-hqq", G64,
         ("zero_point=int", "algorithm=hqq", "scale_dtype=auto", *FLOAT_ENDS), data=False),

@@ -80,8 +80,11 @@ def by_fisher(
         for at in found:
             planned = owner[at.product]
             progress(f"scoring {planned.weight.name}", len(done), len(free))
-            squares = _squares(at, planned) * np.float32(start.factors[index] / len(feeds))
-            scores[at.product] = scores[at.product] + squares if at.product in scores else squares
+            part = _scores(at, planned, start.factors[index] / len(feeds))
+            if at.product in scores:
+                scores[at.product] += part
+            else:
+                scores[at.product] = part
             if index == len(feeds) - 1:
                 # A weight that is used twice costs what its uses do; that they add up or cancel is left out.
                 losses[planned] += _losses(planned, scores.pop(at.product), settings.bits, reference)
@@ -136,15 +139,15 @@ class _Start:
         return fisher.random_signs(output, generator)
 
 
-def _squares(at: AtProduct, planned: PlannedWeight) -> Array:
-    """The square of one sample's gradient of the weight, [N, K].
+def _scores(at: AtProduct, planned: PlannedWeight, factor: float) -> Array:
+    """One sample's part of the scores of a weight, [N, K]: the squares of its gradient, times ``factor``.
 
     Raises:
         CalibrationError: NaN or infinity.
     """
     gradient = fisher.gradient_of_weight(at.reads, at.gradient, planned.weight.shape)
-    squares: Array = gradient.square_().numpy()
-    if not np.isfinite(squares).all():
+    squares: Array = gradient.square_().mul_(factor).numpy()
+    if not np.isfinite(squares.sum(dtype=np.float64)):
         raise CalibrationError(
             f"mixed: {planned.weight.name}: its gradient is not finite on the calibration data; {REMEDY}"
         )

@@ -156,7 +156,8 @@ class Backpropagation:
             piece = Piece(self._model, segment.nodes, segment.inputs, outputs)
             for index in range(len(feeds)):
                 for value, array in piece.run(borders.sample(index)).items():
-                    borders.put(index, value, array)
+                    # A copy: ONNX Runtime's own array would keep all the memory of its session for as long as it is kept.
+                    borders.put(index, value, array.copy())
         return borders
 
     def _backward(

@@ -12,6 +12,7 @@ from qcompiler.graph.census import Census
 from qcompiler.graph.stored_quantized import SCALE_NAMES
 from qcompiler.graph.weights import Role, Weight, WeightUse
 from qcompiler.quant.scheme import QuantScheme, fit_group
+from qcompiler.recipe.mixed import FISHER
 from qcompiler.recipe.recipe import Recipe, Skip, WeightSettings
 
 FIXED_BYTES = 300 << 20  # Python, torch, ONNX Runtime and the graph of a model of some thousand nodes
@@ -118,6 +119,7 @@ class Plan:
     Attributes:
         warnings: what of the recipe has no effect on this model, one line each.
         mixed: whether bits are still to be given out, by what the model does on data.
+        scored: samples that gradients of the weights are taken on, to give out bits; 0: none.
         transformed: whether weights are rewritten before they are quantized, those that stay float too.
         turned_bytes: of the weights that stay float and are read transposed.
     """
@@ -128,6 +130,7 @@ class Plan:
     mixed: bool = False
     transformed: bool = False
     turned_bytes: int = 0
+    scored: int = 0
 
     @property
     def float_bytes(self) -> int:
@@ -175,6 +178,8 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
         SchemeError: a group that does not divide K where the recipe forbids to adjust it.
     """
     plan = Plan([], [], _unused_rules(census, recipe), recipe.mixed is not None, recipe.transform is not None)
+    if recipe.mixed is not None and recipe.mixed.sensitivity == FISHER:
+        plan.scored = recipe.mixed.samples
     for weight in census.weights:
         use = _deciding_use(weight)
         settings = recipe.settings_for(weight.name, weight.role.value, use.node.op_type, weight.aliases)

@@ -106,7 +106,7 @@ def _mixed(mixed: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             "mixed",
-            f"{counts}; predicted {mixed['measure']} {mixed['loss']:.3g} with round to nearest's error",
+            f"{counts}, by {mixed['sensitivity']}; predicted {mixed['measure']} {mixed['loss']:.3g} with round to nearest's error",
         ),
     ]
 

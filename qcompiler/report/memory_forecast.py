@@ -33,6 +33,8 @@ TUNED_BYTES = 4 * 9
 that are alive at once."""
 GRADIENT_FACTOR = 2
 """Every activation of a tuned segment is kept for the backward run, and what torch keeps beside it (a mask, an inverse) takes as much."""
+SCORED_BYTES = 4 * 3
+"""Of each number of a weight that is scored: its gradient, its score, and its error at one number of bits with the codes."""
 
 
 def forecast_peak_bytes(
@@ -62,8 +64,10 @@ def forecast_peak_bytes(
     # The float model's border activations go along where segments are tuned.
     streams = 2 if tuned else 1
     borders = BORDER_FACTOR * border * calibration.samples
-    # A segment runs, then its weights are worked on, then tuned.
-    work = max(weights, FIXED_BYTES + max(RUN_FACTOR * live, tuned, _segment_bytes(model, plan, anchors)))
+    # A segment runs, then its weights are worked on, then tuned; bits are given out before.
+    scored = _scored_bytes(model, plan, sizes, anchors, limit // BORDER_SHARE)
+    work = FIXED_BYTES + max(RUN_FACTOR * live, tuned, scored, _segment_bytes(model, plan, anchors))
+    work = max(weights, work)
     return work + streams * min(borders, limit // BORDER_SHARE)
 
 
@@ -121,6 +125,35 @@ def _tuned_bytes(model: ir.Model, plan: Plan, sizes: Mapping[str, int], anchors:
             TUNED_BYTES * weights + sum(4 * k * k for k in inputs.values()) + GRADIENT_FACTOR * activations,
         )
     return most
+
+
+def _scored_bytes(
+    model: ir.Model, plan: Plan, sizes: Mapping[str, int], anchors: Collection[ir.Node], limit: int
+) -> int:
+    """The most that a backward run through any segment takes, with what all segments hand on; ``limit`` of that is in memory."""
+    if not plan.scored:
+        return 0
+    segments = cut_segments(model.graph, set(anchors))
+    by_node = {use.node: planned for planned in plan.quantized for use in planned.weight.uses}
+    kept = sum(_float_bytes(value, sizes) for value in {v for segment in segments for v in segment.inputs})
+    most = 0
+    for segment in segments:
+        weights = [planned.weight for planned in {by_node[node] for node in segment.nodes if node in by_node}]
+        held = SCORED_BYTES * max((weight.size for weight in weights), default=0)
+        if plan.scored > 1:  # the scores of all wait for the next sample
+            held += 4 * sum(weight.size for weight in weights)
+        held += 4 * sum(weight.size for weight in weights if weight.dtype is not ir.DataType.FLOAT)
+        activations = sum(_float_bytes(value, sizes) for node in segment.nodes for value in node.outputs)
+        most = max(most, GRADIENT_FACTOR * activations + held)
+    return most + min(plan.scored * kept, limit)
+
+
+def _float_bytes(value: ir.Value, sizes: Mapping[str, int]) -> int:
+    """Of an activation as torch holds it, no float with less than 32 bits; what is constant is mapped."""
+    if is_constant(value):
+        return 0
+    narrow = value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return sizes.get(value.name or "", 0) * (2 if narrow else 1)
 
 
 def _before(graph: ir.Graph, anchors: Collection[ir.Node]) -> set[ir.Node]:

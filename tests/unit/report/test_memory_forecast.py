@@ -13,6 +13,7 @@ from qcompiler.report.memory_forecast import (
     GRADIENT_FACTOR,
     HEAP_BYTES,
     RUN_FACTOR,
+    SCORED_BYTES,
     forecast_peak_bytes,
 )
 from tests.small_models import make_model, weight
@@ -98,6 +99,24 @@ def test_a_scale_that_moves_wants_all_hessians_of_the_segment() -> None:
     alone, moved = (of_weights(recipe, 512, 2048) for recipe in ("w4a16-gptq", "w4a16-best"))
     waiting, copy = 4 * 512**2, 4 * 512 * 2048  # of the first input, and of the weight with its scale
     assert moved - alone == pytest.approx(waiting + copy, rel=0.01)
+
+
+def test_scores_of_several_samples_wait_for_the_last() -> None:
+    n, k, count = 4096, 256, 24  # all in one segment: nothing joins them before the end
+    results = [f"y{i}" for i in range(count)]
+    products = " ".join(f"{y} = MatMul (x, w_{y})" for y in results)
+    text = (
+        f"g (float[M,{k}] x) => (float[M,N] y) {{ {products} y = Concat <axis = 1> ({', '.join(results)}) }}"
+    )
+    model = ir.from_proto(make_model(text, {f"w_{y}": np.zeros((k, n), np.float32) for y in results}))
+    loaded = Recipe.load("w4a16-rtn").with_settings(
+        ["mixed.budget=5bpw", "mixed.sensitivity=fisher", "mixed.samples=2"]
+    )
+    run_passes(model, preparing_passes(loaded), [])
+    feed = {"x": np.zeros((1, k), np.float32)}
+    found = forecast_peak_bytes(model, plan_weights(model, loaded), CalibrationSettings(2, 1), feed, LIMIT)
+    # Activations of one row are 3 %.
+    assert found - FIXED_BYTES == pytest.approx((SCORED_BYTES + 4 * count) * n * k, rel=0.04)
 
 
 def test_without_calibration_a_weight_is_read_in_blocks() -> None:
