@@ -6,42 +6,23 @@ import pytest
 import torch
 
 from qcompiler.algorithms import gptq, hessian, mse, rtn
-from qcompiler.algorithms.error import quantization_error
 from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
-from qcompiler.quant.tensor import AffineTensor
+from tests.layer_data import OTHER_SCHEMES, correlated_inputs, heavy_tailed, output_error
 
 Float = npt.NDArray[np.float32]
 INT4 = QuantScheme(4, False, Granularity.GROUP, 32)
-SCHEMES = [
-    INT4,
-    QuantScheme(4, True, Granularity.GROUP, 32),
-    QuantScheme(3, False, Granularity.CHANNEL),
-    QuantScheme(2, False, Granularity.GROUP, 16, "float16"),
-    QuantScheme(8, True, Granularity.TENSOR),
-]
+SCHEMES = [INT4, *OTHER_SCHEMES]
 by_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
 
 
-def _statistics(k: int, rows: int, seed: int = 0) -> InputStatistics:
-    """Inputs whose channels differ in size and go together in a few directions, as activations do."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(rows, k)) + rng.normal(size=(rows, 6)) @ rng.normal(size=(6, k))
-    x = (x * np.exp(0.7 * rng.normal(size=k))).astype(np.float32)
-    return InputStatistics(rows, x.T @ x / rows)
-
-
 def _weight(n: int, k: int) -> Float:
-    return np.random.default_rng(1).standard_t(5, (n, k)).astype(np.float32)
-
-
-def _error(weight: Float, tensor: AffineTensor, statistics: InputStatistics) -> float:
-    return quantization_error(weight, tensor, statistics).output
+    return heavy_tailed(n, k, 5)
 
 
 def test_the_factor_is_the_cholesky_factor_of_the_inverse() -> None:
-    statistics = _statistics(24, 100)
+    statistics = correlated_inputs(24, 100)
     found = hessian.factor(statistics, 0.01, "cpu")
     h = np.asarray(statistics.hessian, np.float64)
     h = h + np.eye(24) * 0.01 * np.diagonal(h).mean()
@@ -55,10 +36,12 @@ def test_the_factor_is_the_cholesky_factor_of_the_inverse() -> None:
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_too_few_rows_for_a_hessian_are_damped(rows: int) -> None:
-    statistics, weight = _statistics(64, rows), _weight(8, 64)
+    statistics, weight = correlated_inputs(64, rows), _weight(8, 64)
     tensor = gptq.quantize(weight, statistics, INT4)
     assert np.isfinite(tensor.scale).all()
-    assert _error(weight, tensor, statistics) <= _error(weight, rtn.quantize(weight, None, INT4), statistics)
+    assert output_error(weight, tensor, statistics) <= output_error(
+        weight, rtn.quantize(weight, None, INT4), statistics
+    )
 
 
 def test_a_matrix_that_is_not_positive_definite_gets_more_damping() -> None:
@@ -68,7 +51,7 @@ def test_a_matrix_that_is_not_positive_definite_gets_more_damping() -> None:
 
 
 def test_channels_that_nothing_drives_are_kept() -> None:
-    statistics, weight = _statistics(64, 300), _weight(8, 64)
+    statistics, weight = correlated_inputs(64, 300), _weight(8, 64)
     assert statistics.hessian is not None
     dead = [3, 40]
     statistics.hessian[dead] = 0
@@ -85,7 +68,7 @@ def test_channels_that_nothing_drives_are_kept() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_hessian_that_is_not_finite_is_refused(bad: float) -> None:
-    statistics = _statistics(32, 100)
+    statistics = correlated_inputs(32, 100)
     assert statistics.hessian is not None
     statistics.hessian[1, 2] = bad
     with pytest.raises(CalibrationError, match="Hessian holds NaN or infinity"):
@@ -101,7 +84,7 @@ def test_options_have_bounds(text: str) -> None:
 def test_codes_are_those_of_the_textbook() -> None:
     """Equation 2 of the paper, column by column, with the inverse brought up to date after each (equation 3)."""
     statistics, weight = (
-        _statistics(200, 800),
+        correlated_inputs(200, 800),
         _weight(5, 200),
     )  # more columns than are brought up to date at once
     options = gptq.GptqOptions(damping=0.01, refine=0)
@@ -123,17 +106,19 @@ def test_codes_are_those_of_the_textbook() -> None:
 
 @by_scheme
 def test_each_step_lowers_the_output_error(scheme: QuantScheme) -> None:
-    statistics, weight = _statistics(160, 640), _weight(48, 160)
-    plain = _error(weight, mse.quantize(weight, statistics, scheme), statistics)
-    spread = _error(weight, gptq.quantize(weight, statistics, scheme, gptq.GptqOptions(refine=0)), statistics)
-    refined = _error(weight, gptq.quantize(weight, statistics, scheme), statistics)
+    statistics, weight = correlated_inputs(160, 640), _weight(48, 160)
+    plain = output_error(weight, mse.quantize(weight, statistics, scheme), statistics)
+    spread = output_error(
+        weight, gptq.quantize(weight, statistics, scheme, gptq.GptqOptions(refine=0)), statistics
+    )
+    refined = output_error(weight, gptq.quantize(weight, statistics, scheme), statistics)
     assert spread < 0.8 * plain  # seen: 0.3 to 0.7
     assert refined < spread
 
 
 @by_scheme
 def test_refining_never_raises_the_error_that_it_minimises(scheme: QuantScheme) -> None:
-    statistics, weight = _statistics(64, 256), _weight(16, 64)
+    statistics, weight = correlated_inputs(64, 256), _weight(16, 64)
     tensor = mse.quantize(weight, statistics, scheme)
     h = np.ascontiguousarray(statistics.hessian) + 0.1 * np.eye(64, dtype=np.float32)
     grid = gptq.Grid.of(tensor, slice(None), "cpu")
@@ -155,7 +140,7 @@ def test_refining_never_raises_the_error_that_it_minimises(scheme: QuantScheme) 
 
 
 def test_torch_gives_the_same_as_numpy() -> None:
-    statistics, weight = _statistics(96, 400), _weight(8, 96)
+    statistics, weight = correlated_inputs(96, 400), _weight(8, 96)
     plan = hessian.factor(statistics, 0.01, "cpu")
     grid = gptq.Grid.of(mse.quantize(weight, statistics, INT4), slice(None), "cpu")
     placed = gptq.Grid(
@@ -172,11 +157,11 @@ def test_torch_gives_the_same_as_numpy() -> None:
 
 
 def test_half_precision_and_a_short_last_group() -> None:
-    weight, statistics = _weight(6, 80).astype(np.float16), _statistics(80, 400)
+    weight, statistics = _weight(6, 80).astype(np.float16), correlated_inputs(80, 400)
     tensor = gptq.quantize(weight, statistics, INT4)  # groups of 32, 32 and 16
     plain = mse.quantize(weight, statistics, INT4)
     full = weight.astype(np.float32)
-    assert _error(full, tensor, statistics) < 0.9 * _error(full, plain, statistics)
+    assert output_error(full, tensor, statistics) < 0.9 * output_error(full, plain, statistics)
 
 
 def test_without_statistics_it_is_mse() -> None:

@@ -12,17 +12,10 @@ from qcompiler.quant.corrections import LowRank
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor
+from tests.layer_data import correlated_inputs
 
 Float = npt.NDArray[np.float32]
 INT4 = QuantScheme(4, False, Granularity.GROUP, 32)
-
-
-def _statistics(k: int, rows: int = 400) -> InputStatistics:
-    """Inputs whose channels differ in size and go together in a few directions, as activations do."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(rows, k)) + rng.normal(size=(rows, 6)) @ rng.normal(size=(6, k))
-    x = (x * np.exp(0.7 * rng.normal(size=k))).astype(np.float32)
-    return InputStatistics(rows, x.T @ x / rows)
 
 
 def _weight(n: int, k: int) -> Float:
@@ -49,7 +42,7 @@ def _output(error: npt.NDArray[np.floating], hessian: npt.NDArray[np.float64]) -
 
 @pytest.mark.parametrize(("n", "k"), [(40, 64), (96, 64), (64, 64)])
 def test_the_part_is_the_weighted_singular_value_decomposition(n: int, k: int) -> None:
-    weight, statistics = _weight(n, k), _statistics(k)
+    weight, statistics = _weight(n, k), correlated_inputs(k)
     base = rtn.quantize(weight, None, INT4)
     found = lorc.correct(weight, base, statistics, LorcOptions(rank=4, rounds=0), _never)
     assert found.base is base
@@ -95,7 +88,7 @@ def test_mean_squares_alone_weigh_channels() -> None:
 
 
 def test_more_rank_and_more_rounds_never_cost() -> None:
-    weight, statistics = _weight(48, 64), _statistics(64)
+    weight, statistics = _weight(48, 64), correlated_inputs(64)
     h = _damped(statistics, LorcOptions().damping)
 
     def quantizer(rest: Float) -> QuantizedTensor:
@@ -116,7 +109,7 @@ def test_more_rank_and_more_rounds_never_cost() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_factors_are_numbers_that_the_scales_type_holds(dtype: ScaleDtype) -> None:
-    weight, statistics = _weight(40, 64), _statistics(64)
+    weight, statistics = _weight(40, 64), correlated_inputs(64)
     scheme = QuantScheme(4, False, Granularity.GROUP, 32, dtype)
     base = rtn.quantize(weight, None, scheme)
     found = lorc.correct(weight, base, statistics, LorcOptions(rank=8, rounds=0), _never)
@@ -136,7 +129,7 @@ def _gain(weight: Float, found: CorrectedTensor, statistics: InputStatistics) ->
 
 
 def test_codes_of_a_table_are_corrected_too() -> None:
-    weight, statistics = _weight(40, 64), _statistics(64)
+    weight, statistics = _weight(40, 64), correlated_inputs(64)
     scheme = QuantScheme(4, True, Granularity.GROUP, 32, dtype="nf4")
     base = codebook.round_to_nearest(weight, None, scheme)
     found = lorc.correct(weight, base, statistics, LorcOptions(rank=8, rounds=0), _never)
@@ -144,7 +137,7 @@ def test_codes_of_a_table_are_corrected_too() -> None:
 
 
 def test_a_second_part_takes_the_place_of_the_first() -> None:
-    weight, statistics = _weight(40, 64), _statistics(64)
+    weight, statistics = _weight(40, 64), correlated_inputs(64)
     base = rtn.quantize(weight, None, INT4)
     once = lorc.correct(weight, base, statistics, LorcOptions(rank=4, rounds=0), _never)
     again = lorc.correct(weight, once, statistics, LorcOptions(rank=4, rounds=0), _never)
@@ -189,7 +182,7 @@ def test_rank_is_at_most_that_of_the_weight() -> None:
 
 
 def test_numpy_and_torch_find_the_same_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, statistics = _weight(40, 64), _statistics(64)
+    weight, statistics = _weight(40, 64), correlated_inputs(64)
     base = rtn.quantize(
         np.zeros_like(weight), None, INT4
     )  # the whole weight is left, with three strong directions

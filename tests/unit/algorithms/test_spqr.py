@@ -5,37 +5,23 @@ import numpy.typing as npt
 import pytest
 
 from qcompiler.algorithms import gptq, hessian, mse, spqr
-from qcompiler.algorithms.error import quantization_error
 from qcompiler.algorithms.spqr import SpqrOptions
 from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.quant.affine import store_values
 from qcompiler.quant.corrections import Outliers, outliers_label
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 from qcompiler.quant.statistics import InputStatistics
-from qcompiler.quant.tensor import AffineTensor, CorrectedTensor, QuantizedTensor
+from qcompiler.quant.tensor import AffineTensor, CorrectedTensor
+from tests.layer_data import OTHER_SCHEMES, correlated_inputs, heavy_tailed, output_error
 
 Float = npt.NDArray[np.float32]
 INT3 = QuantScheme(3, False, Granularity.GROUP, 32)
-SCHEMES = [
-    INT3,
-    QuantScheme(4, True, Granularity.GROUP, 32),
-    QuantScheme(3, False, Granularity.CHANNEL),
-    QuantScheme(2, False, Granularity.GROUP, 16, "float16"),
-    QuantScheme(8, True, Granularity.TENSOR),
-]
+SCHEMES = [INT3, *OTHER_SCHEMES]
 by_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
 
 
-def _statistics(k: int, rows: int = 400) -> InputStatistics:
-    """Inputs whose channels differ in size and go together in a few directions, as activations do."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(rows, k)) + rng.normal(size=(rows, 6)) @ rng.normal(size=(6, k))
-    x = (x * np.exp(0.7 * rng.normal(size=k))).astype(np.float32)
-    return InputStatistics(rows, x.T @ x / rows)
-
-
 def _weight(n: int, k: int) -> Float:
-    return np.random.default_rng(1).standard_t(4, (n, k)).astype(np.float32)
+    return heavy_tailed(n, k, 4)
 
 
 def _mask(found: CorrectedTensor) -> npt.NDArray[np.bool_]:
@@ -45,13 +31,9 @@ def _mask(found: CorrectedTensor) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _error(weight: Float, tensor: QuantizedTensor, statistics: InputStatistics) -> float:
-    return quantization_error(weight, tensor, statistics).output
-
-
 @by_scheme
 def test_the_share_is_kept_and_its_codes_mean_zero(scheme: QuantScheme) -> None:
-    weight, statistics = _weight(24, 64), _statistics(64)
+    weight, statistics = _weight(24, 64), correlated_inputs(64)
     options = SpqrOptions(share=0.02)
     found = spqr.quantize(weight, statistics, scheme, options)
     assert isinstance(found.base, AffineTensor) and found.base.scheme == scheme
@@ -63,17 +45,17 @@ def test_the_share_is_kept_and_its_codes_mean_zero(scheme: QuantScheme) -> None:
 
 @by_scheme
 def test_outliers_save_more_than_they_cost_others(scheme: QuantScheme) -> None:
-    weight, statistics = _weight(48, 64), _statistics(64)
-    plain = _error(weight, gptq.quantize(weight, statistics, scheme), statistics)
+    weight, statistics = _weight(48, 64), correlated_inputs(64)
+    plain = output_error(weight, gptq.quantize(weight, statistics, scheme), statistics)
     few, more = (
-        _error(weight, spqr.quantize(weight, statistics, scheme, SpqrOptions(share=share)), statistics)
+        output_error(weight, spqr.quantize(weight, statistics, scheme, SpqrOptions(share=share)), statistics)
         for share in (0.01, 0.05)
     )
     assert more < few < plain
 
 
 def test_the_most_sensitive_are_kept() -> None:
-    weight, statistics = _weight(16, 32), _statistics(32)
+    weight, statistics = _weight(16, 32), correlated_inputs(32)
     found = spqr.quantize(weight, statistics, INT3, SpqrOptions(share=0.05))
     h = np.asarray(statistics.hessian, np.float64)
     inverse = np.linalg.inv(h + np.eye(32) * SpqrOptions().damping * np.diagonal(h).mean())
@@ -85,7 +67,7 @@ def test_the_most_sensitive_are_kept() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_kept_weights_take_up_the_errors_of_columns_before_them(dtype: ScaleDtype) -> None:
     """The textbook's loop: round, spread over what is left; a kept weight is stored as it then is, as nearly as its type holds it."""
-    weight, statistics = _weight(4, 24), _statistics(24)
+    weight, statistics = _weight(4, 24), correlated_inputs(24)
     scheme = QuantScheme(3, False, Granularity.GROUP, 8, dtype)
     found = spqr.quantize(weight, statistics, scheme, SpqrOptions(share=0.1, refine=0))
     mask = _mask(found)
@@ -121,13 +103,13 @@ def test_what_the_type_of_a_kept_weight_does_not_hold_others_make_up_for(refine:
 
 @pytest.mark.parametrize("scheme", [INT3, QuantScheme(3, False, Granularity.GROUP, 32, "bfloat16")])
 def test_refinement_never_costs(scheme: QuantScheme) -> None:
-    weight, statistics = _weight(32, 64), _statistics(64)
+    weight, statistics = _weight(32, 64), correlated_inputs(64)
     h = np.asarray(statistics.hessian)
     damped = InputStatistics(
         1, h + np.eye(64, dtype=np.float32) * SpqrOptions().damping * np.diagonal(h).mean()
     )
     errors = [
-        _error(weight, spqr.quantize(weight, statistics, scheme, SpqrOptions(refine=refine)), damped)
+        output_error(weight, spqr.quantize(weight, statistics, scheme, SpqrOptions(refine=refine)), damped)
         for refine in (0, 1, 3)
     ]
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.97 * errors[0]
@@ -176,7 +158,7 @@ def test_options_that_make_no_sense(given: dict[str, float]) -> None:
 def test_the_weight_is_not_written_to() -> None:
     weight = _weight(8, 32)
     weight.flags.writeable = False
-    spqr.quantize(weight, _statistics(32), INT3)
+    spqr.quantize(weight, correlated_inputs(32), INT3)
 
 
 def test_outliers_row_after_row() -> None:
