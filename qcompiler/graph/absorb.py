@@ -267,6 +267,8 @@ def _probe(
     real = computed[candidate]
     if real.size == 0:
         return None  # an expert that no token of the sample chose: nothing is seen
+    if not np.isfinite(real).all():
+        return None  # float16 that overflows (a Relu may clear it): there is no size to probe with
     between = Piece(model, nodes, [candidate, *beside], [target])
     random = np.random.default_rng(0)
     spread = max(float(np.std(real.astype(np.float32))), 1e-3)

@@ -33,7 +33,7 @@ def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Ar
 
     A range far from 0 for its width is widened for float zero points too: its scale is so large that |lo| / scale is held to within one.
     Symmetric: scale = max(|lo|, |hi|) / 2^(bits - 1), so that all of -2^(bits - 1)..2^(bits - 1) - 1 is used
-    and a positive extreme may be clipped by up to one step. A range of nothing but 0 gets scale 1.
+    and a positive extreme may be clipped by up to one step. A range of nothing but 0 gets the smallest scale.
 
     Args:
         lo, hi: float32, any one shape.
@@ -79,12 +79,12 @@ def offsets(scale: Array, zero_point: Array, scheme: QuantScheme) -> Array:
 def store_scale(scale: Array, dtype: ScaleDtype) -> Array:
     """The nearest scales that ``dtype`` can hold, as float32; always finite, positive and safe to divide by.
 
-    0 becomes 1 (an all-zero group). What is too large becomes the largest finite value. float16 subnormals
+    0 (an all-zero group) becomes the smallest: beside an offset, as float zero points have, a kernel's own rounding of activations costs
+    as much as the scale is large. What is too large becomes the largest finite value. float16 subnormals
     are coarse: they round up, so that the range stays covered. float32 and bfloat16 stop at the smallest
     normal number, whose inverse is still finite.
     """
     xp = array_namespace(scale)
-    scale = xp.where(scale == 0, xp.ones_like(scale), scale)
     scale = xp.clip(scale, _FLOAT32_NORMAL, _LARGEST[dtype])
     if dtype == "float32":
         return scale

@@ -188,3 +188,16 @@ def test_a_low_rank_part_is_beside_the_offsets(tmp_path: Path) -> None:
     assert (
         relative_error(run(path, {"x": _x(3, 64)})["z"], run(made.path, {"x": _x(3, 64)})["z"]) < 0.2
     )  # 4 bits
+
+
+def test_a_weight_of_zeros_stays_zero_where_activations_are_rounded(tmp_path: Path) -> None:
+    """The offset undoes the middle of the codes only as well as the kernel's rounded activations do: the scale has to be small."""
+    model = make_model(
+        "g (float[M,64] x) => (float[M,32] y, float[M,32] z) { y = MatMul(x, w) h = Relu(y) z = MatMul(h, v) }",
+        {"w": np.zeros((64, 32), np.float32), "v": weight(32, 32)},
+    )
+    result = compile(
+        save_model(model, tmp_path), "w4a16-hqq", output=tmp_path / "out", settings=["accuracy_level=4", "head.zero_point=float",
+        "head.bits=4", "head.symmetric=false"],
+    )  # fmt: skip
+    assert np.abs(run(result.path, {"x": _x(7, 64)})["y"]).max() < 1e-3  # 0.4 where the scale is 1

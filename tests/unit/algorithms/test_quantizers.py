@@ -127,7 +127,7 @@ def test_search_pays_on_heavy_tails() -> None:
 @by_scheme
 def test_zero_weights_are_stored_as_zero(algorithm: Algorithm, scheme: QuantScheme) -> None:
     tensor = _run(algorithm, np.zeros((3, 40), np.float32), None, scheme)
-    assert np.all(tensor.dequantize() == 0) and np.all(tensor.scale == 1)
+    assert np.all(tensor.dequantize() == 0) and np.all(tensor.scale <= 2.0**-24)  # float16's smallest
 
 
 @pytest.mark.parametrize("algorithm", [a for a in QUANTIZERS if a.either_axis], ids=lambda a: a.name)

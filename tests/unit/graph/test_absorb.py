@@ -237,6 +237,17 @@ def test_the_product_under_a_bias_must_not_be_an_output() -> None:
     assert Scene(model, {"x": _x(64, 16)}).find("c") is None
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_float16_that_overflows_on_the_sample_forbids_it() -> None:
+    big = weight(16, 32, dtype=np.float16)
+    big[:, 5] = -60000  # the Relu clears the infinities
+    model = make_model(
+        "g (float16[M,16] x) => (float16[M,24] y) { [a] h = MatMul(x, w) r = Relu(h) [c] y = MatMul(r, v) }",
+        {"w": big, "v": weight(32, 24, seed=2, dtype=np.float16)},
+    )
+    assert Scene(model, {"x": np.ones((4, 16), np.float16)}).find("c") is None
+
+
 @pytest.mark.parametrize("op", ["Tanh", "Sigmoid", "Erf", "Exp", "Softplus"])
 def test_a_curve_in_between_forbids_it(op: str) -> None:
     model = make_model(

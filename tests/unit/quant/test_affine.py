@@ -68,7 +68,7 @@ def test_zero_stays_zero(scheme: QuantScheme) -> None:
     weight[2] = 0
     back, _, scale = _round_trip(weight, scheme)
     assert np.all(back[weight == 0] == 0)
-    assert np.all(scale[2] == 1)
+    assert np.all(scale[2] <= 2.0**-24)
 
 
 def test_known_codes() -> None:
@@ -125,7 +125,7 @@ def test_stored_scales_are_positive_finite_and_exact(
     assert held.dtype == np.float32
     assert np.array_equal(held.astype(kind).astype(np.float32), held)
     assert np.all(held > 0) and np.all(np.isfinite(held)) and np.all(np.isfinite(1 / held))
-    assert np.all(held[scale == 0] == 1)
+    assert np.all(held[scale == 0] <= 2.0**-24)  # float16's smallest
     assert np.array_equal(store_scale(held, dtype), held)
 
 
