@@ -24,7 +24,7 @@ from qcompiler.algorithms.hessian import DAMPING
 from qcompiler.algorithms.limits import check_at_least
 from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import Array, store_values
-from qcompiler.quant.corrections import LowRank, low_rank_bytes
+from qcompiler.quant.low_rank import LowRank, low_rank_bytes
 from qcompiler.quant.scheme import QuantScheme, ScaleDtype
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor

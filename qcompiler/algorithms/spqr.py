@@ -20,7 +20,7 @@ import numpy.typing as npt
 from qcompiler.algorithms import gptq, mse
 from qcompiler.algorithms.hessian import Factor, factor
 from qcompiler.errors import SchemeError
-from qcompiler.quant.corrections import Outliers, outlier_bytes
+from qcompiler.quant.outliers import Outliers, outlier_bytes
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import CorrectedTensor

@@ -24,7 +24,7 @@ from qcompiler.graph.sparse_matmul import OP, OUR_DOMAIN, provide
 from qcompiler.graph.stored_corrections import StoredCorrections, StoredLowRank
 from qcompiler.graph.weight_form import is_in_codes
 from qcompiler.graph.weights import ConstantView, constant_view
-from qcompiler.quant.corrections import outliers_label
+from qcompiler.quant.outliers import outliers_label
 
 CORRECTION_KEY = f"{KEYS}correction"
 """In the metadata of the products that make a correction: the name of the product that it belongs to."""

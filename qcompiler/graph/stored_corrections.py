@@ -9,7 +9,8 @@ import onnx_ir as ir
 from qcompiler.graph.mapped_tensor import MappedTensor
 from qcompiler.graph.stored_quantized import SCALE_NAMES, SCALE_TYPES
 from qcompiler.graph.weight_store import WeightStore
-from qcompiler.quant.corrections import LowRank, Outliers, column_type
+from qcompiler.quant.low_rank import LowRank
+from qcompiler.quant.outliers import Outliers, column_type
 from qcompiler.quant.tensor import CorrectedTensor
 
 

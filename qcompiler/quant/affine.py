@@ -101,6 +101,14 @@ def store_values(values: Array, dtype: ScaleDtype) -> Array:
     return clipped if dtype == "float32" else _cast(_cast(clipped, dtype), "float32")
 
 
+def check_held(values: npt.NDArray[Any], dtype: ScaleDtype, name: str) -> None:
+    """Raises SchemeError where ``dtype`` does not hold the values exactly, or they are not finite."""
+    if not np.isfinite(values).all():
+        raise SchemeError(f"{name}: holds NaN or infinity; every value must be a number")
+    if not np.array_equal(store_values(values, dtype), values):
+        raise SchemeError(f"{name}: values that {dtype} does not hold; round them with store_values")
+
+
 def round_to_codes(values: Array, scheme: QuantScheme) -> Array:
     """Round half to even and clamp to 0..2^bits - 1, in place: ``values`` is overwritten and returned."""
     if is_torch_array(values):

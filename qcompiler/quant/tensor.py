@@ -9,7 +9,8 @@ import numpy.typing as npt
 from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import dequantize_codes
 from qcompiler.quant.codebook import CodebookTensor
-from qcompiler.quant.corrections import Correction, LowRank, Outliers
+from qcompiler.quant.low_rank import LowRank
+from qcompiler.quant.outliers import Outliers
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.two_level import TwoLevelTensor
 
@@ -101,6 +102,8 @@ class AffineTensor:
 
 BaseTensor: TypeAlias = AffineTensor | CodebookTensor | TwoLevelTensor
 """A weight that is nothing but codes, scales and zero points."""
+Correction: TypeAlias = LowRank | Outliers
+"""What may stand beside it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

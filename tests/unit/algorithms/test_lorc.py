@@ -8,7 +8,7 @@ from qcompiler.algorithms import arrays, codebook, gptq, lorc, rtn
 from qcompiler.algorithms.error import quantization_error
 from qcompiler.algorithms.lorc import LorcOptions
 from qcompiler.errors import SchemeError
-from qcompiler.quant.corrections import LowRank
+from qcompiler.quant.low_rank import LowRank
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor

@@ -8,7 +8,7 @@ from qcompiler.algorithms import gptq, hessian, mse, spqr
 from qcompiler.algorithms.spqr import SpqrOptions
 from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.quant.affine import store_values
-from qcompiler.quant.corrections import Outliers, outliers_label
+from qcompiler.quant.outliers import Outliers, outliers_label
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import AffineTensor, CorrectedTensor

@@ -16,7 +16,8 @@ from qcompiler.graph.stored_corrections import restore_corrections, store_correc
 from qcompiler.graph.weight_form import emit_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import check_model
-from qcompiler.quant.corrections import LowRank, Outliers
+from qcompiler.quant.low_rank import LowRank
+from qcompiler.quant.outliers import Outliers
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 from qcompiler.quant.tensor import CorrectedTensor
 from tests.small_models import Array, make_model, op_types, relative_error, run, weight

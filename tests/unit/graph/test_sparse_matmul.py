@@ -12,7 +12,7 @@ import pytest
 from qcompiler.graph import sparse_matmul
 from qcompiler.graph.sparse_matmul import FEW
 from qcompiler.passes.normalize import Normalize
-from qcompiler.quant.corrections import Outliers
+from qcompiler.quant.outliers import Outliers
 from tests.small_models import apply_pass, make_model, relative_error, run
 
 N, K = 12, 40

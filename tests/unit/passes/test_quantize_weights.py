@@ -17,7 +17,7 @@ from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import check_model
 from qcompiler.passes.lower_to_matmul_nbits import LowerToMatMulNBits
 from qcompiler.passes.quantize_weights import CalibrationRun, QuantizeWeights
-from qcompiler.quant.corrections import Outliers
+from qcompiler.quant.outliers import Outliers
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.quant.tensor import CorrectedTensor
 from qcompiler.recipe import Recipe

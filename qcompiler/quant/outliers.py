@@ -1,73 +1,18 @@
-"""What may stand beside the codes of a weight, in floats: a part of low rank, and outliers.
+"""A few numbers beside the codes of a weight, in floats: W ~ base + S, S [N, K] sparse.
 
-    W ~ base + A B + S,      A [N, r],  B [r, K],  S sparse
-
-Both are added to what the codes mean. Letters: N outputs, K reduction, r rank.
+They are added to what the codes mean. Letters: N outputs, K reduction, E numbers.
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from qcompiler.errors import SchemeError
-from qcompiler.quant.affine import store_values
+from qcompiler.quant.affine import check_held, store_values
 from qcompiler.quant.scheme import SCALE_BYTES, ScaleDtype
 
 Float = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LowRank:
-    """A B.
-
-    Attributes:
-        left: A, float32 [N, r]; values that ``dtype`` holds exactly.
-        right: B, float32 [r, K], likewise.
-    Raises:
-        SchemeError: types, shapes or values that are none of these.
-    """
-
-    left: Float
-    right: Float
-    dtype: ScaleDtype
-
-    def __post_init__(self) -> None:
-        for name, part in (("left", self.left), ("right", self.right)):
-            if part.dtype != np.float32 or part.ndim != 2:
-                raise SchemeError(f"{name}: {part.dtype}{part.shape}; must be float32 of two dimensions")
-            check_held(part, self.dtype, name)
-        if self.left.shape[1] != self.right.shape[0] or not self.rank:
-            raise SchemeError(
-                f"left {self.left.shape}, right {self.right.shape}; must be [N, r] and [r, K], r at least 1"
-            )
-
-    @property
-    def rank(self) -> int:
-        """r."""
-        rank: int = self.left.shape[1]
-        return rank
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, K)."""
-        return self.left.shape[0], self.right.shape[1]
-
-    @property
-    def label(self) -> str:
-        """Short text for reports: "rank 16"."""
-        return f"rank {self.rank}"
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of both factors."""
-        return low_rank_bytes(self.rank, *self.shape, self.dtype)
-
-    def dense(self, rows: slice) -> Float:
-        """Some rows of A B."""
-        product: Float = self.left[rows] @ self.right
-        return product
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,9 +98,6 @@ class Outliers:
         return np.repeat(np.arange(self.offsets.size - 1), np.diff(self.offsets))
 
 
-Correction: TypeAlias = LowRank | Outliers
-
-
 def outliers_label(count: int, size: int) -> str:
     """Short text for so many of ``size`` weights: "1 % outliers"."""
     return f"{100 * count / size:.2g} % outliers"
@@ -169,16 +111,3 @@ def outlier_bytes(count: int, n: int, k: int, dtype: ScaleDtype) -> int:
 def column_type(k: int) -> type[np.uint16] | type[np.int32]:
     """What holds a column of K."""
     return np.uint16 if k <= 1 << 16 else np.int32
-
-
-def low_rank_bytes(rank: int, n: int, k: int, dtype: ScaleDtype) -> int:
-    """Bytes of the factors of an [N, K] part of that rank."""
-    return rank * (n + k) * SCALE_BYTES[dtype]
-
-
-def check_held(values: npt.NDArray[Any], dtype: ScaleDtype, name: str) -> None:
-    """Raises SchemeError where ``dtype`` does not hold the values exactly, or they are not finite."""
-    if not np.isfinite(values).all():
-        raise SchemeError(f"{name}: holds NaN or infinity; every value must be a number")
-    if not np.array_equal(store_values(values, dtype), values):
-        raise SchemeError(f"{name}: values that {dtype} does not hold; round them with store_values")
