@@ -15,7 +15,7 @@ from qcompiler.errors import InputError, SchemeError
 from qcompiler.quant.tensor import AffineTensor, base_of
 from qcompiler.report.inspect_model import inspect
 from tests import command_models as models
-from tests.e2e.test_compile import BODIES
+from tests.compiled_models import BODIES
 from tests.small_models import Array, make_model, relative_error, run, save_model, weight
 from tests.stopped_compile import assert_goes_on_with_the_same_bytes, decoder_and_data
 
