@@ -1,0 +1,88 @@
+"""The other verbs, help and bad usage."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import command_models as models
+from tests.command_line import RTN, Command
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_help_of_every_verb_has_an_example(run: Command) -> None:
+    listed = run("--help").out
+    for verb in ("compile", "inspect", "eval", "recipes", "targets", "doctor"):
+        assert verb in listed
+        assert "Example: qcompile" in run(verb, "--help").out
+
+
+@pytest.mark.slow
+def test_help_is_quick() -> None:
+    code = (
+        "import sys; from qcompiler import cli; cli.cli.main(['--help'], standalone_mode=False); "
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_a_misspelt_verb(run: Command) -> None:
+    outcome = run("inspct", "model.onnx")
+    assert outcome.status == 2 and "did you mean 'inspect'" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--no-such"],
+        ["compile"],
+        ["m.onnx", "--memory-limit", "4"],
+        ["eval", "m.onnx"],
+        ["m.onnx", "--seed", "-1"],
+    ],
+)
+def test_bad_usage(run: Command, arguments: list[str]) -> None:
+    assert run(*arguments).status == 2
+
+
+def test_recipes_targets_doctor(run: Command) -> None:
+    names = [entry["name"] for entry in json.loads(run("recipes", "--json").out)]
+    assert "w4a16-awq" in names
+    Path("mine.yaml").write_text(run("recipes", "w4a16-rtn").out)
+    assert json.loads(run("recipes", "mine.yaml", "--json").out)["bits"] == 4
+    assert [entry["name"] for entry in json.loads(run("targets", "--json").out)] == ["ort"]
+    found = {entry["what"]: entry for entry in json.loads(run("doctor", "--json").out)}
+    assert found["CPUExecutionProvider"]["present"] and "cores" in found["cpu"]["found"]
+    assert run("recipes", "w4a16-rtm").status == 2
+
+
+def test_a_budget_goes_with_settings_of_what_it_is_spent_on(run: Command, tmp_path: Path) -> None:
+    source = models.decoder(tmp_path)
+    outcome = run(
+        source,
+        *RTN,
+        "--set",
+        "mixed.bits=[4,8]",
+        "--budget",
+        "6bpw",
+        "--set",
+        "calib.length=16",
+        "-o",
+        "out",
+        "--json",
+    )
+    assert outcome.status == 0
+    ahead = run(source, *RTN, "--budget", "6bpw", "--dry-run").out
+    assert "gives out the bits" in ahead and "gives out the bits" not in run(source, *RTN, "--dry-run").out
+    mixed = json.loads(outcome.out)["mixed"]
+    assert mixed["bits"] == [4, 8] and set(mixed["chosen"]) <= {4, 8}
+    assert "<svg" in Path("out/pareto.svg").read_text("utf-8")
+    shown = run(source, *RTN, "--budget", "6bpw", "--set", "calib.length=16", "-o", "out", "--force").out
+    assert "predicted kl" in shown and "chosen" in shown
+    assert run(source, *RTN, "--max-kl", "0", "-o", "out2").status == 2
