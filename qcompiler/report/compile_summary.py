@@ -67,6 +67,13 @@ def _trade_table(mixed: dict[str, Any]) -> Table:
     return table
 
 
+def _runs_as_nothing(report: CompileReport) -> str:
+    """Why no weight is read by an operator of the target."""
+    if any(record["name"].startswith("lower_") for record in report.passes):
+        return "plain ONNX: no kernel reads the weights (the report says why)"
+    return "not checked: stopped before the target's operators"
+
+
 def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
     weights = sum(layer["shape"][0] * layer["shape"][1] for layer in report.layers)
     stored = sum(layer["stored_bytes"] for layer in report.layers)
@@ -79,7 +86,7 @@ def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
                     f"{counted(len(report.skipped), 'node')} left alone (qcompile inspect says why)"),
         *_rotated(report.rotation),
         *_mixed(report.mixed),
-        ("runs as", running or "not checked: stopped before the target's operators"),
+        ("runs as", running or _runs_as_nothing(report)),
         ("calibration", _calibration(report.calibration)),
         ("took", f"{format_seconds(report.seconds)}, "
                  f"peak anonymous memory {format_memory(report.peak_anonymous_bytes)}"

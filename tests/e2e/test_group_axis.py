@@ -1,16 +1,19 @@
 """compile() with groups of rows: plain ONNX that computes what is stored, and what the plan, inspect and resume make of it."""
 
+import io
 import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from qcompiler.algorithms import hqq
 from qcompiler.api import Options, compile, dry_run
 from qcompiler.graph import checkpoints
 from qcompiler.quant.scheme import Granularity, QuantScheme, ZeroPoint
+from qcompiler.report.compile_summary import compile_summary
 from qcompiler.report.inspect_model import inspect
 from tests.small_models import Array, make_model, relative_error, run, save_model, weight
 
@@ -106,6 +109,26 @@ def test_an_embedding_tied_to_its_head(kind: str, tmp_path: Path) -> None:
     feed = {"i": np.arange(6, dtype=np.int64)[None]}
     # 8 bits move a weight by 0.4 % of its spread, in four products; int8 activations add as much
     assert relative_error(run(path, feed)["y"], run(made.path, feed)["y"]) <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("stop", "told"),
+    [(None, "plain ONNX: no kernel reads the weights"), ("quantize_weights", "not checked: stopped before")],
+)
+def test_the_summary_says_what_runs(stop: str | None, told: str, tmp_path: Path) -> None:
+    model = make_model(
+        "g (float[M,64] x) => (float[M,96] z) { y = MatMul(x, w) z = Relu(y) }", {"w": weight(64, 96)}
+    )
+    made = compile(
+        save_model(model, tmp_path),
+        "w4a16-hqq",
+        settings=["group_axis=output"],
+        output=tmp_path / "out",
+        options=Options(stop_after=stop),
+    )
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(compile_summary(made.report, "out"))
+    assert told in console.export_text()
 
 
 def test_it_is_said_beforehand(tmp_path: Path) -> None:
