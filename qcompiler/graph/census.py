@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from qcompiler.graph.correction_form import correction_at
+from qcompiler.graph.extract import is_constant
 from qcompiler.graph.offset_product import is_group_sum, is_offset_part
 from qcompiler.graph.sparse_matmul import OUR_DOMAIN
 from qcompiler.graph.stacked_product import StackedProduct, stacked_product
@@ -120,6 +121,8 @@ def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
     if node.domain not in ("", "ai.onnx"):
         if node.op_type == "MoE":
             return "experts inside one operator of ONNX Runtime: export them as products to quantize them"
+        if node.op_type in _FUSED_PRODUCTS and _holds_weight(node):
+            return f"a product inside {node.op_type}, an operator of ONNX Runtime: export without its fusions to quantize it"
         return ALREADY_QUANTIZED if node.op_type in _QUANTIZED_OPS else None
     if is_offset_part(node) or is_group_sum(node):
         return None  # of a product with a quantized weight
@@ -134,6 +137,10 @@ def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
         return [table] if isinstance(table, _Found) else table
     if node.op_type in ("Conv", "ConvTranspose"):
         return "a convolution: no weight-only kernel takes one"
+    if node.op_type in ("LSTM", "GRU", "RNN") and _holds_weight(node):
+        return "a recurrent cell: no weight-only kernel takes one"
+    if node.op_type == "Einsum" and _holds_weight(node):
+        return "an Einsum with a constant: only those of stacked experts are read; export it as MatMul to quantize it"
     return ALREADY_QUANTIZED if node.op_type in _QUANTIZED_OPS else None
 
 
@@ -143,6 +150,15 @@ _QUANTIZED_OPS = frozenset(
         "QLinearMatMul", "QLinearConv", "QGemm", "ConvInteger", "QMoE",
     }
 )  # fmt: skip
+
+
+_FUSED_PRODUCTS = frozenset({"FusedMatMul", "TransposeMatMul", "FusedGemm", "Attention"})
+
+
+def _holds_weight(node: ir.Node) -> bool:
+    """One of its inputs is a constant matrix or stack of floats."""
+    views = [constant_view(value) for value in node.inputs]
+    return any(view is not None and view.dtype in FLOAT_TYPES and len(view.shape) >= 2 for view in views)
 
 
 def _classify_experts(stacked: StackedProduct, body: str | None) -> list[_Found] | str:
@@ -180,6 +196,8 @@ def _classify_linear(node: ir.Node) -> _Found | str:
         if narrow is not None:
             rounded, dtype = narrow
             return f"the weight is rounded by a Cast to {dtype.name}" if rounded else ALREADY_QUANTIZED
+        if node.inputs[1] is not None and is_constant(node.inputs[1]):
+            return "the weight is computed by nodes from other constants; export it folded into one"
         return "both factors are activations"
     if right.dtype not in FLOAT_TYPES:
         return f"the weight is {right.dtype.name}, not a float type"
@@ -250,7 +268,8 @@ def _plain_role(node: ir.Node) -> Role:
     if node.op_type in ("Gather", "GatherBlockQuantized"):
         return Role.EMBEDDING
     if node.op_type in ("MatMul", "Gemm") and constant_view(node.inputs[1]) is None:
-        return Role.ATTENTION if stacked_product(node) is None else Role.LINEAR
+        constant = any(value is not None and is_constant(value) for value in node.inputs[:2])
+        return Role.LINEAR if constant or stacked_product(node) is not None else Role.ATTENTION
     return Role.LINEAR
 
 

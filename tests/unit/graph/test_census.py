@@ -67,6 +67,9 @@ def test_one_weight_in_two_float_types_is_two() -> None:
 @pytest.mark.parametrize(("text", "weights", "reason"), [
     ("y = MatMul(x, z)", {}, "both factors are activations"),
     ("y = MatMul(w, z)", {"w": weight(4, 32)}, "the constant is the left factor"),
+    ("c = Mul(w, s) y = MatMul(x, c)", {"w": weight(32, 24), "s": weight(24)}, "computed by nodes from other constants"),
+    ("c, d = Split<axis=1,num_outputs=2>(w) y = MatMul(x, c)", {"w": weight(32, 64)}, "computed by nodes from other constants"),
+    ('y = Einsum<equation="mk,kn->mn">(x, w)', {"w": weight(32, 24)}, "an Einsum with a constant"),
     ("y = MatMul(x, w)", {"w": weight(2, 2, 32, 32)}, "4 dimensions"),
     ("s = Constant<value_ints=[-1,8]>() r = Reshape(x, s) y = MatMul(r, w)", {"w": weight(8, 32)}, "K=8 is less than"),
     ("c = DequantizeLinear(w, f) y = MatMul(x, c)", {"w": np.ones((32, 32), np.int8), "f": np.array(0.1, np.float32)}, "already quantized"),
@@ -226,3 +229,17 @@ def test_experts_inside_one_operator_are_left_alone() -> None:
         alone.reason
         == "experts inside one operator of ONNX Runtime: export them as products to quantize them"
     )
+
+
+def test_products_inside_other_operators_are_told() -> None:
+    """A weight that no MatMul reads is left alone like any other: with a reason."""
+    census = _census(
+        "g (float[S,1,32] x) => (float[A,B,C,D] y, float[S,1,24] z) { y = LSTM<hidden_size=8>(x, w, r) z = com.microsoft.FusedMatMul(x, v) }",
+        {"w": weight(1, 32, 32), "r": weight(1, 32, 8), "v": weight(32, 24)},
+        domains={"com.microsoft": 1},
+    )
+    assert not census.weights
+    assert [alone.reason.split(":")[0] for alone in census.left_alone] == [
+        "a recurrent cell",
+        "a product inside FusedMatMul, an operator of ONNX Runtime",
+    ]
