@@ -60,6 +60,8 @@ def output_folder(
 def work_folder(place: Path) -> Path:
     """Where the work on ``place`` is done."""
     place = place.absolute()
+    if not place.name:
+        raise ResourceError(f"{place}: is the root of all folders; choose another place with -o")
     return place.with_name(place.name + ".work")
 
 

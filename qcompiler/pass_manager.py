@@ -9,7 +9,7 @@ from typing import Protocol
 import onnx
 import onnx_ir as ir
 
-from qcompiler.errors import PassError, QCompilerError, RecipeError
+from qcompiler.errors import PassError, QCompilerError, RecipeError, ResourceError
 from qcompiler.graph.model_file import save
 
 
@@ -100,6 +100,10 @@ def check_model(model: ir.Model, after: str) -> None:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise PassError(f"pass {after}: left an invalid model: {str(cause).splitlines()[0]}") from error
+    for value in (*proto.graph.input, *proto.graph.output):
+        # The checker refuses one of unknown rank, which ONNX Runtime takes and exporters write.
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(proto, full_check=False)
     except onnx.checker.ValidationError as error:
@@ -133,6 +137,7 @@ def run_passes(
 
     Raises:
         PassError: a pass failed with an error that is not one of ours; it names the pass.
+        ResourceError: a package that it needs is installed but does not load.
     """
     records: list[PassRecord] = []
     for entry in passes:
@@ -144,6 +149,10 @@ def run_passes(
         except (QCompilerError, OSError, MemoryError):
             raise  # says what is wrong, or is the machine's
         except Exception as error:  # whatever else leaves a pass is a defect of it, and is named by it
+            if isinstance(error, ImportError) and error.name and not error.name.startswith("qcompiler"):
+                raise ResourceError(
+                    f"{error.name}: is installed, but cannot be imported ({error}); install it again"
+                ) from error
             raise PassError(
                 f"pass {entry.name}: failed: {type(error).__name__}: {error}; run with --traceback and report it"
             ) from error

@@ -199,7 +199,11 @@ def _load_npz(path: Path) -> Feed:
             )
         with archive:
             feed = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except ValueError as error:  # NumPy says how to unpickle it, which would run whatever the file says
+        raise CalibrationError(
+            f"{path}: not a readable .npz of plain arrays; save it with numpy.savez(path, input_name=array)"
+        ) from error
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise CalibrationError(f"{path}: not a readable .npz: {' '.join(str(error).split())}") from error
     if not feed:
         raise CalibrationError(f"{path}: holds no arrays")

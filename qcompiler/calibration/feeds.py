@@ -66,6 +66,10 @@ def make_feeds(
     bounds, tokens = index_bounds(model), token_input(specs)
     feeds: list[Feed] = []
     for feed in data:
+        if feed and not any(array.size for array in map(np.asarray, feed.values())):
+            raise CalibrationError(
+                f"{data.source}: feed {len(feeds) + 1}: all its arrays are empty; give rows, or drop it"
+            )
         feeds.append(complete_feed(feed, specs))
         check_indices(feeds[-1], bounds, tokens, f"{data.source}: feed {len(feeds)}")
         progress("reading calibration data", len(feeds), samples)
@@ -81,11 +85,16 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     for value in model.graph.inputs:
         if value.dtype is None or value.name is None:
             raise CalibrationError(f"input {value.name}: has no type; export the model with typed inputs")
-        dims = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+        if value.shape is None:
+            raise CalibrationError(
+                f"input {value.name}: has no shape, so no data fits it; export the model with its dimensions (symbols will do), "
+                "or take a recipe that needs no data"
+            )
+        dims = [d if isinstance(d, int) else d.value for d in value.shape]
         default = (
             value.const_value.numpy() if value.is_initializer() and value.const_value is not None else None
         )
-        specs.append(InputSpec(value.name, np.dtype(value.dtype.numpy()), tuple(dims or ()), default))
+        specs.append(InputSpec(value.name, np.dtype(value.dtype.numpy()), tuple(dims), default))
     return specs
 
 
@@ -205,10 +214,14 @@ def check_indices(feed: Feed, bounds: Mapping[str, int], tokens: str | None, whe
         tokens: the input that takes tokens.
         where: the data, for the message.
     Raises:
-        CalibrationError: an index is past its table.
+        CalibrationError: an index is past its table, or a token negative.
     """
     for name, rows in bounds.items():
-        largest = int(feed[name].max()) if feed[name].size else 0
+        largest, least = (int(feed[name].max()), int(feed[name].min())) if feed[name].size else (0, 0)
+        if name == tokens and least < 0:  # ONNX would count it from the table's end
+            raise CalibrationError(
+                f"{where}: token {least}; tokens are 0 to {rows - 1}: leave padding out, or mask it"
+            )
         if largest < rows:
             continue
         if name == tokens:

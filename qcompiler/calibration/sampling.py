@@ -172,4 +172,4 @@ def _random(spec: InputSpec, shape: list[int], high: int | None, rng: np.random.
         return rng.integers(low, above, shape).astype(spec.dtype)
     if spec.dtype.kind in "fV":
         return rng.standard_normal(shape).astype(spec.dtype)
-    raise CalibrationError(f"{spec.name}: no random values for {spec.dtype}; give --calib")
+    raise CalibrationError(f"{spec.name}: no random values for {spec.dtype}; give data")

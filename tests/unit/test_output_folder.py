@@ -67,6 +67,11 @@ def test_a_folder_of_others_is_never_replaced(tmp_path: Path, manifest: str | No
     assert tree(tmp_path) == before
 
 
+def test_the_root_is_no_place() -> None:
+    with pytest.raises(ResourceError, match=r"^/: is the root of all folders"):
+        compile_to(Path("/"))
+
+
 def test_a_work_folder_of_others_is_never_removed(tmp_path: Path) -> None:
     (tmp_path / "out.work").mkdir()
     (tmp_path / "out.work" / "thesis.txt").write_text("years")

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qcompiler.errors import InputError, PassError, RecipeError
+from qcompiler.errors import InputError, PassError, RecipeError, ResourceError
 from qcompiler.pass_manager import Dump, NamedPass, Verify, check_model, check_stop, run_passes, signature
 from tests.small_models import make_model, weight
 
@@ -72,6 +72,20 @@ def test_a_defect_is_named_by_its_pass(error: Exception) -> None:
 def test_our_own_errors_and_the_machines_pass_as_they_are(error: Exception) -> None:
     with pytest.raises(type(error), match=r"^plain$"):
         run_passes(_model(), [_pass("bad", _fail(error))], [])
+
+
+def test_a_package_that_does_not_load_is_no_defect_of_ours() -> None:
+    broken = ImportError("libtorch.so: cannot open shared object file", name="torch._C")
+    with pytest.raises(ResourceError, match=r"^torch\._C: is installed, but cannot be imported \(libtorch"):
+        run_passes(_model(), [_pass("bad", _fail(broken))], [])
+
+
+def test_inputs_of_unknown_rank_are_valid() -> None:
+    """ONNX's checker refuses them, ONNX Runtime does not: no pass is to blame."""
+    model = _model()
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = None
+    check_model(model, "one")
 
 
 def test_verify_finds_a_changed_output() -> None:

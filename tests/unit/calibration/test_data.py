@@ -114,6 +114,7 @@ def test_npz_errors(tmp_path: Path) -> None:
     assert "no .npz files" in refused(tmp_path)
     write(tmp_path / "bad.npz", "not a zip")
     assert "bad.npz: not a readable .npz" in refused(tmp_path / "bad.npz")
+    assert "pickle" not in refused(tmp_path / "bad.npz")  # NumPy's advice would run what the file says
     assert "bad.npz: not a readable .npz" in refused(tmp_path)
     whole = tmp_path / "cut.npz"
     np.savez(whole, x=np.zeros(1000))

@@ -118,6 +118,24 @@ def test_tokens_of_another_tokenizer() -> None:
         _make(_language_model(), [{"input_ids": np.array([[1]])}, {"input_ids": np.array([[3, 46923]])}])
 
 
+def test_a_token_below_0_is_no_token() -> None:
+    """Gather would take it from the table's end."""
+    with pytest.raises(CalibrationError, match=r"feed 1: token -100; tokens are 0 to 39: leave padding out"):
+        _make(_language_model(), [{"input_ids": np.array([[3, -100]])}])
+
+
+def test_a_feed_without_a_row_is_refused() -> None:
+    with pytest.raises(CalibrationError, match=r"feed 2: all its arrays are empty"):
+        _make(_language_model(), [{"input_ids": np.array([[3]])}, {"input_ids": np.zeros((0, 4), np.int64)}])
+
+
+def test_an_input_without_a_rank_takes_no_data() -> None:
+    model = ir.from_proto(make_model("g (float[M,8] x) => (float[M,8] y) { y = Neg(x) }"))
+    model.graph.inputs[0].shape = None
+    with pytest.raises(CalibrationError, match=r"^input x: has no shape"):
+        _make(model, [{"x": np.zeros((2, 8), np.float32)}])
+
+
 def test_an_index_past_its_table() -> None:
     model = ir.from_proto(make_model("g (float[B,8] x, int64[B,4] i) => (float[B,8] y, float[B,4,8] z) { y = Neg(x) z = Gather(t, i) }",
                                      {"t": weight(5, 8)}))  # fmt: skip
