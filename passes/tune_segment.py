@@ -18,8 +18,9 @@ from qcompiler.calibration.segment_function import SegmentFunction, learnable_ou
 from qcompiler.calibration.segments import Segment
 from qcompiler.errors import SchemeError
 from qcompiler.graph.weight_store import WeightStore
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.statistics import InputStatistics
-from qcompiler.quant.tensor import AffineTensor, CorrectedTensor, QuantizedTensor
+from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor
 from qcompiler.recipe.plan import PlannedWeight
 from qcompiler.recipe.steps import Step
 

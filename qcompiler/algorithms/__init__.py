@@ -17,9 +17,10 @@ import numpy as np
 from qcompiler.algorithms import autoround, awq, codebook, gptq, hqq, kquant, lorc, mse, rtn, spqr
 from qcompiler.errors import QCompilerError, SchemeError
 from qcompiler.nearest import nearest
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.codebook import CodebookTensor
 from qcompiler.quant.scheme import QuantScheme
-from qcompiler.quant.tensor import AffineTensor, CorrectedTensor, QuantizedTensor
+from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor
 from qcompiler.quant.two_level import TwoLevelTensor
 from qcompiler.user_code import describe, import_reference
 

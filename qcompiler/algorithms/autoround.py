@@ -26,8 +26,9 @@ from qcompiler.algorithms.arrays import Device, fetch, place
 from qcompiler.algorithms.limits import check_at_least
 from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.quant.affine import from_groups, round_to_codes, store_scale, to_groups
+from qcompiler.quant.affine_tensor import AffineTensor, ZeroPoints
 from qcompiler.quant.scheme import QuantScheme
-from qcompiler.quant.tensor import AffineTensor, QuantizedTensor, ZeroPoints
+from qcompiler.quant.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,9 +23,9 @@ from qcompiler.algorithms.arrays import BLOCK, Device, fetch, place, row_blocks
 from qcompiler.algorithms.hessian import DAMPING, Factor, factor
 from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import Array, round_to_codes, store_scale, store_values, to_groups
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
-from qcompiler.quant.tensor import AffineTensor
 
 COLUMNS = 128  # rounded before the rest of the matrix is brought up to date
 

@@ -37,9 +37,9 @@ from qcompiler.quant.affine import (
     store_zero_point,
     to_groups,
 )
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
-from qcompiler.quant.tensor import AffineTensor
 
 _SMALLEST = 1e-6  # steps of the scale: keeps |x|^(p - 1) finite where the error is 0
 

@@ -22,9 +22,9 @@ from qcompiler.algorithms.arrays import CHUNK, Device, place, row_blocks
 from qcompiler.algorithms.range_search import RangeSearchOptions
 from qcompiler.algorithms.rtn import quantize_rows, tensor_range
 from qcompiler.quant.affine import Array, range_to_scale, round_to_codes, store_scale, to_groups
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
-from qcompiler.quant.tensor import AffineTensor
 
 _NEIGHBOURS = ((1.0, 1), (1.0, -1), (0.96, 0), (1.04, 0))  # (factor of the scale, step of the zero point)
 

@@ -15,9 +15,9 @@ from array_api_compat import array_namespace
 
 from qcompiler.algorithms.arrays import Device, chunk_size, fetch, map_in_threads, place, row_blocks
 from qcompiler.quant.affine import Array, quantize_codes, range_to_scale, to_groups
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
-from qcompiler.quant.tensor import AffineTensor
 
 FindScale = Callable[[Array], tuple[Array, Array | None]]
 """Scales and zero points (None when symmetric) for float32 rows [n, K], as range_to_scale gives them."""

@@ -11,8 +11,8 @@ from qcompiler.graph.node_chain import NodeChain, constant_of, producer_of, unca
 from qcompiler.graph.offset_form import FLOAT, OffsetForm, held_as, offset_nodes
 from qcompiler.graph.quantized import check_scales
 from qcompiler.graph.stored_quantized import SCALE_NAMES, Layout, StoredQuantized
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
-from qcompiler.quant.tensor import AffineTensor
 
 
 def float_zero_point_nodes(

@@ -14,8 +14,8 @@ import onnx_ir as ir
 from qcompiler.graph.mapped_tensor import MappedTensor
 from qcompiler.graph.quantized import read_quantized, stored
 from qcompiler.quant import packing
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
-from qcompiler.quant.tensor import AffineTensor
 
 BLOCKS = (128, 64, 32, 16)  # for scales that a whole row shares: the fewer the better
 

@@ -23,8 +23,8 @@ from qcompiler.graph.stored_quantized import (
 )
 from qcompiler.quant import packing
 from qcompiler.quant.affine import is_midpoint, unsigned_zero_point
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
-from qcompiler.quant.tensor import AffineTensor
 
 KEYS = "qcompiler."
 """What our notes in a node's metadata begin with."""

@@ -17,8 +17,8 @@ from qcompiler.graph.mapped_tensor import MappedTensor
 from qcompiler.graph.streamed_tensor import StreamedTensor
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant import packing
+from qcompiler.quant.affine_tensor import AffineTensor, ZeroPoints
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
-from qcompiler.quant.tensor import AffineTensor, ZeroPoints
 
 Bytes = npt.NDArray[np.uint8]
 Layout: TypeAlias = Literal["kn", "nk"]

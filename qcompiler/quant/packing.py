@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.errors import SchemeError
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import QuantScheme
-from qcompiler.quant.tensor import AffineTensor
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -12,7 +12,8 @@ import pytest
 from qcompiler.algorithms import Algorithm, NoOptions
 from qcompiler.api import CompiledModel, Options, compile, dry_run
 from qcompiler.errors import InputError, SchemeError
-from qcompiler.quant.tensor import AffineTensor, base_of
+from qcompiler.quant.affine_tensor import AffineTensor
+from qcompiler.quant.tensor import base_of
 from qcompiler.report.inspect_model import inspect
 from tests import command_models as models
 from tests.compiled_models import BODIES

@@ -97,7 +97,7 @@ def test_algorithms_beat_rounding_where_channels_differ(quantize: Compile) -> No
 
 def user_quantizer(values: Any, statistics: Any, scheme: Any, options: Any) -> Any:
     """Named in a recipe by the test below: every weight 0.5."""
-    from qcompiler.quant.tensor import AffineTensor
+    from qcompiler.quant.affine_tensor import AffineTensor
 
     n, k = values.shape
     codes = np.full((n, k), scheme.midpoint + 1, np.uint8)

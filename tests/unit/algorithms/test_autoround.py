@@ -10,9 +10,9 @@ import pytest
 from qcompiler.algorithms import gptq, rtn
 from qcompiler.algorithms.autoround import AutoRoundOptions, Tuned, tune
 from qcompiler.errors import CalibrationError, SchemeError
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.quant.statistics import InputStatistics
-from qcompiler.quant.tensor import AffineTensor
 from tests.small_models import Array
 
 torch = pytest.importorskip("torch")

@@ -11,8 +11,8 @@ import torch
 
 from qcompiler.algorithms import hqq, mse, rtn
 from qcompiler.errors import SchemeError
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
-from qcompiler.quant.tensor import AffineTensor
 
 INT4 = QuantScheme(4, False, Granularity.GROUP, 32)
 SCHEMES = [

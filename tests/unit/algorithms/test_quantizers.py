@@ -16,9 +16,9 @@ from hypothesis.extra import numpy as hnp
 from qcompiler.algorithms import ALGORITHMS, Algorithm, arrays, mse, rtn
 from qcompiler.algorithms.error import quantization_error
 from qcompiler.errors import ResourceError, SchemeError
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme, ZeroPoint
 from qcompiler.quant.statistics import InputStatistics
-from qcompiler.quant.tensor import AffineTensor
 
 # Those of two-level scales give another kind of tensor: test_kquant.
 QUANTIZERS = [

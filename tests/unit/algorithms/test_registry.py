@@ -12,8 +12,8 @@ import pytest
 from qcompiler import algorithms
 from qcompiler.algorithms import ALGORITHMS, Algorithm, Need, NoOptions
 from qcompiler.errors import CalibrationError, SchemeError
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
-from qcompiler.quant.tensor import AffineTensor
 from qcompiler.quant.two_level import Levels, TwoLevelTensor
 
 

@@ -8,10 +8,11 @@ from qcompiler.algorithms import gptq, hessian, mse, spqr
 from qcompiler.algorithms.spqr import SpqrOptions
 from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.quant.affine import store_values
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.outliers import Outliers, outliers_label
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 from qcompiler.quant.statistics import InputStatistics
-from qcompiler.quant.tensor import AffineTensor, CorrectedTensor
+from qcompiler.quant.tensor import CorrectedTensor
 from tests.layer_data import OTHER_SCHEMES, correlated_inputs, heavy_tailed, output_error
 
 Float = npt.NDArray[np.float32]

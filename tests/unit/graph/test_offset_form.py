@@ -11,8 +11,8 @@ from qcompiler.graph.float_zero_points import float_zero_point_nodes
 from qcompiler.graph.offset_form import offset_form
 from qcompiler.graph.stored_quantized import Layout, store_quantized
 from qcompiler.graph.weight_store import WeightStore
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
-from qcompiler.quant.tensor import AffineTensor
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 N, K, GROUP = 24, 72, 16  # the last group is short

@@ -14,8 +14,8 @@ from qcompiler.graph.stored_quantized import Layout, StoredCodes, restore, store
 from qcompiler.graph.weight_form import emit_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant import affine, packing
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
-from qcompiler.quant.tensor import AffineTensor
 
 FLOAT = ir.DataType.FLOAT
 

@@ -11,8 +11,8 @@ from qcompiler.graph.quantized import register_constants
 from qcompiler.graph.weight_form import emit_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.passes.lower_with_offsets import LowerWithOffsets
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
-from qcompiler.quant.tensor import AffineTensor
 from tests.small_models import assert_equal_outputs, op_types, run
 
 FLOAT = ir.DataType.FLOAT

@@ -15,8 +15,8 @@ from onnx import helper, numpy_helper
 from qcompiler.algorithms import rtn
 from qcompiler.errors import SchemeError
 from qcompiler.quant import packing
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme, ZeroPoint
-from qcompiler.quant.tensor import AffineTensor
 
 Codes = npt.NDArray[np.uint8]
 

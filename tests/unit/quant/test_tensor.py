@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from qcompiler.errors import SchemeError
+from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
-from qcompiler.quant.tensor import AffineTensor
 
 CODES = np.arange(32, dtype=np.uint8).reshape(2, 16) % 16
 
