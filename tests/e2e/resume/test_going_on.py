@@ -13,7 +13,7 @@ from qcompiler import api
 from qcompiler.cli import main
 from qcompiler.errors import ResumeError
 from qcompiler.graph import checkpoints, disk
-from tests.resumed_compile import FINISHED, SABOTAGE, WEIGHTS, Place, interrupted
+from tests.resumed_compile import FINISHED, RECIPE, SABOTAGE, WEIGHTS, Place, interrupted
 
 
 @pytest.mark.slow
@@ -199,3 +199,14 @@ def test_tuned_segments_resume_with_the_float_stream(place: Place, at: int) -> N
     assert list(place.work.glob("float-borders-*.bin"))
     assert place.compile(resume=True) == unbroken
     assert 0 < place.resumed() < WEIGHTS
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="Fisher scores need torch")
+def test_bits_given_out_by_fisher_scores_are_the_same_again(place: Place) -> None:
+    place.recipe.write_text(RECIPE + "mixed: {bits: [4, 8], budget: 7bpw, sensitivity: fisher}\n")
+    unbroken = place.compile(output=place.folder / "unbroken")
+    place.fail(9)
+    assert place.compile(resume=True) == unbroken
+    assert 0 < place.resumed() < WEIGHTS
+    mixed = json.loads((place.out / "report.json").read_text())["mixed"]
+    assert mixed["sensitivity"] == "fisher" and set(mixed["chosen"]) == {4, 8}
