@@ -137,7 +137,7 @@ def run_passes(
 
     Raises:
         PassError: a pass failed with an error that is not one of ours; it names the pass.
-        ResourceError: a package that it needs is installed but does not load.
+        ResourceError: a package that it needs, or one that such a package needs, is missing or does not load.
     """
     records: list[PassRecord] = []
     for entry in passes:
@@ -150,9 +150,7 @@ def run_passes(
             raise  # says what is wrong, or is the machine's
         except Exception as error:  # whatever else leaves a pass is a defect of it, and is named by it
             if isinstance(error, ImportError) and error.name and not error.name.startswith("qcompiler"):
-                raise ResourceError(
-                    f"{error.name}: is installed, but cannot be imported ({error}); install it again"
-                ) from error
+                raise ResourceError(f"pass {entry.name}: {_missing(error)}") from error
             raise PassError(
                 f"pass {entry.name}: failed: {type(error).__name__}: {error}; run with --traceback and report it"
             ) from error
@@ -162,3 +160,10 @@ def run_passes(
         if entry.name == stop_after:
             break
     return records
+
+
+def _missing(error: ImportError) -> str:
+    """What keeps a package of others from loading: it is not there, or what is there does not load."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is missing; pip install what provides it"
+    return f"{error.name} is installed, but cannot be imported ({error}); install it again"

@@ -57,6 +57,7 @@ class GptqOptions:
             raise SchemeError(f"damping: {self.damping}; must be positive, {DAMPING} is usual")
         if self.refine < 0:
             raise SchemeError(f"refine: {self.refine}; must be 0 or more")
+        mse.MseOptions(self.steps, self.shrink, self.rounds)  # refuses what it cannot search with
 
     @property
     def search(self) -> mse.MseOptions:
@@ -234,7 +235,8 @@ def descend(target: Array, codes: Array, grid: Grid, hessian: Array, loose: Loos
             here = slope[j]
             if j > start:
                 here = here + hessian[j, start:j] @ moved[: j - start]
-            best = round_to_codes(codes[j] - here / (hessian[j, j] * grid.scale[g]), grid.scheme)
+            # Two divisions: the product of a small Hessian and the smallest scale (a row of zeros has it) is 0 in float32.
+            best = round_to_codes(codes[j] - here / hessian[j, j] / grid.scale[g], grid.scheme)
             if loose is not None:
                 best = xp.where(loose.mask[j], codes[j], best)
             moved[j - start] = (best - codes[j]) * grid.scale[g]

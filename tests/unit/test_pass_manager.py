@@ -74,10 +74,23 @@ def test_our_own_errors_and_the_machines_pass_as_they_are(error: Exception) -> N
         run_passes(_model(), [_pass("bad", _fail(error))], [])
 
 
-def test_a_package_that_does_not_load_is_no_defect_of_ours() -> None:
-    broken = ImportError("libtorch.so: cannot open shared object file", name="torch._C")
-    with pytest.raises(ResourceError, match=r"^torch\._C: is installed, but cannot be imported \(libtorch"):
-        run_passes(_model(), [_pass("bad", _fail(broken))], [])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            ImportError("libtorch.so: cannot open shared object file", name="torch._C"),
+            r"torch\._C is installed, but cannot be imported \(libtorch\.so: .*\); install it again",
+        ),
+        (
+            ModuleNotFoundError("No module named 'sympy'", name="sympy"),
+            r"the package sympy is missing; pip install what provides it",
+        ),
+    ],
+    ids=["broken", "missing"],
+)
+def test_a_package_that_does_not_load_is_no_defect_of_ours(error: ImportError, told: str) -> None:
+    with pytest.raises(ResourceError, match=rf"^pass bad: {told}$"):
+        run_passes(_model(), [_pass("bad", _fail(error))], [])
 
 
 def test_inputs_of_unknown_rank_are_valid() -> None:

@@ -75,10 +75,24 @@ def test_a_hessian_that_is_not_finite_is_refused(bad: float) -> None:
         gptq.quantize(_weight(4, 32), statistics, INT4)
 
 
-@pytest.mark.parametrize("text", ["damping", "refine"])
+@pytest.mark.parametrize("text", ["damping", "refine", "steps", "shrink", "rounds"])
 def test_options_have_bounds(text: str) -> None:
+    """Those of the search for scales too, before any weight is there."""
     with pytest.raises(SchemeError, match=text):
         gptq.GptqOptions(**{text: -1})
+
+
+@pytest.mark.filterwarnings("error")  # 0 / 0 warned, and cast to whatever the processor makes of NaN
+@pytest.mark.parametrize("scheme", [INT4, QuantScheme(4, True, Granularity.GROUP, 32)], ids=lambda s: s.label)
+def test_a_row_of_zeros_stays_zero_where_activations_are_small(scheme: QuantScheme) -> None:
+    """Such a row has the smallest scale that is stored, 2^-126, and activations of 3e-5 a Hessian of 1e-9."""
+    statistics, weight = correlated_inputs(64, 300), _weight(8, 64)
+    weight[2] = 0
+    assert statistics.hessian is not None
+    statistics.hessian[:] *= 1e-9
+    stored = gptq.quantize(weight, statistics, scheme)
+    middle = scheme.midpoint if stored.zero_point is None else np.repeat(stored.zero_point[2], 32)
+    np.testing.assert_array_equal(stored.codes[2], np.broadcast_to(middle, 64))
 
 
 def test_codes_are_those_of_the_textbook() -> None:

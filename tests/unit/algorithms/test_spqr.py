@@ -150,7 +150,9 @@ def test_what_is_not_a_number_is_refused() -> None:
         spqr.quantize(_weight(4, 32), InputStatistics(9, np.full((32, 32), np.nan, np.float32)), INT3)
 
 
-@pytest.mark.parametrize("given", [{"share": 0.0}, {"share": 0.6}, {"damping": 0.0}, {"refine": -1}])
+@pytest.mark.parametrize(
+    "given", [{"share": 0.0}, {"share": 0.6}, {"damping": 0.0}, {"refine": -1}, {"rounds": -1}]
+)
 def test_options_that_make_no_sense(given: dict[str, float]) -> None:
     with pytest.raises(SchemeError, match=next(iter(given))):
         SpqrOptions(**given)  # type: ignore[arg-type]
