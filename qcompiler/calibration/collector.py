@@ -60,11 +60,12 @@ class Borders:
         return self._read(kept) if isinstance(kept, _Spilled) else kept
 
     def put(self, index: int, value: ir.Value, array: Array) -> None:
-        """Keep an array; past the limit it goes to the file.
+        """Keep an array in place of what was kept of the value; past the limit it goes to the file.
 
         Raises:
             ResourceError: the disk is full.
         """
+        self._release(self._samples[index].pop(value, None))
         if self._held + array.nbytes > self._limit and array.nbytes > 0:
             self._samples[index][value] = self._write(array)
         else:
@@ -74,11 +75,13 @@ class Borders:
     def drop(self, value: ir.Value) -> None:
         """Forget a value of every sample."""
         for sample in self._samples:
-            kept = sample.pop(value, None)
-            if isinstance(kept, _Spilled):
-                self._free.setdefault(kept.nbytes, []).append(kept.start)
-            elif kept is not None:
-                self._held -= kept.nbytes
+            self._release(sample.pop(value, None))
+
+    def _release(self, kept: "Array | _Spilled | None") -> None:
+        if isinstance(kept, _Spilled):
+            self._free.setdefault(kept.nbytes, []).append(kept.start)
+        elif kept is not None:
+            self._held -= kept.nbytes
 
     def _write(self, array: Array) -> "_Spilled":
         free = self._free.get(array.nbytes)

@@ -28,6 +28,7 @@ from qcompiler.graph.weights import (
 
 ALREADY_QUANTIZED = "already quantized"
 ALREADY_A_CORRECTION = "already a correction"
+A_CONVOLUTION = "a convolution: no weight-only kernel takes one"
 SMALLEST_K = 16  # the smallest group any kernel takes
 
 
@@ -121,9 +122,7 @@ def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
     if node.domain not in ("", "ai.onnx"):
         if node.op_type == "MoE":
             return "experts inside one operator of ONNX Runtime: export them as products to quantize them"
-        if node.op_type in _FUSED_PRODUCTS and _holds_weight(node):
-            return f"a product inside {node.op_type}, an operator of ONNX Runtime: export without its fusions to quantize it"
-        return ALREADY_QUANTIZED if node.op_type in _QUANTIZED_OPS else None
+        return ALREADY_QUANTIZED if node.op_type in _QUANTIZED_OPS else _inside_operator(node)
     if is_offset_part(node) or is_group_sum(node):
         return None  # of a product with a quantized weight
     stacked = stacked_product(node)
@@ -136,7 +135,7 @@ def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
         table = _classify_gather(node)
         return [table] if isinstance(table, _Found) else table
     if node.op_type in ("Conv", "ConvTranspose"):
-        return "a convolution: no weight-only kernel takes one"
+        return A_CONVOLUTION
     if node.op_type in ("LSTM", "GRU", "RNN") and _holds_weight(node):
         return "a recurrent cell: no weight-only kernel takes one"
     if node.op_type == "Einsum" and _holds_weight(node):
@@ -152,7 +151,29 @@ _QUANTIZED_OPS = frozenset(
 )  # fmt: skip
 
 
-_FUSED_PRODUCTS = frozenset({"FusedMatMul", "TransposeMatMul", "FusedGemm", "Attention"})
+_CONVOLUTIONS = frozenset({"FusedConv", "NhwcConv", "NhwcFusedConv"})
+
+# Their constant matrices are tables of positions, biases of attention or scales: nothing is multiplied by one as by a weight.
+_WITHOUT_WEIGHTS = frozenset(
+    {
+        "RotaryEmbedding", "GemmaRotaryEmbedding", "GroupQueryAttention", "MultiHeadAttention", "PackedMultiHeadAttention",
+        "DecoderMaskedMultiHeadAttention", "SparseAttention", "PagedAttention", "RelativePositionBias", "BiasAdd", "BiasSoftmax",
+        "QuantizeLinear", "DequantizeLinear", "Pad", "Trilu", "Unique", "ExpandDims",
+    }
+)  # fmt: skip
+
+
+def _inside_operator(node: ir.Node) -> str | None:
+    """Why the weights of an operator that is not ONNX's own, such as one that ONNX Runtime fused, are left alone; None where it has none."""
+    if node.op_type in _WITHOUT_WEIGHTS or not _holds_weight(node):
+        return None
+    if node.op_type in _CONVOLUTIONS:
+        return A_CONVOLUTION
+    if node.domain.startswith("com.microsoft"):
+        return f"weights inside {node.op_type}, an operator of ONNX Runtime: export without its fusions to quantize them"
+    return (
+        f"weights inside {node.op_type}, an operator of {node.domain}: export it as products to quantize them"
+    )
 
 
 def _holds_weight(node: ir.Node) -> bool:
@@ -263,9 +284,9 @@ def _is_one_wide(value: ir.Value | None) -> bool:
 
 
 def _plain_role(node: ir.Node) -> Role:
-    if node.op_type in ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger"):
+    if node.op_type in ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger", *_CONVOLUTIONS):
         return Role.CONV
-    if node.op_type in ("Gather", "GatherBlockQuantized"):
+    if node.op_type in ("Gather", "GatherBlockQuantized", "EmbedLayerNormalization"):
         return Role.EMBEDDING
     if node.op_type in ("MatMul", "Gemm") and constant_view(node.inputs[1]) is None:
         constant = any(value is not None and is_constant(value) for value in node.inputs[:2])

@@ -137,6 +137,16 @@ def test_memory_is_free_again_after_a_drop(tmp_path: Path) -> None:
     assert borders.spilled_bytes == 0
 
 
+@pytest.mark.parametrize(("limit", "spilled"), [(100, 0), (0, 80)])
+def test_what_is_put_again_takes_the_place_of_what_was_kept(limit: int, spilled: int, tmp_path: Path) -> None:
+    """As a gradient is that several segments add to."""
+    borders, value = Borders(1, tmp_path, limit), ir.Value(name="v")
+    for number in range(5):
+        borders.put(0, value, np.full(20, number, np.float32))
+    assert borders.spilled_bytes == spilled
+    np.testing.assert_array_equal(borders.array(0, value), np.full(20, 4, np.float32))
+
+
 def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="cannot be written"):
         Borders(1, tmp_path / "missing", 0).put(0, ir.Value(name="v"), np.ones(3, np.float32))

@@ -241,5 +241,31 @@ def test_products_inside_other_operators_are_told() -> None:
     assert not census.weights
     assert [alone.reason.split(":")[0] for alone in census.left_alone] == [
         "a recurrent cell",
-        "a product inside FusedMatMul, an operator of ONNX Runtime",
+        "weights inside FusedMatMul, an operator of ONNX Runtime",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "role", "reason"),
+    [
+        ("y, m = com.microsoft.EmbedLayerNormalization(i, none, w, p, none, s, s)", "embedding",
+         "weights inside EmbedLayerNormalization, an operator of ONNX Runtime: export without its fusions to quantize them"),
+        ("y = com.microsoft.NhwcConv(x, k)", "conv", "a convolution: no weight-only kernel takes one"),
+        ("y = my.lab.Mixer(x, w)", "linear",
+         "weights inside Mixer, an operator of my.lab: export it as products to quantize them"),
+        ("y = com.microsoft.RotaryEmbedding(x, i, w, p)", None, None),
+        ("y = com.microsoft.FusedMatMul(x, x)", None, None),
+        ("y = com.microsoft.BiasGelu(x, s)", None, None),
+    ],
+)  # fmt: skip
+def test_weights_of_operators_that_are_not_onnxs_own(text: str, role: str | None, reason: str | None) -> None:
+    """Any of them that holds a matrix of floats is told by name; tables of positions and vectors are no weights."""
+    census = _census(
+        f"g (float[M,32,4,4] x, int64[B,S] i) => (float[A,B,C,D] y) {{ {text} }}".replace("none", '""'),
+        {"w": weight(64, 32), "p": weight(16, 32), "s": weight(1, 32)[0], "k": weight(8, 1, 1, 32)},
+        domains={"com.microsoft": 1, "my.lab": 1},
+    )
+    assert not census.weights
+    assert [(alone.role.value, alone.reason) for alone in census.left_alone] == (
+        [] if reason is None else [(role, reason)]
+    )
