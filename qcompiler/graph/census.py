@@ -164,7 +164,7 @@ _WITHOUT_WEIGHTS = frozenset(
 
 
 def _inside_operator(node: ir.Node) -> str | None:
-    """Why the weights of an operator that is not ONNX's own, such as one that ONNX Runtime fused, are left alone; None where it has none."""
+    """Why weights of an operator that is not ONNX's own (ONNX Runtime fused it, say) are left alone; None where it has none."""
     if node.op_type in _WITHOUT_WEIGHTS or not _holds_weight(node):
         return None
     if node.op_type in _CONVOLUTIONS:
