@@ -31,6 +31,7 @@ from qcompiler.algorithms.rtn import quantize_rows
 from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import (
     Array,
+    offsets,
     range_to_scale,
     round_to_codes,
     store_scale,
@@ -122,7 +123,7 @@ def fit_rows(
     shares = mse.range_shares(scheme, mse.MseOptions(options.steps, options.shrink))
     # Float zero points start from whole ones too: zeros, of which many weights have more than their share, are then stored exactly.
     whole = replace(scheme, zero_point="int")
-    fit.start(*range_to_scale(lo, hi, whole))
+    fit.start(*range_to_scale(lo, hi, scheme))  # round to nearest, by which all others are judged
     if not scheme.has_float_zero_points:
         for share in shares:
             fit.offer(*range_to_scale(lo * share, hi * share, whole))
@@ -152,6 +153,7 @@ class _Fit:
         self.present = present
         self.scheme = scheme
         self.options = options
+        self.filled_up = not bool(present.all())
 
     def start(self, scale: Array, zero_point: Array | None) -> None:
         self.scale, self.zero_point = scale, zero_point
@@ -223,7 +225,9 @@ class _Fit:
         xp = array_namespace(error)
         p = self.options.p
         kept = xp.abs(error)
-        if p == 1:  # a power costs as much as all the rest of a round
+        if (
+            p == 1
+        ):  # a power makes a round 1.3 times as long (32 ms, not 25, for 512 x 1536 on one core of an x86-64 server)
             kept -= 1 / beta
         else:
             kept += _SMALLEST
@@ -242,12 +246,17 @@ class _Fit:
         return store_scale(scale, self.scheme.scale_dtype)
 
     def _rounded(self, scale: Array, zero_point: Array | None) -> tuple[Array, Array]:
-        """Codes, and the errors w - Q(w) in steps of the scale; float32 [n, G, g] twice."""
+        """Codes, and the errors w - Q(w) in steps of the scale, Q(w) as it is stored; float32 [n, G, g] twice."""
         xp = array_namespace(scale)
         error = self.weight * (1.0 / scale)[..., None]
         error += float(self.scheme.midpoint) if zero_point is None else zero_point[..., None]
         codes = round_to_codes(xp.asarray(error, copy=True), self.scheme)
         error -= codes
+        if zero_point is not None and self.scheme.has_float_zero_points:
+            centre = self.scheme.stored_middle - zero_point
+            error += (centre - offsets(scale, zero_point, self.scheme) / scale)[..., None]
+            if self.filled_up:  # 0 is no code there
+                error *= self.present
         return codes, error
 
     def _losses(self, error: Array, scale: Array) -> tuple[Array, Array]:

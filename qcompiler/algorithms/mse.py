@@ -7,8 +7,8 @@ codes in closed form, s = <h w c> / <h c c> with c = code - z, and try the neigh
 scales. Every step is kept, group by group, only where the error falls, so the result is never worse than
 round to nearest. Without statistics every channel weighs the same.
 
-On SmolLM2's linears (int4 g64 asym) eight ranges and two rounds give less error than a 12 x 12 grid over both
-ends of the range with four refits, in a sixth of its time.
+On six of SmolLM2's linears (int4 g64 asym, Hessians of calibration data) eight ranges and two rounds leave 1 % more of this error than
+a 12 x 12 grid over both ends of the range with four refits, in a sixth of its time (geometric means; one core of an x86-64 server).
 """
 
 from dataclasses import dataclass

@@ -206,6 +206,14 @@ def test_every_key_and_algorithm_of_a_recipe_is_documented() -> None:
             assert f"`{option.name}: {shown}`" in row, f"{algorithm.name}: {option.name} is {shown}"
 
 
+def test_the_example_recipe_has_every_key() -> None:
+    text = (ROOT / "examples" / "recipe.yaml").read_text("utf-8")
+    missing = [
+        field.name for field in dataclasses.fields(Recipe) if not re.search(rf"^{field.name}:", text, re.M)
+    ]
+    assert not missing, f"examples/recipe.yaml: {missing}"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_links_lead_somewhere(name: str) -> None:
     page = ROOT / name

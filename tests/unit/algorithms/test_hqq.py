@@ -54,6 +54,20 @@ def test_no_group_is_worse_than_rounded_to_nearest(scheme: QuantScheme, p: float
     assert _losses(fitted, weight, p).sum() < 0.99 * _losses(plain, weight, p).sum()
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0])
+@pytest.mark.parametrize("group_size", [64, 48])  # 48: the last group of 320 is filled up
+@pytest.mark.parametrize("centre", [0.0, 1e5])
+def test_no_group_with_a_float_zero_point_is_worse_either(centre: float, group_size: int, p: float) -> None:
+    """Judged by what is stored: far from 0 (for their spread) float16 offsets are rounded by more than the codes are."""
+    scheme = QuantScheme(4, False, Granularity.GROUP, group_size, "float16", zero_point="float")
+    weight = ((centre + _weight()) * np.float32(1e-5)).astype(np.float32)
+    fitted = hqq.quantize(weight, None, scheme, hqq.HqqOptions(p=p))
+    plain = rtn.quantize(weight, None, scheme)
+    # A weight near 1 is held to 6e-8 in float32, and its errors are about 1e-5.
+    for norm in (p, 2.0):
+        assert (_losses(fitted, weight, norm) <= 1.01 * _losses(plain, weight, norm)).all()
+
+
 @by_scheme
 def test_more_rounds_never_hurt(scheme: QuantScheme) -> None:
     weight = _weight()
