@@ -26,12 +26,12 @@ from qcompiler.calibration.backpropagation import Backpropagation, Product
 from qcompiler.calibration.feeds import Feed, make_feeds
 from qcompiler.calibration.segments import cut_segments
 from qcompiler.graph import model_file
-from qcompiler.graph.weights import Role
 from qcompiler.pass_manager import run_passes
 from qcompiler.passes.fisher_sensitivity import by_fisher
+from qcompiler.passes.measured_outputs import find_ends
 from qcompiler.passes.output_sensitivity import by_output
 from qcompiler.passes.quantize_weights import CalibrationRun
-from qcompiler.passes.sensitivity import anchors_of, find_end, scheme_at, uses_of
+from qcompiler.passes.sensitivity import anchors_of, operand_of, scheme_at, uses_of
 from qcompiler.pipeline import plan_weights, preparing_passes
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import PlannedWeight
@@ -44,16 +44,16 @@ def other_scores(
 ) -> dict[str, dict[PlannedWeight, float]]:
     """By name: each weight's loss by other parts of the Fisher information than its diagonal; d = E x at a token, g the gradient there."""
     owner = {
-        Product(use.node, use.input_index, partial(_operand, planned, use.role)): planned
+        Product(use.node, use.input_index, partial(operand_of, planned, use)): planned
         for planned in weights
         for use in uses_of(planned)
     }
-    end = find_end(model)
+    ends = find_ends(model)
     segments = cut_segments(model.graph, set(anchors_of(model)))
-    through = Backpropagation(model, segments, list(owner), end.output, "")
+    through = Backpropagation(model, segments, list(owner), [end.output for end in ends], "")
     tokens = 0
 
-    def start(index: int, output: torch.Tensor) -> torch.Tensor:
+    def start(index: int, value: ir.Value, output: torch.Tensor) -> torch.Tensor:
         nonlocal tokens
         tokens = output.numel() // output.shape[-1]
         return fisher.drawn_score(output, torch.Generator().manual_seed(index))
@@ -75,11 +75,6 @@ def other_scores(
             ):
                 found[name][planned] += 0.5 / tokens * float(value)
     return found
-
-
-def _operand(planned: PlannedWeight, role: Role) -> np.typing.NDArray[np.generic]:
-    values = planned.weight.array()
-    return values if role is Role.EMBEDDING else values.T
 
 
 def _spearman(a: np.typing.NDArray[np.float64], b: np.typing.NDArray[np.float64]) -> float:

@@ -18,6 +18,7 @@ from qcompiler.passes.fisher_sensitivity import by_fisher
 from qcompiler.passes.output_sensitivity import by_output
 from qcompiler.passes.quantize_weights import CalibrationRun, Progress
 from qcompiler.passes.sensitivity import Sensitivities, Sensitivity, scheme_at
+from qcompiler.passes.unfelt_weights import settle
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.mixed import FISHER, MixedSettings
 from qcompiler.recipe.plan import Plan, PlannedWeight
@@ -29,7 +30,7 @@ class MixedResult:
 
     Attributes:
         sensitivity: how each weight's part was found: "output" or "fisher".
-        measure: "kl" (nats a token) or "relative error".
+        measure: "kl" (nats a token), "relative error", or their sum.
         bits: what was on offer; ``chosen`` of each layer is one of them.
         bytes, loss: of all the weights, as chosen; the loss is predicted.
         trade: sizes and predicted losses of the best choices for other budgets.
@@ -103,8 +104,12 @@ class AssignBits(ir.passes.InPlacePass):
 
     def _decide(self, found: Sensitivities, settings: MixedSettings, rest: int) -> None:
         free = [planned for planned in self._plan.quantized if planned in found.of]
-        layers = [found.of[planned] for planned in free]
-        sizes, losses = [layer.bytes for layer in layers], [layer.losses for layer in layers]
+        settled = settle(found, settings.bits)
+        self._plan.warnings += settled.warnings
+        layers = [settled.of[planned] for planned in free]
+        offered = [settled.offered[planned] for planned in free]
+        sizes = [[layer.bytes[i] for i in places] for layer, places in zip(layers, offered, strict=True)]
+        losses = [[layer.losses[i] for i in places] for layer, places in zip(layers, offered, strict=True)]
         fixed = sum(p.stored_bytes for p in self._plan.quantized if p not in found.of)
         weights = sum(p.weight.shape[0] * p.weight.shape[1] for p in self._plan.quantized)
         budget = settings.budget_bytes(weights, rest)
@@ -121,16 +126,24 @@ class AssignBits(ir.passes.InPlacePass):
             self._plan.warnings.append(
                 f"mixed: max_kl {settings.max_kl:g} cannot be met; the prediction is {chosen.loss:.3g}"
             )
-        for planned, layer, index in zip(free, layers, chosen.choice, strict=True):
-            bits = settings.bits[index]
-            by = " by Fisher scores" if settings.sensitivity == FISHER else ""
-            told = f"mixed: {bits} bits; {layer.measured:.2g} {found.measure} alone at {found.reference} bits{by}"
+        widths = [settings.bits[places[index]] for places, index in zip(offered, chosen.choice, strict=True)]
+        by = " by Fisher scores" if settings.sensitivity == FISHER else ""
+        for planned, layer, bits in zip(free, layers, widths, strict=True):
+            if planned in settled.averaged:
+                why = "not felt on these data; by the mean of the experts beside"
+            elif planned in settled.unfelt:
+                why = "no output that is measured shows it"
+            elif layer.rounding.exact:
+                why = f"rounding to {layer.rounding.bits} bits does not change it"
+            else:
+                why = f"{layer.measured:.2g} {found.measure} alone at {layer.rounding.bits} bits{by}"
+            told = f"mixed: {bits} bits; {why}"
             planned.settings = replace(planned.settings, bits=bits, decided_by=told)
             planned.scheme = scheme_at(planned, bits)
         points = tuple((point.bytes + fixed, point.loss) for point in allocate.trade(sizes, losses))
         self.result = MixedResult(
             settings.sensitivity, found.measure, found.reference, settings.bits, tuple(layers),
-            tuple(settings.bits[index] for index in chosen.choice), chosen.bytes + fixed, chosen.loss, points,
+            tuple(widths), chosen.bytes + fixed, chosen.loss, points,
         )  # fmt: skip
 
 

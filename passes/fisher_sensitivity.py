@@ -15,22 +15,21 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.algorithms import fisher
-from qcompiler.algorithms.arrays import row_blocks
 from qcompiler.calibration.backpropagation import AtProduct, Backpropagation, Product
 from qcompiler.calibration.segments import cut_segments
 from qcompiler.errors import CalibrationError
-from qcompiler.graph.weights import Role, WeightUse
+from qcompiler.passes.measured_outputs import KL, End, find_ends, measure_of
 from qcompiler.passes.quantize_weights import CalibrationRun, Progress
 from qcompiler.passes.sensitivity import (
-    KL,
-    RELATIVE_ERROR,
-    ROWS,
-    End,
+    ON_GRID,
+    Rounding,
     Sensitivities,
     anchors_of,
-    find_end,
+    largest_rows,
+    operand_of,
     reference_of,
-    rounded,
+    round_alone,
+    row_errors,
     scheme_at,
     searched,
     sensitivity,
@@ -63,38 +62,47 @@ def by_fisher(
         CalibrationError: an operator cannot be differentiated (named, before anything runs), or something is not finite.
         ResourceError: torch is missing.
     """
-    end, reference = find_end(model), reference_of(settings.bits)
+    ends = find_ends(model)
     feeds = list(run.feeds)[: settings.samples]
     owner = {
-        Product(use.node, use.input_index, partial(_operand, planned, use)): planned
+        Product(use.node, use.input_index, partial(operand_of, planned, use)): planned
         for planned in free
         for use in uses_of(planned)
     }
     segments = cut_segments(model.graph, set(anchors_of(model)))
-    through = Backpropagation(model, segments, list(owner), end.output, REMEDY)
-    start = _Start(end, seed)
+    through = Backpropagation(model, segments, list(owner), [end.output for end in ends], REMEDY)
+    start = _Start(ends, seed)
     scores: dict[Product, Array] = {}
     losses = {planned: np.zeros(1 + len(settings.bits)) for planned in free}
-    done: set[PlannedWeight] = set()
+    roundings: dict[PlannedWeight, Rounding] = {}
     for index, found in through.run(feeds, run.folder, run.border_limit, start.gradient):
         for at in found:
             planned = owner[at.product]
-            progress(f"scoring {planned.weight.name}", len(done), len(free))
-            part = _scores(at, planned, start.factors[index] / len(feeds))
+            progress(f"scoring {planned.weight.name}", len(roundings), len(free))
+            part = _scores(at, planned, len(feeds))
             if at.product in scores:
                 scores[at.product] += part
             else:
                 scores[at.product] = part
             if index == len(feeds) - 1:
                 # A weight that is used twice costs what its uses do; that they add up or cancel is left out.
-                losses[planned] += _losses(planned, scores.pop(at.product), settings.bits, reference)
-                done.add(planned)
+                rounding, alone = round_alone(planned, settings.bits)
+                losses[planned] += _losses(planned, scores.pop(at.product), settings.bits, rounding, alone)
+                roundings[planned] = rounding
+    for planned in free:
+        if planned not in roundings:  # no gradient passes by it: it lies behind all that is measured
+            roundings[planned], _ = round_alone(planned, settings.bits)
     return Sensitivities(
-        start.measure,
-        reference,
+        measure_of(ends, [start.shapes[end.output] for end in ends]),
+        reference_of(settings.bits),
+        tuple(end.output.name or "" for end in ends),
         {
             planned: sensitivity(
-                planned, measured, settings.bits, [loss / (measured or 1.0) for loss in at_bits]
+                planned,
+                roundings[planned],
+                measured,
+                settings.bits,
+                [loss / (measured or 1.0) for loss in at_bits],
             )
             for planned, (measured, *at_bits) in losses.items()
         },
@@ -102,51 +110,54 @@ def by_fisher(
 
 
 class _Start:
-    """The gradients that the backward runs start with.
+    """The gradients that the backward runs start with: scaled so that the square of a weight's gradient is its score.
+
+    What is drawn for one output is independent of what is drawn for another, so of several outputs the square of the sum is the sum of the
+    scores, on average.
 
     Attributes:
-        measure: of the loss.
-        factors: what turns the square of a gradient into a score, of each sample so far.
+        shapes: of the outputs so far.
     """
 
-    def __init__(self, end: End, seed: int) -> None:
-        self._end = end
+    def __init__(self, ends: Sequence[End], seed: int) -> None:
+        self._ends = {end.output: (index, end) for index, end in enumerate(ends)}
         self._seed = seed
-        self.measure = RELATIVE_ERROR
-        self.factors: dict[int, float] = {}
+        self.shapes: dict[ir.Value, Sequence[int]] = {}
 
-    def gradient(self, index: int, output: "Tensor") -> "Tensor":
-        """At the output of one sample.
+    def gradient(self, sample: int, value: ir.Value, output: "Tensor") -> "Tensor":
+        """At one output of one sample.
 
         Raises:
             CalibrationError: NaN or infinity.
         """
         import torch
 
-        self.measure = self._end.measure(output.shape)
+        place, end = self._ends[value]
+        self.shapes[value] = output.shape
+        holds_classes = end.measure(output.shape) == KL
         # -inf is a class that is ruled out, not a number that went wrong.
-        seen = torch.softmax(output, -1) if self.measure == KL else output
+        seen = torch.softmax(output, -1) if holds_classes else output
         if not bool(torch.isfinite(seen).all()):
             raise CalibrationError(
-                f"{self._end.output.name}: NaN or infinity in the model's output; check the calibration data, or the model on it"
+                f"{value.name}: NaN or infinity in the model's output; check the calibration data, or the model on it"
             )
-        # Of its own for each sample, so that the order in which they are taken does not matter.
-        generator = torch.Generator().manual_seed(self._seed + index)
-        if self.measure == KL:
-            self.factors[index] = 0.5 / (output.numel() // output.shape[-1])
-            return fisher.drawn_score(output, generator)
-        self.factors[index] = 1 / max(float(output.double().square().sum()), 1e-30)
-        return fisher.random_signs(output, generator)
+        # Of its own for each sample and output, so that the order in which they are taken does not matter.
+        generator = torch.Generator().manual_seed((place << 32) + self._seed + sample)
+        if holds_classes:
+            factor = 0.5 / (output.numel() // output.shape[-1])
+            return fisher.drawn_score(output, generator).mul_(factor**0.5)
+        factor = 1 / max(float(output.double().square().sum()), 1e-30)
+        return fisher.random_signs(output, generator).mul_(factor**0.5)
 
 
-def _scores(at: AtProduct, planned: PlannedWeight, factor: float) -> Array:
-    """One sample's part of the scores of a weight, [N, K]: the squares of its gradient, times ``factor``.
+def _scores(at: AtProduct, planned: PlannedWeight, samples: int) -> Array:
+    """One sample's part of the scores of a weight, [N, K]: the squares of its gradient over the number of samples.
 
     Raises:
         CalibrationError: NaN or infinity.
     """
     gradient = fisher.gradient_of_weight(at.reads, at.gradient, planned.weight.shape)
-    squares: Array = gradient.square_().mul_(factor).numpy()
+    squares: Array = gradient.square_().div_(samples).numpy()
     if not np.isfinite(squares.sum(dtype=np.float64)):
         raise CalibrationError(
             f"mixed: {planned.weight.name}: its gradient is not finite on the calibration data; {REMEDY}"
@@ -154,26 +165,31 @@ def _scores(at: AtProduct, planned: PlannedWeight, factor: float) -> Array:
     return squares
 
 
-def _losses(planned: PlannedWeight, scores: Array, bits: Sequence[int], reference: int) -> Array:
-    """With the weight rounded to nearest at the reference bits; and with scales that are searched, at each of ``bits``."""
+def _losses(
+    planned: PlannedWeight, scores: Array, bits: Sequence[int], rounding: Rounding, alone: QuantizedTensor
+) -> npt.NDArray[np.float64]:
+    """What a weight's scores [N, K] say of its errors.
+
+    Args:
+        rounding, alone: the weight rounded alone, and at which bits.
+    Returns:
+        [1 + number of bits]: with the weight rounded to nearest; and with scales that are searched, at each of ``bits``.
+    """
     values: Array = planned.weight.array()
-    at_reference = rounded(values, scheme_at(planned, reference))
-    measured = sum(
-        float((scores[rows] * np.square(at_reference.dequantize(rows) - values[rows])).sum())
-        for rows in row_blocks(values)
-    )
-    largest = np.sort(np.argsort(scores.sum(axis=1))[-ROWS:])
+    errors = row_errors(values, alone, scores)
+    measured = float(errors.sum())
+    if rounding.exact or measured <= 0:
+        return np.full(1 + len(bits), measured)
+    at_reference = scheme_at(planned, rounding.bits)
+
+    largest = largest_rows(at_reference, scores.sum(axis=1))
+    if errors[largest].sum() <= ON_GRID * float((scores[largest] * np.square(values[largest])).sum()):
+        largest = largest_rows(at_reference, errors)  # those lie on the grid; others do not
+    base = float(errors[largest].sum())
     some, weighed = values[largest], scores[largest]
 
     def loss(quantized: QuantizedTensor) -> float:
         return float((weighed * np.square(quantized.dequantize() - some)).sum())
 
-    base = loss(rounded(some, scheme_at(planned, reference)))
-    errors = [loss(searched(some, None, scheme_at(planned, width))) for width in bits]
-    return np.array([measured, *(measured * error / max(base, 1e-30) for error in errors)])
-
-
-def _operand(planned: PlannedWeight, use: WeightUse) -> Array:
-    """What the node reads: rows to gather from, or [K, N] to multiply with."""
-    values: Array = planned.weight.array()
-    return values if use.role is Role.EMBEDDING else values.T
+    at_bits = [loss(searched(some, None, scheme_at(planned, width))) for width in bits]
+    return np.array([measured, *(measured * error / base for error in at_bits)])

@@ -20,17 +20,20 @@ from qcompiler.calibration.segments import Segment
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.extract import Piece
 from qcompiler.graph.weights import Role, WeightUse
+from qcompiler.passes.measured_outputs import KL, End, find_ends, measure_of
 from qcompiler.passes.quantize_weights import CalibrationRun, Progress
 from qcompiler.passes.sensitivity import (
-    KL,
-    ROWS,
-    End,
+    ON_GRID,
     Sensitivities,
     Sensitivity,
     anchors_of,
-    find_end,
+    even_rows,
+    largest_rows,
+    operand_of,
     reference_of,
+    round_alone,
     rounded,
+    row_errors,
     scheme_at,
     searched,
     sensitivity,
@@ -38,10 +41,13 @@ from qcompiler.passes.sensitivity import (
 )
 from qcompiler.quant import metrics
 from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.tensor import QuantizedTensor
 from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.plan import PlannedWeight
 
 Array = npt.NDArray[Any]
+NOISE = 1e-9
+"""A loss below this may be that of sums in another order: whether the weight is felt at all is then seen from the outputs' bits."""
 
 
 def by_output(
@@ -56,12 +62,13 @@ def by_output(
     Raises:
         CalibrationError: the model cannot be run on the data, or its output is not finite.
     """
-    end, reference = find_end(model), reference_of(settings.bits)
+    ends = find_ends(model)
     feeds = list(run.feeds)[: settings.samples]
     collector = Collector(model, anchors_of(model), feeds, run.folder, run.border_limit)
-    whole = Piece(model, list(model.graph), model.graph.inputs, [end.output])
-    wanted = [whole.run(collector.sample(index))[end.output] for index in range(len(feeds))]
-    probe = _Probe(model, collector, end, wanted, reference)
+    whole = Piece(model, list(model.graph), model.graph.inputs, [end.output for end in ends])
+    wanted = [whole.run(collector.sample(index)) for index in range(len(feeds))]
+    measure_is = measure_of(ends, [wanted[0][end.output].shape for end in ends])
+    probe = _Probe(model, collector, ends, wanted)
     found: dict[PlannedWeight, Sensitivity] = {}
 
     def measure(
@@ -72,10 +79,14 @@ def by_output(
         with probe.over(segment, members) as losses:
             for planned in members:
                 progress(f"measuring {planned.weight.name}", len(found), len(free))
-                measured = losses(planned)
-                statistics = observed.get(_input(planned))
-                ratios = _ratios(planned, settings.bits, reference, statistics)
-                found[planned] = sensitivity(planned, measured, settings.bits, ratios)
+                rounding, alone = round_alone(planned, settings.bits)
+                measured = losses(planned, alone)
+                ratios = [1.0] * len(settings.bits)
+                if not rounding.exact:
+                    ratios = _ratios(
+                        planned, settings.bits, rounding.bits, alone, observed.get(_input(planned))
+                    )
+                found[planned] = sensitivity(planned, rounding, measured, settings.bits, ratios)
 
     for planned in free:
         if any(
@@ -93,7 +104,8 @@ def by_output(
             taps = {_input(planned): (planned.weight.shape[1], needs) for planned in members}
             measure(segment, members, collector.observe(segment, taps))
         collector.advance(segment)
-    return Sensitivities(end.measure(wanted[0].shape), reference, found)
+    names = tuple(end.output.name or "" for end in ends)
+    return Sensitivities(measure_is, reference_of(settings.bits), names, found)
 
 
 @dataclass(frozen=True)
@@ -102,19 +114,18 @@ class _Probe:
 
     Attributes:
         collector: its borders are those of the segment at hand.
-        wanted: the float model's output, of each sample.
+        wanted: the float model's outputs, of each sample.
     """
 
     model: ir.Model
     collector: Collector
-    end: End
-    wanted: Sequence[Array]
-    reference: int
+    ends: Sequence[End]
+    wanted: Sequence[Mapping[ir.Value, Array]]
 
     @contextmanager
     def over(
         self, segment: Segment, members: Sequence[PlannedWeight]
-    ) -> Iterator[Callable[[PlannedWeight], float]]:
+    ) -> Iterator[Callable[[PlannedWeight, QuantizedTensor], float]]:
         """The loss with one of the members rounded, from the segment's first node to the end; meanwhile they are inputs of the graph."""
         probes = [(planned, use) for planned in members for use in uses_of(planned)]
         kept = [(use, use.node.inputs[use.input_index]) for _, use in probes]
@@ -125,50 +136,83 @@ class _Probe:
             nodes = list(self.model.graph)
             first = next(index for index, node in enumerate(nodes) if node is segment.nodes[0])
             given = [*self.collector.sample(0), *stand_ins]
-            tail = Piece(self.model, nodes[first:], given, [self.end.output])
+            # An output that was made before does not change.
+            ends = [end for end in self.ends if end.output.producer() in nodes[first:]]
+            tail = Piece(self.model, nodes[first:], given, [end.output for end in ends]) if ends else None
             operands = {
-                stand_in: _operand(planned, planned.weight.array(), use)
+                stand_in: _laid_out(planned, use, planned.weight.array())
                 for (planned, use), stand_in in zip(probes, stand_ins, strict=True)
             }
 
-            def loss(planned: PlannedWeight) -> float:
-                alone = rounded(planned.weight.array(), scheme_at(planned, self.reference)).dequantize()
+            def run(replaced: Mapping[ir.Value, Array]) -> list[dict[ir.Value, Array]]:
+                if tail is None:
+                    return [{} for _ in self.wanted]
+                samples = range(len(self.wanted))
+                return [tail.run({**self.collector.sample(i), **operands, **replaced}) for i in samples]
+
+            def loss(planned: PlannedWeight, rounded_to: QuantizedTensor) -> float:
+                alone = rounded_to.dequantize()
                 mine = {
-                    stand_in: _operand(planned, alone, use)
+                    stand_in: _laid_out(planned, use, alone)
                     for (owner, use), stand_in in zip(probes, stand_ins, strict=True)
                     if owner is planned
                 }
+                made = run(mine)
                 losses = [
-                    self._loss(index, tail.run({**self.collector.sample(index), **operands, **mine}))
-                    for index in range(len(self.wanted))
+                    sum(_loss(end, wanted[end.output], outputs[end.output]) for end in ends)
+                    for wanted, outputs in zip(self.wanted, made, strict=True)
                 ]
                 if not np.isfinite(losses).all():
                     raise CalibrationError(
-                        f"mixed: {planned.weight.name}: the model's output is not finite with it rounded to {self.reference} bits"
+                        f"mixed: {planned.weight.name}: the model's output is not finite with it rounded to {rounded_to.scheme.bits} bits"
                     )
-                return float(np.mean(losses))
+                mean = float(np.mean(losses))
+                return 0.0 if mean < NOISE and _are_equal(made, run({})) else mean
 
             yield loss
         finally:
             for use, value in kept:
                 use.node.replace_input_with(use.input_index, value)
 
-    def _loss(self, index: int, made: Mapping[ir.Value, Array]) -> float:
-        wanted, output = self.wanted[index], made[self.end.output]
-        if self.end.measure(wanted.shape) == KL:
-            return metrics.kl_divergence(wanted, output)
-        noise = np.square(output.astype(np.float64) - wanted).sum()
-        return float(noise / max(np.square(wanted.astype(np.float64)).sum(), 1e-30))
+
+def _loss(end: End, wanted: Array, output: Array) -> float:
+    """Of one output and sample."""
+    if end.measure(wanted.shape) == KL:
+        return metrics.kl_divergence(wanted, output)
+    noise = np.square(output.astype(np.float64) - wanted).sum()
+    return float(noise / max(np.square(wanted.astype(np.float64)).sum(), 1e-30))
+
+
+def _are_equal(made: Sequence[Mapping[ir.Value, Array]], other: Sequence[Mapping[ir.Value, Array]]) -> bool:
+    return all(
+        np.array_equal(outputs[value], others[value])
+        for outputs, others in zip(made, other, strict=True)
+        for value in outputs
+    )
 
 
 def _ratios(
-    planned: PlannedWeight, bits: Sequence[int], reference: int, statistics: InputStatistics | None
+    planned: PlannedWeight,
+    bits: Sequence[int],
+    reference: int,
+    alone: QuantizedTensor,
+    statistics: InputStatistics | None,
 ) -> list[float]:
-    """The layer's output error at each of ``bits``, with scales that are searched, over that of rounding to nearest at the reference."""
+    """The layer's output error at each of ``bits``, with scales that are searched, over that of rounding to nearest at the reference.
+
+    Args:
+        alone: the whole weight so rounded, which is not exact.
+    """
     values = planned.weight.array()
-    rows = values[np.linspace(0, len(values) - 1, min(ROWS, len(values))).astype(int)]
-    at_reference = rounded(rows, scheme_at(planned, reference))
-    base = max(quantization_error(rows, at_reference, statistics).output, 1e-30)
+    at_reference = scheme_at(planned, reference)
+    rows = values[even_rows(at_reference, len(values))]
+    if quantization_error(rows, rounded(rows, at_reference), None).weight <= ON_GRID:  # others are not exact
+        rows = values[largest_rows(at_reference, row_errors(values, alone))]
+    base = quantization_error(rows, rounded(rows, at_reference), statistics).output
+    if base <= 0:  # the rows read only channels that are 0
+        statistics, base = None, quantization_error(rows, rounded(rows, at_reference), None).weight
+    if base <= 0:  # a range of their own, which the whole weight's is not, holds them
+        return [1.0] * len(bits)
     return [
         quantization_error(rows, searched(rows, statistics, scheme_at(planned, width)), statistics).output
         / base
@@ -184,7 +228,6 @@ def _input(planned: PlannedWeight) -> ir.Value:
     return value
 
 
-def _operand(planned: PlannedWeight, values: Array, use: WeightUse) -> Array:
-    """What the node reads, in the type that it reads: rows to gather from, or [K, N] to multiply with."""
-    laid_out = values if use.role is Role.EMBEDDING else values.T
-    return np.ascontiguousarray(laid_out, dtype=planned.weight.dtype.numpy())
+def _laid_out(planned: PlannedWeight, use: WeightUse, values: Array) -> Array:
+    """What the node reads of these values [N, K], in the type that it reads."""
+    return np.ascontiguousarray(operand_of(planned, use, values), dtype=planned.weight.dtype.numpy())

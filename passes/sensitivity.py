@@ -1,19 +1,21 @@
 """What a weight costs at each number of bits that it may get: what the two ways to find that out share.
 
-A weight's loss is that of the model's output when this weight alone is rounded to nearest at the reference bits: the mean over tokens of
-KL(float || rounded) where the output comes from a head, else the relative squared error of the first output. Other bits cost that, times
-the ratio of the weight's errors at those bits and at the reference.
+A weight's loss is that of the model's outputs (``measured_outputs``) when this weight alone is rounded to nearest at the reference bits:
+of each that holds classes the mean over tokens of KL(float || rounded), of any other the relative squared error, in sum. Other bits cost
+that, times the ratio of the weight's errors at those bits and at the reference.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.algorithms import kquant, mse, rtn
-from qcompiler.errors import CalibrationError
+from qcompiler.algorithms.arrays import row_blocks
+from qcompiler.algorithms.error import quantization_error
 from qcompiler.graph.census import take_census
 from qcompiler.graph.stored_quantized import SCALE_NAMES
 from qcompiler.graph.weights import Role, WeightUse
@@ -23,9 +25,11 @@ from qcompiler.quant.tensor import QuantizedTensor
 from qcompiler.recipe.plan import PlannedWeight
 
 Array = npt.NDArray[Any]
-KL, RELATIVE_ERROR = "kl", "relative error"
 ROWS = 256  # of a weight that the ratios of its errors are measured on
 LEAST = 1e-12  # over the bits: where nothing is felt, more of them are still taken to be better
+ON_GRID = 1e-5
+"""Share of a weight's squares below which its rounding error is nothing: it lies on the grid already. 4 bits and fewer leave 1e-3 and
+more, numbers of bfloat16 that lie on such a grid 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,14 @@ class Sensitivity:
     """What one weight costs.
 
     Attributes:
-        measured: the loss with this weight alone rounded, at the reference bits.
+        measured: the loss with this weight alone rounded, at the reference bits; 0: no output that is measured shows it.
+        rounding: at which bits that is.
         losses, bytes: predicted loss and size for each of the bits on offer.
     """
 
     name: str
     measured: float
+    rounding: "Rounding"
     losses: tuple[float, ...]
     bytes: tuple[int, ...]
 
@@ -48,48 +54,15 @@ class Sensitivities:
     """Of every weight whose bits are to be chosen.
 
     Attributes:
-        measure: "kl" (nats a token) or "relative error".
-        reference: bits at which each is rounded alone.
+        measure: "kl" (nats a token), "relative error", or their sum.
+        reference: bits at which each is rounded alone, but for those that lie on that grid.
+        outputs: names of those that are measured.
     """
 
     measure: str
     reference: int
+    outputs: tuple[str, ...]
     of: dict[PlannedWeight, Sensitivity]
-
-
-@dataclass(frozen=True)
-class End:
-    """Where the loss is measured.
-
-    Attributes:
-        from_head: whether it comes from a head: logits, if there is more than one class.
-    """
-
-    output: ir.Value
-    from_head: bool
-
-    def measure(self, shape: Sequence[int]) -> str:
-        """What is measured of an output of this shape."""
-        # Of one class alone the softmax is 1, whatever the logit.
-        return KL if self.from_head and shape[-1] > 1 else RELATIVE_ERROR
-
-
-def find_end(model: ir.Model) -> End:
-    """The logits, or the first output of floats.
-
-    Raises:
-        CalibrationError: there is none.
-    """
-    heads = [use for weight in take_census(model).weights for use in weight.uses if use.role is Role.HEAD]
-    reached = {heads[0].node.outputs[0]} if heads else set[ir.Value]()
-    for node in model.graph:
-        if any(value in reached for value in node.inputs if value is not None):
-            reached.update(node.outputs)
-    outputs = [v for v in model.graph.outputs if not heads or v in reached]
-    floats = [v for v in outputs if v.dtype is None or v.dtype.is_floating_point()]
-    if not floats:
-        raise CalibrationError("mixed: the model has no output of floats to measure on")
-    return End(floats[0], bool(heads))
 
 
 def anchors_of(model: ir.Model) -> list[ir.Node]:
@@ -100,6 +73,16 @@ def anchors_of(model: ir.Model) -> list[ir.Node]:
 def uses_of(planned: PlannedWeight) -> list[WeightUse]:
     """Those in the main graph, where a weight can be put in place of another."""
     return [use for use in planned.weight.uses if use.in_body is None]
+
+
+def operand_of(planned: PlannedWeight, use: WeightUse, values: Array | None = None) -> Array:
+    """What a node reads of a weight: [N, K] to gather rows from, or [K, N] to multiply with.
+
+    Args:
+        values: [N, K], in place of the weight's own.
+    """
+    whole: Array = planned.weight.array() if values is None else values
+    return whole if use.role is Role.EMBEDDING else whole.T
 
 
 def reference_of(bits: Sequence[int]) -> int:
@@ -128,14 +111,76 @@ def searched(weight: Array, statistics: InputStatistics | None, scheme: QuantSch
     return mse.quantize(weight, statistics, scheme)
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """At which bits a weight is rounded alone.
+
+    Attributes:
+        bits: the reference; where the weight lies on its grid already, the least of the bits on offer.
+        exact: it lies on that grid too, so rounding it changes nothing.
+    """
+
+    bits: int
+    exact: bool
+
+
+def round_alone(planned: PlannedWeight, bits: Sequence[int]) -> tuple[Rounding, QuantizedTensor]:
+    """Round a weight to nearest, at bits that change it if there are such."""
+    values = planned.weight.array()
+    for width in dict.fromkeys((reference_of(bits), min(bits))):
+        quantized = rounded(values, scheme_at(planned, width))
+        exact = quantization_error(values, quantized, None).weight <= ON_GRID
+        if not exact:
+            break
+    return Rounding(width, exact), quantized
+
+
+def row_errors(values: Array, quantized: QuantizedTensor, scores: Array | None = None) -> Array:
+    """float64 [N]: of each row of a weight [N, K] the sum of its squared errors, each times its score [N, K]."""
+    errors = np.empty(len(values))
+    for rows in row_blocks(values):
+        squares = np.square(quantized.dequantize(rows) - values[rows])
+        errors[rows] = (squares if scores is None else squares * scores[rows]).sum(axis=1, dtype=np.float64)
+    return errors
+
+
+def even_rows(scheme: QuantScheme, n: int) -> Array:
+    """Indices of some ROWS of N rows, evenly spread; rows that share groups stay together."""
+    block = _rows_in_a_group(scheme)
+    blocks = -(-n // block)
+    return _rows_of(np.linspace(0, blocks - 1, min(max(ROWS // block, 1), blocks)).astype(int), block, n)
+
+
+def largest_rows(scheme: QuantScheme, of_rows: Array) -> Array:
+    """Indices of the ROWS rows where ``of_rows`` [N] is largest, in order; rows that share groups stay together."""
+    block = _rows_in_a_group(scheme)
+    sums = np.add.reduceat(of_rows, np.arange(0, len(of_rows), block))
+    return _rows_of(np.sort(np.argsort(sums)[-max(ROWS // block, 1) :]), block, len(of_rows))
+
+
+def _rows_in_a_group(scheme: QuantScheme) -> int:
+    return scheme.group_size if scheme.groups_rows and scheme.group_size is not None else 1
+
+
+def _rows_of(blocks: Array, block: int, n: int) -> Array:
+    rows = (blocks[:, None] * block + np.arange(block)).reshape(-1)
+    return rows[rows < n]
+
+
 def sensitivity(
-    planned: PlannedWeight, measured: float, bits: Sequence[int], ratios: Sequence[float]
+    planned: PlannedWeight,
+    rounding: Rounding,
+    measured: float,
+    bits: Sequence[int],
+    ratios: Sequence[float],
 ) -> Sensitivity:
     """What a weight costs.
 
     Args:
-        ratios: of the error at each of ``bits`` to that at the reference.
+        measured: the loss with the weight rounded alone.
+        ratios: of the error at each of ``bits`` to that of rounding alone.
     """
-    losses = [max(measured * ratio, LEAST / width) for width, ratio in zip(bits, ratios, strict=True)]
+    felt = 0.0 if rounding.exact else float(measured)  # of an exact one only what sums in another order make
+    losses = [max(felt * float(ratio), LEAST / width) for width, ratio in zip(bits, ratios, strict=True)]
     sizes = [planned.bytes_of(scheme_at(planned, width)) for width in bits]
-    return Sensitivity(planned.weight.name, measured, tuple(losses), tuple(sizes))
+    return Sensitivity(planned.weight.name, felt, rounding, tuple(losses), tuple(sizes))

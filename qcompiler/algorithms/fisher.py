@@ -28,6 +28,9 @@ def drawn_score(logits: "Tensor", generator: "Generator") -> "Tensor":
 
     Args:
         logits: [..., classes]; each row is a distribution.
+        generator: what y is drawn with.
+    Returns:
+        of the shape of ``logits``.
     """
     import torch
 
@@ -41,6 +44,9 @@ def random_signs(output: "Tensor", generator: "Generator") -> "Tensor":
     """-1 or 1 for each number of an output y: z with E[z z^T] = 1, so that E[(d<z, y>)^2] = |dy|^2 (Hutchinson 1990).
 
     The same for squared errors as ``drawn_score`` for KL, without the 1/2: the Fisher information of a normal distribution around y.
+
+    Returns:
+        of the shape and type of ``output``.
     """
     import torch
 
@@ -54,6 +60,8 @@ def gradient_of_weight(reads: "Tensor", at_result: "Tensor", shape: tuple[int, i
         reads: float activations [..., K], or whole numbers [...]: the rows that are gathered.
         at_result: [..., N], or [..., K] of gathered rows.
         shape: (N, K).
+    Returns:
+        float32 [N, K].
     """
     import torch
 

@@ -17,14 +17,14 @@ from qcompiler.calibration.collector import Borders
 from qcompiler.calibration.executor import Executor
 from qcompiler.calibration.segments import Segment
 from qcompiler.graph.extract import Piece
-from qcompiler.graph.reads import node_reads
+from qcompiler.graph.reads import moved_by
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Array = npt.NDArray[Any]
-Start = Callable[[int, "Tensor"], "Tensor"]
-"""(index of the sample, the output) -> the gradient at the output."""
+Start = Callable[[int, ir.Value, "Tensor"], "Tensor"]
+"""(index of the sample, an output, its values) -> the gradient there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,25 +32,25 @@ class Product:
     """A node that multiplies with, or gathers from, a weight.
 
     Attributes:
-        weight: which of its inputs that is; the other of the first two is the activation, or the indices.
+        index: which of its inputs that is; the other of the first two is the activation, or the indices.
         values: what the node reads there.
     """
 
     node: ir.Node
-    weight: int
+    index: int
     values: Callable[[], Array]
 
     @property
     def operand(self) -> ir.Value:
         """The weight as the node reads it."""
-        value = self.node.inputs[self.weight]
+        value = self.node.inputs[self.index]
         assert value is not None
         return value
 
     @property
     def reads(self) -> ir.Value:
         """The activation or the indices."""
-        value = self.node.inputs[1 - self.weight]
+        value = self.node.inputs[1 - self.index]
         assert value is not None
         return value
 
@@ -76,7 +76,7 @@ class Backpropagation:
         model: not changed.
         segments: of the model, in order.
         products: where gradients are wanted; in the main graph.
-        output: of the graph; the gradient starts there.
+        outputs: of the graph, each made by a node; gradients start there.
         remedy: what to do where an operator cannot be differentiated, for the message.
     Raises:
         CalibrationError: an operator, or a form of one, that is not written for torch; names the node.
@@ -88,14 +88,16 @@ class Backpropagation:
         model: ir.Model,
         segments: Sequence[Segment],
         products: Sequence[Product],
-        output: ir.Value,
+        outputs: Sequence[ir.Value],
         remedy: str,
     ) -> None:
         self._model = model
-        self._output = output
-        last = next(segment.index for segment in segments if output.producer() in segment.nodes)
+        self._outputs = list(outputs)
+        makers = {value.producer() for value in outputs}
+        last = max(segment.index for segment in segments if not makers.isdisjoint(segment.nodes))
         self.segments = list(segments[: last + 1])
-        self._moved = _moved_by([product.operand for product in products], self.segments)
+        whole = [node for segment in self.segments for node in segment.nodes]
+        self._moved = moved_by(whole, [product.operand for product in products])
         self._last_reader = {value: segment.index for segment in self.segments for value in segment.inputs}
         self._parts: list[_Part] = []
         for segment in self.segments:
@@ -103,7 +105,7 @@ class Backpropagation:
                 value
                 for value in segment.outputs
                 if value in self._moved
-                and (value is output or self._last_reader.get(value, -1) > segment.index)
+                and (value in self._outputs or self._last_reader.get(value, -1) > segment.index)
             ]
             if not ends:
                 continue
@@ -181,8 +183,11 @@ class Backpropagation:
         made = part.run(fed, weights)
         arrived = gradients.sample(index)
         ends = [(made[value], torch.from_numpy(arrived[value])) for value in part.ends if value in arrived]
-        if self._output in part.ends:
-            ends.append((made[self._output], start(index, made[self._output].detach())))
+        ends += [
+            (made[value], start(index, value, made[value].detach()))
+            for value in self._outputs
+            if value in part.ends
+        ]
         ends = [(end, gradient) for end, gradient in ends if end.requires_grad]
         results = [made[product.node.outputs[0]] for product in part.products]
         found = torch.autograd.grad(
@@ -211,17 +216,11 @@ class _Part:
     run: Executor
 
     def weights(self) -> "dict[ir.Value, Tensor]":
-        """Those of the products: leaves, so that a graph is kept where no input needs a gradient."""
+        """Those of the products: leaves, so that a graph is kept where no input needs a gradient.
+
+        Returns:
+            of each product's operand, what its node reads: [K, N], or [N, K] where rows are gathered.
+        """
         from qcompiler.calibration.torch_operators.call import as_tensor
 
         return {product.operand: as_tensor(product.values()).requires_grad_() for product in self.products}
-
-
-def _moved_by(operands: Sequence[ir.Value], segments: Sequence[Segment]) -> set[ir.Value]:
-    """The values that change with an operand, through data, not through a shape alone."""
-    moved = set(operands)
-    for segment in segments:
-        for node in segment.nodes:
-            if node.op_type not in ("Shape", "Size") and any(value in moved for value in node_reads(node)):
-                moved.update(node.outputs)
-    return moved

@@ -10,7 +10,7 @@ from qcompiler.calibration.collector import Collector
 from qcompiler.calibration.executor import Executor
 from qcompiler.calibration.segments import Segment
 from qcompiler.errors import CalibrationError
-from qcompiler.graph.reads import node_reads
+from qcompiler.graph.reads import moved_by
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,10 +23,7 @@ def learnable_outputs(
 
     Those that depend on a weight through data and that later segments read (``later``); of the last segment, the graph's own.
     """
-    trunk = set(weights)
-    for node in nodes:
-        if node.op_type not in ("Shape", "Size") and any(value in trunk for value in node_reads(node)):
-            trunk.update(node.outputs)
+    trunk = moved_by(nodes, weights)
 
     def counts(value: ir.Value) -> bool:
         return value in trunk and (value.dtype is None or value.dtype.is_floating_point())

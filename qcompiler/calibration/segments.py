@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qcompiler.graph.extract import is_constant
-from qcompiler.graph.reads import node_reads
+from qcompiler.graph.reads import moved_by, node_reads
 
 FEWEST = 3  # weights of a segment, where the graph leaves a choice: in a plain chain each linear could stand alone, and no scale move
 LARGEST_SEGMENT = 16  # weights; past it a piece is cut again at the least number of live values inside it
@@ -52,12 +52,7 @@ def cut_segments(graph: ir.Graph, anchors: Collection[ir.Node], fewest: int = FE
 
 def _trunk_values(nodes: Sequence[ir.Node], anchors: set[ir.Node]) -> set[ir.Value]:
     """Values that depend on an anchor's output through data, not through their shape alone."""
-    trunk: set[ir.Value] = set()
-    for node in nodes:
-        if node.op_type in ("Shape", "Size"):
-            continue
-        if node in anchors or any(value in trunk for value in node_reads(node)):
-            trunk.update(node.outputs)
+    trunk = moved_by(nodes, [value for node in anchors for value in node.outputs])
     return trunk | _before_trunk(anchors, trunk)
 
 

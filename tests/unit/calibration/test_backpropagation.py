@@ -47,9 +47,9 @@ def _gradients(model: ir.Model, folder: Path, limit: int) -> list[dict[str, Arra
     products = _products(model)
     segments = cut_segments(model.graph, {product.node for product in products}, 1)
     assert len(segments) >= 3
-    through = Backpropagation(model, segments, list(products), model.graph.outputs[0], "do that")
+    through = Backpropagation(model, segments, list(products), model.graph.outputs, "do that")
 
-    def start(index: int, output: "torch.Tensor") -> "torch.Tensor":
+    def start(index: int, value: ir.Value, output: "torch.Tensor") -> "torch.Tensor":
         return torch.arange(24.0).expand(output.shape) / 24
 
     totals: list[dict[str, Array]] = [{}, {}]
@@ -96,11 +96,11 @@ def test_a_float_input_and_what_lies_before_the_weights_need_no_gradient(tmp_pat
     )
     products = _products(model)
     segments = cut_segments(model.graph, {product.node for product in products}, 1)
-    through = Backpropagation(model, segments, list(products), model.graph.outputs[0], "")
+    through = Backpropagation(model, segments, list(products), model.graph.outputs, "")
     feed = {"x": weight(5, 32, seed=2, scale=3)}
     seen = {
         products[at.product].name: at
-        for _, found in through.run([feed], tmp_path, 0, lambda index, output: torch.ones(5, 8))
+        for _, found in through.run([feed], tmp_path, 0, lambda index, value, output: torch.ones(5, 8))
         for at in found
     }
     expected = np.ones((5, 8)) @ weight(32, 8, seed=1).T * np.floor(feed["x"])
@@ -120,7 +120,7 @@ def test_a_missing_operator_is_refused_before_anything_runs() -> None:
     with pytest.raises(
         CalibrationError, match=r"choose \(Hardmax\): the operator Hardmax.*; run it instead$"
     ):
-        Backpropagation(model, segments, list(_products(model)), model.graph.outputs[0], "run it instead")
+        Backpropagation(model, segments, list(_products(model)), model.graph.outputs, "run it instead")
 
 
 def test_without_torch_it_says_what_else_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,4 +128,4 @@ def test_without_torch_it_says_what_else_can_be_done(monkeypatch: pytest.MonkeyP
     segments = cut_segments(model.graph, set(model.graph))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ResourceError, match="need torch; pip install torch, or run it instead"):
-        Backpropagation(model, segments, list(_products(model)), model.graph.outputs[0], "run it instead")
+        Backpropagation(model, segments, list(_products(model)), model.graph.outputs, "run it instead")

@@ -84,13 +84,15 @@ def test_both_uses_of_a_tied_weight_and_either_measure(text: str, tmp_path: Path
 
 def test_fewer_bits_cost_more_and_a_weight_that_nothing_reads_on_costs_nothing(tmp_path: Path) -> None:
     proto = make_model(
-        "g (float[M,32] x) => (float[M,16] y, float[M,16] z) { a = MatMul(x, u) y = MatMul(a, v) z = MatMul(a, unfelt) }",
+        "g (float[M,32] x) => (float[M,16] y, float[M,16] z) { a = MatMul(x, u) y = MatMul(a, v)"
+        " b = MatMul(a, unfelt) z = Softplus(b) }",
         {"u": weight(32, 32), "unfelt": weight(32, 16, seed=1), "v": weight(32, 16, seed=2)},
     )
     u, v, unfelt = _fisher(proto, [{"x": weight(64, 32, seed=3, scale=1)}], tmp_path)
     for felt in (u, v):
         assert felt.losses[0] > 4 * felt.losses[1] > 16 * felt.losses[2] > 0
-        assert felt.losses[1] <= felt.measured  # scales that are searched are no worse
+        # Scales that are searched are better by the plain error, which the scores weigh nearly evenly here: within a tenth.
+        assert felt.losses[1] <= 1.1 * felt.measured
     assert (u.name, unfelt.name, unfelt.measured) == ("u", "unfelt", 0)
     assert unfelt.losses == (1e-12 / 2, 1e-12 / 4, 1e-12 / 8)
 

@@ -1,0 +1,80 @@
+"""The outputs of a model at which the loss of a rounded weight is measured, and what is measured of each.
+
+*Given* a prepared model. *Result* its float outputs that follow from heads; where it has no heads, those that follow from any product with
+a weight. Their losses add up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qcompiler.errors import CalibrationError
+from qcompiler.graph.census import take_census
+from qcompiler.graph.reads import moved_by
+from qcompiler.graph.weights import Role
+
+KL, RELATIVE_ERROR = "kl", "relative error"
+BOTH = f"{KL} + {RELATIVE_ERROR}"
+_MOVES_CLASSES = frozenset({"Transpose", "Gather"})
+
+
+@dataclass(frozen=True)
+class End:
+    """An output.
+
+    Attributes:
+        classes: N of the head that it comes from; 0: it comes from none.
+        in_place: nothing between the head and the output moves the classes away from the last axis.
+    """
+
+    output: ir.Value
+    classes: int = 0
+    in_place: bool = True
+
+    def measure(self, shape: Sequence[int]) -> str:
+        """What is measured of an output of this shape: KL if its last axis holds classes."""
+        # Of one class alone the softmax is 1, whatever the logit. Fewer than the head made: cut off (padding), or several heads in one.
+        wide = shape[-1] if shape else 1
+        fits = wide <= self.classes if self.in_place else wide == self.classes
+        return KL if wide > 1 and fits else RELATIVE_ERROR
+
+
+def find_ends(model: ir.Model) -> list[End]:
+    """All of them, in the order of the graph's outputs.
+
+    Raises:
+        CalibrationError: there is none.
+    """
+    nodes = list(model.graph)
+    weights = take_census(model).weights
+    heads = [(use.node, weight) for weight in weights for use in weight.uses if use.role is Role.HEAD]
+    found: dict[ir.Value, End] = {}
+    for node, weight in heads:
+        reached = moved_by(nodes, node.outputs)
+        moving = (
+            other
+            for other in nodes
+            if other.op_type in _MOVES_CLASSES and any(value in reached for value in other.inputs)
+        )
+        end = (weight.shape[0], not any(moving))
+        found |= {value: End(value, *end) for value in reached if value.is_graph_output()}
+    if not heads:
+        products = [use.top_level for weight in weights for use in weight.uses]
+        reached = moved_by(nodes, [value for node in products for value in node.outputs])
+        found = {value: End(value) for value in reached}
+    outputs = dict.fromkeys(model.graph.outputs)
+    ends = [found[value] for value in outputs if value in found and _holds_floats(value)]
+    if not ends:
+        raise CalibrationError("mixed: the model has no output of floats, made with a weight, to measure on")
+    return ends
+
+
+def measure_of(ends: Sequence[End], shapes: Sequence[Sequence[int]]) -> str:
+    """What the sum of the ends' losses is, for outputs of these shapes."""
+    measures = {end.measure(shape) for end, shape in zip(ends, shapes, strict=True)}
+    return BOTH if len(measures) > 1 else measures.pop()
+
+
+def _holds_floats(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()
