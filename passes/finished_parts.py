@@ -142,4 +142,5 @@ class FinishedParts:
 def _nodes(
     store: WeightStore, record: dict[str, Any], dtype: ir.DataType, layout: Layout, name: str
 ) -> list[ir.Node]:
-    return restore_weight(store, record, layout, name, dtype)
+    """As ``WeightPlacement.put`` calls it; the record knows which way the weight lies."""
+    return restore_weight(store, record, name, dtype)

@@ -12,12 +12,11 @@ import onnx_ir as ir
 
 from qcompiler.graph.codebook_form import CodebookForm, codebook_form, stored_codebook
 from qcompiler.graph.edits import Names, add_initializer, drop_unused
-from qcompiler.graph.kernel_node import DOMAIN, LoweredNode, swap_kernel
+from qcompiler.graph.kernel_node import BLOCK_SIZES, DOMAIN, LoweredNode, swap_kernel
 from qcompiler.quant import packing
 
 OP = "MatMulBnb4"
 QUANT_TYPES = {"fp4": 0, "nf4": 1}
-BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 def stays_plain(dtype: str, gathered: bool) -> str | None:

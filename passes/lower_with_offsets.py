@@ -12,14 +12,13 @@ MatMulNBits takes float zero points itself, but ONNX Runtime's CPU kernel then u
 import onnx_ir as ir
 
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, set_info
-from qcompiler.graph.kernel_node import DOMAIN, LoweredNode, swap_kernel
+from qcompiler.graph.kernel_node import BLOCK_SIZES, DOMAIN, LoweredNode, swap_kernel
 from qcompiler.graph.offset_form import OffsetForm, offset_form
 from qcompiler.graph.offset_product import GroupSums, add_offsets
 from qcompiler.quant.scheme import QuantScheme
 
 OP = "MatMulNBits"
 _WITHIN = ("Reshape", "Add", "Slice", "Cast", "Transpose")  # what a form has behind DequantizeLinear
-BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 def stays_plain(scheme: QuantScheme, gathered: bool) -> str | None:
@@ -43,9 +42,8 @@ class LowerWithOffsets(ir.passes.InPlacePass):
         super().__init__()
         self._accuracy_level = accuracy_level
         self.lowered: list[LoweredNode] = []
-        self.left: list[
-            str
-        ] = []  # a line for each weight that could have been lowered and is not, with the reason
+        # A line for each weight that could have been lowered and is not, with the reason.
+        self.left: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         self._graph = model.graph

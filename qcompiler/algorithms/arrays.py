@@ -57,10 +57,10 @@ def fetch(array: Array) -> npt.NDArray[Any]:
     return result
 
 
-def row_blocks(weight: npt.NDArray[Any], size: int = BLOCK) -> Iterator[slice]:
-    """Slices of rows with at most ``size`` weights each (one row at least)."""
+def row_blocks(weight: npt.NDArray[Any], size: int = BLOCK, unit: int = 1) -> Iterator[slice]:
+    """Slices of rows with at most ``size`` weights each, and a whole number of ``unit`` rows (one at least) but the last."""
     n, k = weight.shape
-    step = max(1, size // max(k, 1))
+    step = max(unit, size // max(k, 1) // unit * unit)
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
 

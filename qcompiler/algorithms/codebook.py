@@ -9,16 +9,16 @@ in 8 bits, and the codes are the nearest ones for what is stored.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
-from qcompiler.algorithms.arrays import BLOCK, Device, chunk_size, fetch, map_in_threads, place
-from qcompiler.algorithms.mse import MseOptions
+from qcompiler.algorithms.arrays import Device, fetch, place
+from qcompiler.algorithms.mse import MseOptions, relative_squares
 from qcompiler.algorithms.rtn import RtnOptions
+from qcompiler.algorithms.sweep import sweep_rows
 from qcompiler.quant.affine import Array, store_scale
 from qcompiler.quant.codebook import (
     CodebookTensor,
@@ -80,14 +80,8 @@ def search(
         SchemeError: the weight holds NaN or infinity.
     """
     options = options or MseOptions()
-    known = None if statistics is None or not options.weighted else statistics.diagonal()
-    h = (
-        np.ones(weight.shape[1], np.float32)
-        if known is None or not (known > 0).any()
-        else np.maximum(known, 0)
-    )
-    # A channel that calibration never drove still counts a little: other data may drive it.
-    importance = place((h / float(h.mean()) + 1e-6)[None], options.device)
+    h = relative_squares(statistics if options.weighted else None, weight.shape[1])
+    importance = place(h[None], options.device)
     return _quantize(weight, scheme, lambda rows: _search(rows, importance, scheme, options), options.device)
 
 
@@ -146,6 +140,7 @@ def _quantize(
     scale = np.empty(scheme.blocks(n, k), np.float32)
     codes = np.empty((n, k), np.uint8)
     width = scheme.group_width(k)
+    unit = width // math.gcd(width, k)  # rows after which a block begins again
 
     empty = np.zeros(
         scale.shape, bool
@@ -160,42 +155,20 @@ def _quantize(
         shares = to_blocks(chunk, scheme) / known[:, None]
         codes[here] = fetch(from_blocks(nearest_codes(shares, scheme), *chunk.shape))
 
+    def both(chunk: Array, here: "slice[int, int, Any]") -> None:
+        find(chunk, here)
+        encode(chunk, here)
+
     if not scheme.double_quant:
-        _sweep(weight, width, (find, encode), device)
+        sweep_rows(weight, both, device, unit)
         return CodebookTensor(scheme, codes, scale)
-    _sweep(weight, width, (find,), device)
+    sweep_rows(weight, find, device, unit)
     if not empty.all():
         scale[empty] = scale[~empty].min()
     double = double_quantize(scale)
     scale = double.scales(scheme.scale_dtype)
-    _sweep(weight, width, (encode,), device)
+    sweep_rows(weight, encode, device, unit)
     return CodebookTensor(scheme, codes, scale, double)
-
-
-Work = Callable[[Array, "slice[int, int, Any]"], None]
-
-
-def _sweep(weight: npt.NDArray[Any], width: int, works: tuple[Work, ...], device: Device) -> None:
-    """Each work in turn on chunks of rows that begin with a block: (float32 rows [n, K], which rows they are)."""
-    n, k = weight.shape
-    unit = width // math.gcd(width, k)  # rows after which a block begins again
-
-    def one_chunk(block: npt.NDArray[Any], start: int, rows: "slice[int, int, Any]") -> None:
-        chunk = place(block[rows], device)
-        for work in works:
-            work(chunk, slice(start + rows.start, start + rows.stop))
-
-    for rows in _aligned(n, k, unit, BLOCK):
-        # One sweep over a transposed, mapped file, not one for each chunk.
-        block = np.ascontiguousarray(weight[rows])
-        chunks = _aligned(len(block), k, unit, chunk_size(device))
-        map_in_threads(partial(one_chunk, block, rows.start), chunks, device)
-
-
-def _aligned(n: int, k: int, unit: int, size: int) -> "list[slice[int, int, Any]]":
-    """Slices of rows of about ``size`` weights, each a whole number of units but the last."""
-    step = max(unit, size // max(k, 1) // unit * unit)
-    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def _blocks_of(rows: "slice[int, int, Any]", k: int, width: int) -> slice:

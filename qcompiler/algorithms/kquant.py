@@ -9,17 +9,17 @@ scales that are stored, brought to theirs, and the codes rounded anew for both. 
 sign puts the largest weight where there is one more code.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
-from qcompiler.algorithms.arrays import Device, chunk_size, fetch, map_in_threads, place, row_blocks
+from qcompiler.algorithms.arrays import Device, fetch, place
+from qcompiler.algorithms.mse import channel_importance
 from qcompiler.algorithms.range_search import RangeSearchOptions
+from qcompiler.algorithms.sweep import sweep_rows
 from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import Array, from_groups, round_to_codes, to_groups
 from qcompiler.quant.scheme import QuantScheme
@@ -85,7 +85,7 @@ def _searched(
             fetch(part) for part in _Groups.of(rows, weighing, scheme).search(options)
         )
 
-    _sweep(weight, work, options.device)
+    sweep_rows(weight, work, options.device)
     return scale, minimum
 
 
@@ -104,7 +104,7 @@ def _refitted_minima(
         groups = _Groups.of(rows, weighing, scheme)
         refitted[here] = fetch(groups.minima_for(place(scale[here], device), place(minimum[here], device)))
 
-    _sweep(weight, work, device)
+    sweep_rows(weight, work, device)
     return refitted
 
 
@@ -122,22 +122,8 @@ def _encoded(
         found = _rounded(w, place(scale[here], device), middle, scheme)
         codes[here] = fetch(from_groups(found, weight.shape[1])).astype(np.uint8)
 
-    _sweep(weight, work, device)
+    sweep_rows(weight, work, device)
     return codes
-
-
-def _sweep(weight: npt.NDArray[Any], work: Callable[[Array, slice], None], device: Device) -> None:
-    """``work`` on chunks of rows, float32 [n, K], with which rows they are."""
-
-    def one_chunk(block: npt.NDArray[Any], start: int, rows: slice) -> None:
-        work(place(block[rows], device), slice(start + rows.start, start + rows.stop))
-
-    for rows in row_blocks(weight):
-        # One sweep over a transposed, mapped file, not one for each chunk.
-        block = np.ascontiguousarray(weight[rows])
-        map_in_threads(
-            partial(one_chunk, block, rows.start), list(row_blocks(block, chunk_size(device))), device
-        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,11 +145,9 @@ class _Weighing:
         cls, k: int, statistics: InputStatistics | None, scheme: QuantScheme, device: Device
     ) -> "_Weighing":
         known = None if statistics is None else statistics.diagonal()
-        driven = None if known is None or not (known > 0).any() else known
-        # A channel that calibration never drove still counts a little: other data may drive it.
-        h = np.ones(k, np.float32) if driven is None else np.maximum(driven, 0) / float(driven.mean()) + 1e-6
+        driven = known is not None and bool((known > 0).any())
         present = to_groups(place(np.ones((1, k), np.float32), device), scheme)
-        return cls(to_groups(place(h[None], device), scheme) * present, present, driven is not None)
+        return cls(channel_importance(statistics, k, scheme, device), present, driven)
 
     def of_elements(self, w: Array) -> Array:
         """v [n, G, g] for weights w [n, G, g]."""

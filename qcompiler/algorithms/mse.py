@@ -73,12 +73,16 @@ def quantize(
 def channel_importance(
     statistics: InputStatistics | None, k: int, scheme: QuantScheme, device: Device
 ) -> Array:
-    """The mean square of each input channel, [1, G, g] with mean 1; 0 where a short group is filled up."""
+    """``relative_squares``, [1, G, g]; 0 where a short group is filled up."""
+    return to_groups(place(relative_squares(statistics, k)[None], device), scheme)
+
+
+def relative_squares(statistics: InputStatistics | None, k: int) -> npt.NDArray[np.float32]:
+    """The mean square of each input channel, over their mean, float32 [K]; the same for all where nothing is known, or was driven."""
     known = None if statistics is None else statistics.diagonal()
     h = np.ones(k, np.float32) if known is None or not (known > 0).any() else np.maximum(known, 0)
     # A channel that calibration never drove still counts a little: other data may drive it.
-    h = h / float(h.mean()) + 1e-6
-    return to_groups(place(h[None], device), scheme)
+    return (h / float(h.mean()) + 1e-6).astype(np.float32, copy=False)
 
 
 def search_rows(

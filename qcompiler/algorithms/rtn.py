@@ -6,14 +6,14 @@ scale = (max w - min w) / (2^b - 1),  code = round(w / scale) + zero_point      
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
-from qcompiler.algorithms.arrays import Device, chunk_size, fetch, map_in_threads, place, row_blocks
+from qcompiler.algorithms.arrays import Device, fetch, place, row_blocks
+from qcompiler.algorithms.sweep import sweep_rows
 from qcompiler.quant.affine import Array, quantize_codes, range_to_scale, to_groups
 from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
@@ -68,21 +68,15 @@ def quantize_rows(
     zero_point = None if scheme.symmetric else np.empty(scale.shape, kind)
     codes = np.empty(weight.shape, np.uint8)
 
-    def one_chunk(block: npt.NDArray[Any], start: int, rows: slice) -> None:
-        chunk = place(block[rows], device)
+    def work(chunk: Array, here: "slice[int, int, Any]") -> None:
         s, z = find_scale(chunk)
-        here = slice(start + rows.start, start + rows.stop)
         codes[here] = fetch(quantize_codes(chunk, s, z, scheme))
         shared = slice(None) if scheme.granularity is Granularity.TENSOR else here
         scale[shared] = fetch(s)
         if zero_point is not None:
             zero_point[shared] = fetch(z)
 
-    for rows in row_blocks(weight):
-        # One sweep over a transposed, mapped file, not one for each chunk.
-        block = np.ascontiguousarray(weight[rows])
-        chunks = list(row_blocks(block, chunk_size(device)))
-        map_in_threads(partial(one_chunk, block, rows.start), chunks, device)
+    sweep_rows(weight, work, device)
     return AffineTensor(scheme, codes, scale, zero_point)
 
 

@@ -9,6 +9,8 @@ from qcompiler.graph.edits import Names, replace_value, set_info
 from qcompiler.graph.quantized import KEYS
 
 DOMAIN = "com.microsoft"
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Weights that share a scale, in MatMulNBits, MatMulBnb4 and GatherBlockQuantized."""
 
 
 @dataclass(frozen=True)

@@ -63,18 +63,19 @@ def emit_weight(
 
 
 def restore_weight(
-    store: WeightStore, record: dict[str, Any], layout: Layout, name: str, out_dtype: ir.DataType
+    store: WeightStore, record: dict[str, Any], name: str, out_dtype: ir.DataType
 ) -> list[ir.Node]:
     """The same from what ``record_of`` gave, with the spill file of the same bytes.
 
     Raises:
         ValueError: the file ends before it.
     """
+    layout: Layout = record["layout"]
     if "step" in record:
         return codebook_nodes(restore_codebook(store, record, name), layout, name, out_dtype)
     if "minima" in record:
         return two_level_nodes(restore_two_level(store, record, name), layout, name, out_dtype)
-    return _affine_nodes(restore(store, record, name), record["layout"], name, out_dtype)
+    return _affine_nodes(restore(store, record, name), layout, name, out_dtype)
 
 
 def record_of(node: ir.Node) -> dict[str, Any]:
@@ -116,7 +117,6 @@ def read_weight(node: ir.Node | None) -> tuple[BaseTensor, Layout] | None:
     """The weight whose last node this is, in memory, and which way it lies; None where that is no weight.
 
     One with groups of rows is read as it is stored: its transpose, lying the other way.
-
 
     Raises:
         SchemeError: a DequantizeLinear of constants whose numbers no ``QuantScheme`` describes.

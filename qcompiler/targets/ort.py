@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from qcompiler.errors import PromiseError, ResourceError
 from qcompiler.graph.disk import require_free, writing
+from qcompiler.graph.kernel_node import BLOCK_SIZES
 from qcompiler.graph.model_file import files_of
 from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.graph.sparse_matmul import OP
@@ -26,8 +27,6 @@ from qcompiler.passes.lower_to_matmul_nbits import LowerToMatMulNBits
 from qcompiler.passes.lower_with_offsets import LowerWithOffsets, stays_plain
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.recipe import Recipe
-
-BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 def supports(scheme: QuantScheme) -> str | None:

@@ -136,7 +136,7 @@ def test_chunks_change_nothing(algorithm: Algorithm, monkeypatch: pytest.MonkeyP
     weight, statistics = _data(50, 40)
     whole = [_run(algorithm, weight, statistics, scheme) for scheme in SCHEMES]
     monkeypatch.setattr(arrays, "CHUNK", 40 * 9)
-    monkeypatch.setattr("qcompiler.algorithms.codebook.BLOCK", 40 * 21)
+    monkeypatch.setattr(arrays.row_blocks, "__defaults__", (40 * 21, 1))
     for scheme, expected in zip(SCHEMES, whole, strict=True):
         tensor = _run(algorithm, weight, statistics, scheme)
         assert np.array_equal(tensor.codes, expected.codes)

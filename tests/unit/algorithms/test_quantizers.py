@@ -192,7 +192,7 @@ def test_blocks_chunks_and_threads_change_nothing(
     for scheme in SCHEMES:
         whole = _run(algorithm, weight, statistics, scheme)
         with monkeypatch.context() as patch:
-            patch.setattr(arrays.row_blocks, "__defaults__", (800,))
+            patch.setattr(arrays.row_blocks, "__defaults__", (800, 1))
             patch.setattr(arrays, "CHUNK", 240)
             pieces = _run(algorithm, weight, statistics, scheme)
         if algorithm.spreads:  # matrix products of other shapes round differently

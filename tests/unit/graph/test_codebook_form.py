@@ -94,7 +94,7 @@ def test_a_record_finds_the_weight_again(double: bool, store: WeightStore) -> No
     tensor = _tensor(9, 33, double=double)
     first = emit_codebook(store, tensor, "kn", "w", ir.DataType.FLOAT)
     record = json.loads(json.dumps(record_of(first[-1])))
-    again = restore_weight(store, record, "kn", "w", ir.DataType.FLOAT)
+    again = restore_weight(store, record, "w", ir.DataType.FLOAT)
     found = read_weight(again[-1])
     assert found is not None
     kept, layout = found

@@ -67,7 +67,7 @@ def test_the_same_numbers_everywhere(scheme: QuantScheme, shape, layout, dtype, 
     expected = weight.dequantize()
     with WeightStore(tmp_path / "store") as store:
         nodes = emit_weight(store, weight, layout, "w", dtype)
-        again = restore_weight(store, json.loads(json.dumps(record_of(nodes[-1]))), layout, "w", dtype)
+        again = restore_weight(store, json.loads(json.dumps(record_of(nodes[-1]))), "w", dtype)
     for made in (nodes, again):
         found = read_weight(made[-1])
         assert found is not None and found[1] == layout

@@ -9,12 +9,13 @@ import onnx
 import pytest
 
 from qcompiler.errors import PromiseError, ResourceError
+from qcompiler.graph.kernel_node import BLOCK_SIZES
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.targets import ort
 from tests import command_models as models
 
 
-@pytest.mark.parametrize("size", ort.BLOCK_SIZES)
+@pytest.mark.parametrize("size", BLOCK_SIZES)
 def test_its_blocks_are_taken(size: int) -> None:
     assert ort.supports(QuantScheme(4, False, Granularity.GROUP, size)) is None
 
