@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.errors import CalibrationError
-from qcompiler.graph.left_alone import LeftAlone
+from qcompiler.graph.left_alone import LeftAlone, RefusalError
 from qcompiler.graph.region_run import (
     BOUNDING,
     RegionRun,
@@ -79,8 +79,8 @@ def find_heads(
             continue
         try:
             rotation_and_shifts = _turning(model, regions, region, feed, types, seed, likely, writer, readers)
-        except CalibrationError as error:
-            return LeftAlone(where, str(error))
+        except RefusalError as refusal:
+            return LeftAlone(where, refusal.fact, refusal.about)
         if rotation_and_shifts is None:
             continue
         rotation, shifts = rotation_and_shifts

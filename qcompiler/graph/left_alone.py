@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qcompiler.errors import CalibrationError
+
 
 @dataclass(frozen=True)
 class LeftAlone:
@@ -22,6 +24,14 @@ class LeftAlone:
     def line(self) -> str:
         """For people."""
         return f"{self.where}: {self.fact.replace('{}', self.about)}"
+
+
+class RefusalError(CalibrationError):
+    """Why a stream or heads are left alone; ``fact`` and ``about`` as there."""
+
+    def __init__(self, fact: str, about: str | None = "") -> None:
+        super().__init__(fact.replace("{}", about or ""))
+        self.fact, self.about = fact, about or ""
 
 
 def lines(left: Sequence[LeftAlone]) -> list[str]:

@@ -1,6 +1,7 @@
 """Run one region of a graph on random numbers: how what its linears read follows from what its linears write."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx_ir as ir
 
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.extract import Piece, is_constant
+from qcompiler.graph.left_alone import RefusalError
 from qcompiler.graph.reads import node_reads
 from qcompiler.graph.regions import OF_SHAPES, Product, Region, Regions
 from qcompiler.graph.weights import Role, constant_view
@@ -24,6 +26,17 @@ BOUNDING = frozenset(
 """The same function until some value crosses a bound, so no run on random numbers clears them."""
 
 
+@contextmanager
+def _refused_as_one() -> Iterator[None]:
+    """What keeps a piece from running names its values, which differ from region to region: one fact for all of them."""
+    try:
+        yield
+    except RefusalError:
+        raise
+    except CalibrationError as error:
+        raise RefusalError("it cannot be run: {}", str(error)) from error
+
+
 class RegionRun:
     """A region that can be run.
 
@@ -34,9 +47,10 @@ class RegionRun:
         constants: constants of the region that a run may replace.
         exits: values of the region that are wanted beside what its readers read.
     Raises:
-        CalibrationError: what it needs does not follow from its writers and the model's inputs; the message says what.
+        RefusalError: what it needs does not follow from its writers and the model's inputs, or ONNX Runtime cannot run it; says what.
     """
 
+    @_refused_as_one()
     def __init__(
         self,
         model: ir.Model,
@@ -65,6 +79,7 @@ class RegionRun:
         self._beside = beside
         self._piece = Piece(model, nodes, [*self.given, *beside], self.targets)
 
+    @_refused_as_one()
     def __call__(self, changed: Mapping[ir.Value, Array] | None = None) -> dict[ir.Value, Array]:
         """What the readers read, and the exits, float64 [rows, channels] each; ``changed`` replaces some of ``given``."""
         typed = {value: array.astype(self.given[value].dtype) for value, array in (changed or {}).items()}
@@ -133,8 +148,8 @@ def _leading(
         if found is None:
             found = Piece(model, list(model.graph), list(inputs), [indices]).run(inputs)[indices]
         return tuple(found.shape)
-    raise CalibrationError(
-        f"{product.output.name}: its shape does not follow from the shapes of the model's inputs"
+    raise RefusalError(
+        "the shape of {} does not follow from the shapes of the model's inputs", product.output.name
     )
 
 

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.absorb import NORMS
 from qcompiler.graph.extract import is_constant
-from qcompiler.graph.left_alone import LeftAlone
+from qcompiler.graph.left_alone import LeftAlone, RefusalError
 from qcompiler.graph.region_run import (
     BOUNDING,
     RegionRun,
@@ -110,23 +110,13 @@ def find_stream(
         return found.stream(
             RegionRun(model, regions, region, feed, types, found.constants, found.exits), seed
         )
-    except CalibrationError as error:
-        return LeftAlone(where, str(error))
-    except _RefusalError as refusal:
+    except RefusalError as refusal:
         return LeftAlone(where, refusal.fact, refusal.about)
 
 
 def in_a_stack(expert: Expert) -> str:
     """What to say of a weight that is stored with others."""
     return f"is one of {expert.count} experts that are stored as one; stacks are not rotated"
-
-
-class _RefusalError(Exception):
-    """Why a stream is left alone; see ``LeftAlone``."""
-
-    def __init__(self, fact: str, about: str | None = "") -> None:
-        super().__init__(fact, about)
-        self.fact, self.about = fact, about or ""
 
 
 def _stream_width(region: Region) -> int | None:
@@ -182,7 +172,7 @@ class _Search:
         scaling = {_value(norm.place) for norm in self.norms}
         for place in [*self.shifts, *folded]:
             if _value(place) in scaling:
-                raise _RefusalError("{} is both multiplied and added", _value(place).name)
+                raise RefusalError("{} is both multiplied and added", _value(place).name)
 
     @property
     def constants(self) -> list[ir.Value]:
@@ -206,21 +196,21 @@ class _Search:
                 return Stream(rotation, self._writers, self._readers, self.norms, self.shifts, self.exits)
         other = self._added_beside()
         if other is not None:
-            raise _RefusalError("{} is added to it, and neither a linear nor a table writes that", other.name)
+            raise RefusalError("{} is added to it, and neither a linear nor a table writes that", other.name)
         reader = next((product for product in self._region.readers if product.input is failed), None)
         if reader is None:
             assert failed is not None
-            raise _RefusalError("{}, an output of the model, does not turn with it", failed.name)
-        raise _RefusalError("what {} reads does not turn with it", reader.weight.name)
+            raise RefusalError("{}, an output of the model, does not turn with it", failed.name)
+        raise RefusalError("what {} reads does not turn with it", reader.weight.name)
 
     def _check_nodes(self) -> None:
         nodes, values = downstream([product.output for product in self._writers], self._region)
         self.exits = [value for value in self._region.values if value in values and value.is_graph_output()]
         for node in self._region.nodes:
             if node in nodes and node.op_type in BOUNDING:
-                raise _RefusalError("{} bounds or compares its numbers", f"{node.name} ({node.op_type})")
+                raise RefusalError("{} bounds or compares its numbers", f"{node.name} ({node.op_type})")
         if not self._readers:
-            raise _RefusalError("no linear reads it")
+            raise RefusalError("no linear reads it")
 
     def _added_beside(self) -> ir.Value | None:
         """What follows from the model's inputs alone and is added to the stream."""
@@ -238,7 +228,7 @@ class _Search:
         inputs, outputs = {p.input for p in self._readers}, {p.output for p in self._writers}
         for weight in {id(p.weight): p.weight for p in (*self._writers, *self._readers)}.values():
             if weight.expert is not None:
-                raise _RefusalError("{} " + in_a_stack(weight.expert), weight.name)
+                raise RefusalError("{} " + in_a_stack(weight.expert), weight.name)
             tables = [use for use in weight.uses if use.role is Role.EMBEDDING]
             linears = [use for use in weight.uses if use.role is not Role.EMBEDDING]
             columns = {use.node.outputs[0] in outputs for use in tables} | {
@@ -246,7 +236,7 @@ class _Search:
             }
             rows = {use.node.outputs[0] in outputs for use in linears} | ({False} if tables else set())
             if len(columns) > 1 or len(rows) > 1 or not is_read_by_its_uses_alone(weight):
-                raise _RefusalError("{} is also used outside of it", weight.name)
+                raise RefusalError("{} is also used outside of it", weight.name)
 
     def _norms_of(self, node: ir.Node) -> list[NormWeight]:
         """The vectors [D] that a node multiplies with."""
@@ -354,7 +344,7 @@ class _Search:
         failed = first_difference(after, expected, run.tolerance)
         if failed is not None:
             reader = next(product for product in self._region.readers if product.input is failed)
-            raise _RefusalError(
+            raise RefusalError(
                 "the norm's weight before {} does not come through as a factor", reader.weight.name
             )
 
@@ -370,7 +360,7 @@ class _Search:
         share = (len(explicit) + len(self.exits)) * self._width**2 / sum(turned.values())
         if share > MOST_EXTRA:
             outputs = f", {len(self.exits)} of its values are outputs of the model" if self.exits else ""
-            raise _RefusalError(
+            raise RefusalError(
                 f"{len(explicit)} of its {len(self.norms)} norms cannot give their weight to the linears that read them{outputs}, and "
                 f"products of {self._width} x {self._width} for these would be {share:.0%} of the linears (at most {MOST_EXTRA:.0%})"
             )

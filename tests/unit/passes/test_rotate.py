@@ -1,5 +1,6 @@
 """Rotate: the same function in another basis, whatever the norms are written as; and what is left alone, with its reason."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from qcompiler.errors import CalibrationError
+from qcompiler.graph import region_run
 from qcompiler.graph.census import take_census
+from qcompiler.graph.extract import Piece
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import check_model
 from qcompiler.passes.normalize import Normalize
@@ -215,6 +219,21 @@ def test_values_that_are_an_output_are_left_alone(tmp_path: Path) -> None:
     _, rotate, _ = _rotate(decoder(outputs="float[B,G,R,N,8] L0v5, float[B,G,R,N,8] L1v5"), tmp_path)
     assert (len(rotate.result.streams), rotate.result.heads) == (1, 0)
     assert rotate.result.left_alone == ["heads before L0wo: L0v5 is an output of the model (2 such)"]
+
+
+def test_regions_that_cannot_be_run_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names a value of the layer at hand; the reason is the same for all of them."""
+
+    class Broken(Piece):
+        def run(self, feeds: Mapping[ir.Value, Array]) -> dict[ir.Value, Array]:
+            raise CalibrationError(f"{self.outputs[0].name}: no room")
+
+    monkeypatch.setattr(region_run, "Piece", Broken)
+    reasons = _left_alone(decoder(), FEED, tmp_path)
+    assert [reason.partition(": ")[2] for reason in reasons] == [
+        "it cannot be run: L0a: no room",
+        "it cannot be run: L0o: no room (2 such)",
+    ]
 
 
 def test_heads_of_a_stacked_weight_are_left_alone(tmp_path: Path) -> None:
