@@ -232,7 +232,7 @@ def test_regions_that_cannot_be_run_are_told_once(tmp_path: Path, monkeypatch: p
     reasons = _left_alone(decoder(), FEED, tmp_path)
     assert [reason.partition(": ")[2] for reason in reasons] == [
         "it cannot be run: L0a: no room",
-        "it cannot be run: L0o: no room (2 such)",
+        "it cannot be run: L0x: no room (2 such)",
     ]
 
 
