@@ -6,10 +6,8 @@ import os
 import re
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,9 +21,7 @@ if TYPE_CHECKING:
 
 # Everything else is imported where it is used: `qcompile --help` must not load torch.
 
-Progress = Callable[[str, int, int], None]
 _CLOSED_PIPE = 128 + 13  # as a process that SIGPIPE ended
-PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
 
 
 class _DefaultVerb(click.Group):
@@ -132,6 +128,7 @@ def compile_verb(
 ) -> None:  # fmt: skip
     """Quantize MODEL into a folder."""
     from qcompiler import api
+    from qcompiler.report.progress import progress_shown
 
     mixed = () if max_kl is None else (f"mixed.max_kl={max_kl}", "mixed.budget=")
     settings = (*mixed, *(() if budget is None else (f"mixed.budget={budget}",)), *settings)
@@ -148,7 +145,7 @@ def compile_verb(
         show = plan_json if as_json else plan_table
         _show(show(ahead.plan, ahead.source, ahead.peak_bytes, ahead.refusals))
         return
-    with _progress(quiet=as_json) as progress:
+    with progress_shown(quiet=as_json) as progress:
         result = api.compile(
             model, recipe, calibration=calib, tokenizer=tokenizer, output=output, target=target,
             settings=settings, options=options, progress=progress, tell=lambda line: click.echo(line, err=True),
@@ -216,9 +213,10 @@ def eval_verb(
         raise click.UsageError("--text and --data exclude each other; give one")
     from qcompiler.report.evaluate import EvaluationData, evaluate
     from qcompiler.report.evaluation_table import evaluation_table
+    from qcompiler.report.progress import progress_shown
 
     given = EvaluationData(_path(text), _path(tokenizer), data, windows, length, skip_chars, offset, seed)
-    with _progress(quiet=as_json) as progress:
+    with progress_shown(quiet=as_json) as progress:
         found = evaluate(Path(model), Path(reference), given, progress)
     _show(asdict(found) if as_json else evaluation_table(found))
 
@@ -367,48 +365,6 @@ def _say(text: str) -> None:
 def _listed(rows: Sequence[tuple[str, str]]) -> str:
     width = max(len(key) for key, _ in rows)
     return "\n".join(f"{key:{width}}  {text}" for key, text in rows)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Progress]:
-    """A bar with the time left on stderr; without a terminal a line now and then."""
-    if quiet:
-        yield lambda what, done, total: None
-        return
-    if not sys.stderr.isatty():
-        yield _plain_progress()
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
-
-    columns = (
-        BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-    )  # fmt: skip
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("preparing", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
-
-
-def _plain_progress() -> Progress:
-    start = time.monotonic()
-    last = start
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= PLAIN_INTERVAL:
-            last = now
-            print(f"{now - start:.0f} s: {done}/{total} {what}", file=sys.stderr, flush=True)
-
-    return tell
 
 
 if __name__ == "__main__":
