@@ -14,7 +14,8 @@ import onnx_ir as ir
 from qcompiler.algorithms import allocate
 from qcompiler.errors import CalibrationError, SchemeError
 from qcompiler.graph.weights import Role
-from qcompiler.passes.fisher_sensitivity import by_fisher
+from qcompiler.passes.fisher_sensitivity import by_fisher, refuse_what_has_no_gradient
+from qcompiler.passes.measured_outputs import find_ends, measure_of, require_kl
 from qcompiler.passes.output_sensitivity import by_output
 from qcompiler.passes.quantize_weights import CalibrationRun, Progress
 from qcompiler.passes.sensitivity import Sensitivities, Sensitivity, scheme_at
@@ -73,6 +74,23 @@ class AssignBits(ir.passes.InPlacePass):
         self._seed = seed
         self.result: MixedResult | None = None
 
+    def check(self, model: ir.Model) -> None:
+        """What can be refused before there are data, on the model that ``call`` would see.
+
+        Raises:
+            CalibrationError: nothing can be measured, or an operator cannot be differentiated.
+            RecipeError: a bound on the KL divergence of a model that has no distribution as output.
+            ResourceError: torch is missing, and the sensitivity is fisher.
+            SchemeError: the target cannot store a weight in bits on offer.
+        """
+        if self._settings is None:
+            return
+        free = self._free(self._settings)
+        ends = find_ends(model)
+        require_kl(self._settings.max_kl, measure_of(ends, [[end.classes] for end in ends]))
+        if self._settings.sensitivity == FISHER:
+            refuse_what_has_no_gradient(model, free)
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if self._settings is None or self.result is not None:
             return ir.passes.PassResult(model, modified=False)
@@ -80,16 +98,7 @@ class AssignBits(ir.passes.InPlacePass):
             raise CalibrationError(
                 "mixed: bits are given out by what the model does on data, and the recipe needs none"
             )
-        free = [planned for planned in self._plan.quantized if _is_free(planned)]
-        if not free:
-            raise CalibrationError(
-                "mixed: no weight's effect can be measured: rules decide all, or they are inside control flow"
-            )
-        for planned in free:
-            for bits in self._settings.bits:
-                refusal = self._supports(scheme_at(planned, bits))
-                if refusal is not None:
-                    raise SchemeError(f"mixed: {planned.weight.name}: {refusal}")
+        free = self._free(self._settings)
         if self._settings.sensitivity == FISHER:
             found = by_fisher(model, free, self._settings, self._calibration, self._progress, self._seed)
         else:
@@ -101,6 +110,20 @@ class AssignBits(ir.passes.InPlacePass):
         )
         self._decide(found, self._settings, stored - self._plan.float_bytes)
         return ir.passes.PassResult(model, modified=False)
+
+    def _free(self, settings: MixedSettings) -> list[PlannedWeight]:
+        """The weights whose bits are to be chosen; any of the bits on offer can be stored of each."""
+        free = [planned for planned in self._plan.quantized if _is_free(planned)]
+        if not free:
+            raise CalibrationError(
+                "mixed: no weight's effect can be measured: rules decide all, or they are inside control flow"
+            )
+        for planned in free:
+            for bits in settings.bits:
+                refusal = self._supports(scheme_at(planned, bits))
+                if refusal is not None:
+                    raise SchemeError(f"mixed: {planned.weight.name}: {refusal}")
+        return free
 
     def _decide(self, found: Sensitivities, settings: MixedSettings, rest: int) -> None:
         free = [planned for planned in self._plan.quantized if planned in found.of]

@@ -18,7 +18,7 @@ from qcompiler.algorithms import fisher
 from qcompiler.calibration.backpropagation import AtProduct, Backpropagation, Product
 from qcompiler.calibration.segments import cut_segments
 from qcompiler.errors import CalibrationError
-from qcompiler.passes.measured_outputs import KL, End, find_ends, measure_of
+from qcompiler.passes.measured_outputs import KL, End, find_ends, measure_of, require_kl
 from qcompiler.passes.quantize_weights import CalibrationRun, Progress
 from qcompiler.passes.sensitivity import (
     ON_GRID,
@@ -64,14 +64,8 @@ def by_fisher(
     """
     ends = find_ends(model)
     feeds = list(run.feeds)[: settings.samples]
-    owner = {
-        Product(use.node, use.input_index, partial(operand_of, planned, use)): planned
-        for planned in free
-        for use in uses_of(planned)
-    }
-    segments = cut_segments(model.graph, set(anchors_of(model)))
-    through = Backpropagation(model, segments, list(owner), [end.output for end in ends], REMEDY)
-    start = _Start(ends, seed)
+    owner, through = _backpropagation(model, free, ends)
+    start = _Start(ends, settings.max_kl, seed)
     scores: dict[Product, Array] = {}
     losses = {planned: np.zeros(1 + len(settings.bits)) for planned in free}
     roundings: dict[PlannedWeight, Rounding] = {}
@@ -109,6 +103,24 @@ def by_fisher(
     )
 
 
+def refuse_what_has_no_gradient(model: ir.Model, free: Sequence[PlannedWeight]) -> None:
+    """Raises what ``by_fisher`` would of the model alone, before there are data."""
+    _backpropagation(model, free, find_ends(model))
+
+
+def _backpropagation(
+    model: ir.Model, free: Sequence[PlannedWeight], ends: Sequence[End]
+) -> tuple[dict[Product, PlannedWeight], Backpropagation]:
+    """The products of the free weights with their owners, and what goes back to them from the ends."""
+    owner = {
+        Product(use.node, use.input_index, partial(operand_of, planned, use)): planned
+        for planned in free
+        for use in uses_of(planned)
+    }
+    segments = cut_segments(model.graph, set(anchors_of(model)))
+    return owner, Backpropagation(model, segments, list(owner), [end.output for end in ends], REMEDY)
+
+
 class _Start:
     """The gradients that the backward runs start with: scaled so that the square of a weight's gradient is its score.
 
@@ -119,7 +131,8 @@ class _Start:
         shapes: of the outputs so far.
     """
 
-    def __init__(self, ends: Sequence[End], seed: int) -> None:
+    def __init__(self, ends: Sequence[End], max_kl: float, seed: int) -> None:
+        self._max_kl = max_kl
         self._ends = {end.output: (index, end) for index, end in enumerate(ends)}
         self._seed = seed
         self.shapes: dict[ir.Value, Sequence[int]] = {}
@@ -129,11 +142,13 @@ class _Start:
 
         Raises:
             CalibrationError: NaN or infinity.
+            RecipeError: a bound on the KL divergence is set, and this is no distribution.
         """
         import torch
 
         place, end = self._ends[value]
         self.shapes[value] = output.shape
+        require_kl(self._max_kl, end.measure(output.shape))
         holds_classes = end.measure(output.shape) == KL
         # -inf is a class that is ruled out, not a number that went wrong.
         seen = torch.softmax(output, -1) if holds_classes else output

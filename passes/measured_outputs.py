@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.reads import moved_by
 from qcompiler.graph.weights import Role
@@ -74,6 +74,15 @@ def measure_of(ends: Sequence[End], shapes: Sequence[Sequence[int]]) -> str:
     """What the sum of the ends' losses is, for outputs of these shapes."""
     measures = {end.measure(shape) for end, shape in zip(ends, shapes, strict=True)}
     return BOTH if len(measures) > 1 else measures.pop()
+
+
+def require_kl(max_kl: float, measure: str) -> None:
+    """Raises RecipeError where a bound on the KL divergence is set and something else is measured."""
+    if max_kl and measure != KL:
+        raise RecipeError(
+            f"mixed.max_kl: {max_kl:g} bounds a KL divergence, and of this model's outputs the {measure} is measured; "
+            "give a budget (4.5bpw, 90MB) and leave max_kl out"
+        )
 
 
 def _holds_floats(value: ir.Value) -> bool:

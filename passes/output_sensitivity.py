@@ -20,7 +20,7 @@ from qcompiler.calibration.segments import Segment
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.extract import Piece
 from qcompiler.graph.weights import Role, WeightUse
-from qcompiler.passes.measured_outputs import KL, End, find_ends, measure_of
+from qcompiler.passes.measured_outputs import KL, End, find_ends, measure_of, require_kl
 from qcompiler.passes.quantize_weights import CalibrationRun, Progress
 from qcompiler.passes.sensitivity import (
     ON_GRID,
@@ -61,13 +61,15 @@ def by_output(
 
     Raises:
         CalibrationError: the model cannot be run on the data, or its output is not finite.
+        RecipeError: max_kl is set, and the outputs turn out to be no distributions.
     """
     ends = find_ends(model)
     feeds = list(run.feeds)[: settings.samples]
     collector = Collector(model, anchors_of(model), feeds, run.folder, run.border_limit)
     whole = Piece(model, list(model.graph), model.graph.inputs, [end.output for end in ends])
     wanted = [whole.run(collector.sample(index)) for index in range(len(feeds))]
-    measure_is = measure_of(ends, [wanted[0][end.output].shape for end in ends])
+    measured_is = measure_of(ends, [wanted[0][end.output].shape for end in ends])
+    require_kl(settings.max_kl, measured_is)
     probe = _Probe(model, collector, ends, wanted)
     found: dict[PlannedWeight, Sensitivity] = {}
 
@@ -105,7 +107,7 @@ def by_output(
             measure(segment, members, collector.observe(segment, taps))
         collector.advance(segment)
     names = tuple(end.output.name or "" for end in ends)
-    return Sensitivities(measure_is, reference_of(settings.bits), names, found)
+    return Sensitivities(measured_is, reference_of(settings.bits), names, found)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from qcompiler.algorithms.arrays import row_blocks
 from qcompiler.algorithms.error import quantization_error
 from qcompiler.calibration.collector import Collector
 from qcompiler.calibration.saved_borders import SavedBorders
-from qcompiler.calibration.segments import Segment
+from qcompiler.calibration.segments import Segment, cut_segments
 from qcompiler.errors import SchemeError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.checkpoints import Checkpoints
@@ -35,7 +35,7 @@ from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.migrate_scales import ScaleMigration
 from qcompiler.passes.place_weight import WeightPlacement
 from qcompiler.passes.segment_stages import by_input, stages, taps
-from qcompiler.passes.tune_segment import Held, SegmentTuning
+from qcompiler.passes.tune_segment import Held, SegmentTuning, refuse_what_has_no_gradient
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor, base_of
@@ -115,17 +115,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
     def _quantize_by_segment(self, run: CalibrationRun) -> None:
-        by_node = {
-            use.node: planned
-            for planned in self._plan.quantized
-            for use in planned.weight.uses
-            if use.role is not Role.EMBEDDING and use.in_body is None
-        }
-        anchors = [use.top_level for planned in self._plan.quantized for use in planned.weight.uses]
-        # A float embedding starts the trunk too, else the first block is cut between its own linears.
-        anchors += [
-            u.top_level for w in take_census(self._model).weights for u in w.uses if u.role is Role.EMBEDDING
-        ]
+        by_node, anchors = _products(self._plan), _anchors(self._model, self._plan)
         feeds = list(run.feeds)
         collector = Collector(self._model, anchors, feeds, run.folder, run.border_limit)
         borders, float_borders = SavedBorders(run.folder), SavedBorders(run.folder, "float")
@@ -307,6 +297,37 @@ class QuantizeWeights(ir.passes.InPlacePass):
             self._finish(each.planned, each.result, each.corrections)
         self._progress(f"{part} was finished", len(self._done), len(self._plan.quantized))
         return found
+
+
+def check_tuning(model: ir.Model, plan: Plan) -> None:
+    """What tuning would refuse of the model that the pass will see, before there are data.
+
+    Raises:
+        CalibrationError: an operator cannot be differentiated.
+        ResourceError: torch is missing.
+        SchemeError: weights that are tuned together have other options.
+    """
+    if any(planned.settings.reconstruction is not None for planned in plan.quantized):
+        segments = cut_segments(model.graph, set(_anchors(model, plan)))
+        refuse_what_has_no_gradient(model, segments, _products(plan))
+
+
+def _products(plan: Plan) -> dict[ir.Node, PlannedWeight]:
+    """The products of the weights that are quantized segment by segment."""
+    return {
+        use.node: planned
+        for planned in plan.quantized
+        for use in planned.weight.uses
+        if use.role is not Role.EMBEDDING and use.in_body is None
+    }
+
+
+def _anchors(model: ir.Model, plan: Plan) -> list[ir.Node]:
+    """The nodes that segments are cut around."""
+    anchors = [use.top_level for planned in plan.quantized for use in planned.weight.uses]
+    # A float embedding starts the trunk too, else the first block is cut between its own linears.
+    weights = take_census(model).weights
+    return anchors + [use.top_level for w in weights for use in w.uses if use.role is Role.EMBEDDING]
 
 
 def _quantized(

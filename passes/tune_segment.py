@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from qcompiler.algorithms import call, checked
 from qcompiler.calibration.collector import Collector
+from qcompiler.calibration.executor import Executor
 from qcompiler.calibration.segment_function import SegmentFunction, learnable_outputs
 from qcompiler.calibration.segments import Segment
 from qcompiler.errors import SchemeError
@@ -34,6 +35,28 @@ class Held:
     planned: PlannedWeight
     quantized: QuantizedTensor
     statistics: InputStatistics | None
+
+
+def refuse_what_has_no_gradient(
+    model: ir.Model, segments: Sequence[Segment], members: Mapping[ir.Node, PlannedWeight]
+) -> None:
+    """What ``SegmentTuning`` would refuse of the model alone, before there are data; nothing is edited.
+
+    Args:
+        members: the products of the weights to be quantized.
+    Raises:
+        CalibrationError: an operator of a segment cannot be differentiated here; names it.
+        ResourceError: torch is missing.
+        SchemeError: the weights of a segment are to be tuned with different options.
+    """
+    last_reader = {value: segment.index for segment in segments for value in segment.inputs}
+    for segment in segments:
+        own = _tuned({node: members[node] for node in segment.nodes if node in members})
+        weights = [_operand(planned) for planned in own if _makes_plain_codes(planned)]
+        if weights:
+            later = [value for value in segment.outputs if last_reader.get(value, -1) > segment.index]
+            outputs = learnable_outputs(segment.nodes, weights, later, segment)
+            Executor(model, segment.nodes, segment.inputs, outputs, replaced=weights)
 
 
 class SegmentTuning:
@@ -60,15 +83,7 @@ class SegmentTuning:
         Raises:
             SchemeError: its weights are to be tuned with different options.
         """
-        tuned = list(dict.fromkeys(p for p in members.values() if p.settings.reconstruction is not None))
-        for planned in [p for p in tuned if len(p.weight.uses) > 1]:
-            planned.notes.append("not tuned: the weight is used more than once, and its inputs differ")
-            tuned.remove(planned)
-        for planned in tuned:
-            if planned.settings.reconstruction != tuned[0].settings.reconstruction:
-                raise SchemeError(
-                    f"{planned.weight.name}: is tuned together with {tuned[0].weight.name}, with other options; give both the same"
-                )
+        tuned = _tuned(members)
         self._waits = set(tuned)
         self._step = tuned[0].settings.reconstruction if tuned else None
         weights = [_operand(planned) for planned in tuned]
@@ -141,6 +156,30 @@ class SegmentTuning:
             self._store.close()
             self._store.path.unlink(missing_ok=True)
             self._store = None
+
+
+def _tuned(members: Mapping[ir.Node, PlannedWeight]) -> list[PlannedWeight]:
+    """The weights of a segment that are tuned; those that cannot be get a note.
+
+    Raises:
+        SchemeError: they are to be tuned with different options.
+    """
+    tuned = list(dict.fromkeys(p for p in members.values() if p.settings.reconstruction is not None))
+    for planned in [p for p in tuned if len(p.weight.uses) > 1]:
+        planned.notes.append("not tuned: the weight is used more than once, and its inputs differ")
+        tuned.remove(planned)
+    for planned in tuned:
+        if planned.settings.reconstruction != tuned[0].settings.reconstruction:
+            raise SchemeError(
+                f"{planned.weight.name}: is tuned together with {tuned[0].weight.name}, with other options; give both the same"
+            )
+    return tuned
+
+
+def _makes_plain_codes(planned: PlannedWeight) -> bool:
+    """Whether the weight will be codes with plain scales alone: others are not tuned."""
+    beside = any(step.algorithm.beside is not None for step in planned.settings.algorithm)
+    return not (beside or planned.scheme.is_codebook or planned.scheme.two_level)
 
 
 def _operand(planned: PlannedWeight) -> ir.Value:

@@ -23,6 +23,7 @@ from qcompiler.pass_manager import Dump, Instrument, Verify, check_model, check_
 from qcompiler.passes.quantize_weights import CalibrationRun
 from qcompiler.pipeline import (
     Materials,
+    check_passes,
     layer_results,
     left_plain,
     mixed_result,
@@ -119,6 +120,7 @@ def dry_run(
     planned = plan_weights(job.model, job.recipe)
     planned.check(job.target.supports)
     planned.note(job.target.remark)
+    check_passes(job.model, job.recipe, job.target)
     peak = _forecast(job, planned, options.memory_limit)
     refusals = []
     try:
@@ -297,6 +299,7 @@ def _checked_plan(job: _Job, memory_limit: int) -> Plan:
     planned = plan_weights(job.model, job.recipe)
     planned.check(job.target.supports)
     planned.note(job.target.remark)
+    check_passes(job.model, job.recipe, job.target)
     _check_memory(_forecast(job, planned, memory_limit), memory_limit, planned)
     return planned
 

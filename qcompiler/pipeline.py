@@ -15,7 +15,7 @@ from qcompiler.passes.expand_gemm import ExpandGemm
 from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.lower_with_offsets import LowerWithOffsets
 from qcompiler.passes.normalize import Normalize
-from qcompiler.passes.quantize_weights import CalibrationRun, Progress, QuantizeWeights
+from qcompiler.passes.quantize_weights import CalibrationRun, Progress, QuantizeWeights, check_tuning
 from qcompiler.passes.raise_opset import RaiseOpset
 from qcompiler.passes.rotate import Rotate, RotationResult
 from qcompiler.passes.split_experts import SplitExperts
@@ -90,6 +90,22 @@ class Materials:
     seed: int = 0
 
 
+def check_passes(model: ir.Model, recipe: Recipe, target: Target) -> None:
+    """What passes would refuse of a prepared model once there are data, found before any is read: on a copy of its graph.
+
+    Raises:
+        QCompilerError: as the passes would.
+    """
+    trial = model.clone()  # its nodes; the weights' numbers are shared
+    plan = plan_weights(trial, recipe)
+    if recipe.mixed is None and all(planned.settings.reconstruction is None for planned in plan.quantized):
+        return
+    SplitExperts([planned.weight for planned in plan.quantized])(trial)
+    _gemms_expanded(plan, recipe.transform)(trial)
+    AssignBits(plan, recipe.mixed, target.supports, None, lambda *_: None).check(trial)
+    check_tuning(trial, plan)
+
+
 def quantizing_passes(materials: Materials, recipe: Recipe, target: Target) -> list[NamedPass]:
     """Passes from the plan to the target's operators."""
     ours = [NamedPass(name, make(materials), reason) for name, make, reason in _QUANTIZING]
@@ -119,9 +135,13 @@ def left_plain(passes: list[NamedPass]) -> list[str]:
 
 
 def _expand_gemm(materials: Materials) -> ExpandGemm:
-    uses = [use for planned in materials.plan.quantized for use in planned.weight.uses]
-    planned = [use.node for use in uses if use.node.op_type == "Gemm"]
-    return ExpandGemm(None if materials.transform is not None else planned, on_replaced(materials.plan))
+    return _gemms_expanded(materials.plan, materials.transform)
+
+
+def _gemms_expanded(plan: Plan, transform: TransformSettings | None) -> ExpandGemm:
+    uses = [use for planned in plan.quantized for use in planned.weight.uses]
+    nodes = [use.node for use in uses if use.node.op_type == "Gemm"]
+    return ExpandGemm(None if transform is not None else nodes, on_replaced(plan))
 
 
 def _rotate(materials: Materials) -> Rotate:

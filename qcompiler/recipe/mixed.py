@@ -1,5 +1,6 @@
 """The ``mixed:`` section of a recipe: bits chosen weight by weight under a budget."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -46,7 +47,8 @@ class MixedSettings:
         object.__setattr__(self, "bits", tuple(sorted(set(given))))
         check_int(self.samples, 1, None, "samples")
         bound: object = self.max_kl
-        if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not bound >= 0:
+        number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
+        if not number or not 0 <= self.max_kl < math.inf:
             raise RecipeError(f"max_kl: {bound!r}; must be a positive number, 0.05")
         if self.sensitivity not in SENSITIVITIES:
             raise RecipeError(f"sensitivity: {self.sensitivity!r}; give one of {', '.join(SENSITIVITIES)}")

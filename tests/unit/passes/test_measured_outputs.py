@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.graph.census import take_census
 from qcompiler.passes.fisher_sensitivity import by_fisher
 from qcompiler.passes.measured_outputs import find_ends
@@ -20,14 +20,17 @@ from qcompiler.recipe.plan import make_plan
 from tests.small_models import Array, apply_pass, make_model, weight
 
 RECIPE = Recipe.from_text("group_size: 32\nsymmetric: false\nhead: {bits: 4}\nembedding: {bits: 4}", "r", "r")
+BUDGET = MixedSettings(budget="4bpw")
 X = weight(64, 32, seed=5, scale=1)
 either = pytest.mark.parametrize("sensitivity", SENSITIVITIES)
 
 
-def _found(proto: onnx.ModelProto, sensitivity: str, folder: Path, x: Array = X) -> Sensitivities:
+def _found(
+    proto: onnx.ModelProto, sensitivity: str, folder: Path, x: Array = X, settings: MixedSettings = BUDGET
+) -> Sensitivities:
     model, _ = apply_pass(Normalize(), proto)
     free = make_plan(take_census(model), RECIPE).quantized
-    settings, run = MixedSettings(budget="4bpw"), CalibrationRun([{"x": x}], folder, 1 << 30)
+    run = CalibrationRun([{"x": x}], folder, 1 << 30)
     if sensitivity == "output":
         return by_output(model, free, settings, run, lambda *_: None)
     pytest.importorskip("torch")
@@ -132,3 +135,16 @@ def test_without_an_output_to_measure_on_it_refuses() -> None:
     model, _ = apply_pass(Normalize(), proto)
     with pytest.raises(CalibrationError, match="no output of floats"):
         find_ends(model)
+
+
+@either
+def test_a_bound_on_the_kl_where_the_classes_turn_out_to_be_elsewhere(
+    sensitivity: str, tmp_path: Path
+) -> None:
+    """Of a head of 24 classes; that they are no longer on the last axis is seen when the model has run."""
+    proto = make_model(
+        "g (float[M,32] x) => (float[24,M] y) { h = MatMul(x, v) y = Transpose<perm=[1,0]>(h) }",
+        {"v": weight(32, 24)},
+    )
+    with pytest.raises(RecipeError, match=r"^mixed.max_kl: 0.1 bounds a KL divergence"):
+        _found(proto, sensitivity, tmp_path, settings=MixedSettings(max_kl=0.1))

@@ -28,6 +28,7 @@ def test_a_budget_turns_any_recipe_into_a_mixed_one() -> None:
         ({"budget": "90 MiB"}, "write 4.5bpw"),
         ({"max_kl": -1.0}, "max_kl"),
         ({"max_kl": float("nan")}, "max_kl"),
+        ({"max_kl": float("inf")}, "max_kl: inf; must be a positive number"),
         ({"max_kl": True}, "max_kl"),
         ({"budget": "5bpw", "bits": [4]}, "at least two"),
         ({"budget": "5bpw", "bits": [4, 5]}, "bits: 5"),
