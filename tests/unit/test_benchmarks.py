@@ -78,3 +78,17 @@ def test_only_tables_with_figures_are_filled(monkeypatch: pytest.MonkeyPatch) ->
     text = "<!-- table: {} -->\nold\n<!-- end of table -->\n"
     assert fill_tables.filled(text.format("full")) == text.format("full").replace("old", "a\nb\nc")
     assert fill_tables.filled(text.format("empty")) == text.format("empty")
+
+
+@pytest.mark.slow
+def test_sensitivity_takes_a_text_and_averages_runs(tmp_path: Path) -> None:
+    """The rows of other scores change with the runs; the diagonal's is what ``mixed`` takes, of one."""
+    pytest.importorskip("torch")
+    from benchmarks import sensitivity
+
+    text = tmp_path / "mine.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 20, encoding="utf-8")
+    once = sensitivity.table("tiny", 64, text).splitlines()
+    twice = sensitivity.table("tiny", 64, text, runs=2).splitlines()
+    assert "64 tokens of mine.txt, runs: 2" in twice[-1]
+    assert [a == b for a, b in zip(once[:6], twice[:6], strict=True)] == [True] * 3 + [False] * 3
