@@ -3,7 +3,8 @@
 *Given* the middle form: DequantizeLinear of constants -> MatMul, -> Transpose -> MatMul, or -> Gather.
 *Result* one node for each product, reading packed bytes. An embedding tied to a head shares its bytes: the file holds them once, as
 [N, bytes], and MatMulNBits reads them through a Reshape to [N, G, bytes]. Rows with a short last block are gathered with its padding,
-which a Slice then cuts off. A weight with groups of rows stays as it is: no kernel reads it.
+which a Slice then cuts off. A weight with groups of rows stays as it is: no kernel reads it; so does one whose scales are computed by nodes
+(``LowerWithOffsets``).
 
 Scales that one row or the whole weight shares are repeated for each block: the kernel takes blocks of 16 to 256 only.
 """
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
 from qcompiler.graph.kernel_node import DOMAIN, LoweredNode, swap_kernel
 from qcompiler.graph.packed_weight import PackedWeight, packed_weight
+from qcompiler.graph.offset_form import offset_form
 from qcompiler.graph.quantized import SCHEME_KEY, layout_of
 
 PACKED_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
@@ -39,7 +41,13 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
         self._names = Names(model)
         before = len(self.lowered)
         for node in list(model.graph):
-            if node.op_type == "DequantizeLinear" and node.domain == "" and SCHEME_KEY in node.metadata_props:
+            if (
+                node.op_type != "DequantizeLinear"
+                or node.domain != ""
+                or SCHEME_KEY not in node.metadata_props
+            ):
+                continue
+            if offset_form(node) is None:  # scales of two levels are computed: LowerWithOffsets judges those
                 self._lower(node)
         if self.lowered:
             model.graph.opset_imports.setdefault(DOMAIN, 1)

@@ -155,6 +155,42 @@ def test_an_embedding_stays_plain_and_says_why(tmp_path: Path) -> None:
     assert any("no kernel looks up rows" in note for note in ahead.plan.quantized[0].notes)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("k", [64, 72])  # of 72 the last group is short
+def test_an_embedding_of_two_levels_stays_plain_and_computes(
+    k: int, dtype: Any, symmetric: str, tied: bool, tmp_path: Path
+) -> None:
+    name = NAMES[dtype]
+    head = "h = Transpose <perm = [1, 0]> (t) y = MatMul(e, h)" if tied else "y = Relu(e)"
+    model = make_model(
+        f"g (int64[B,S] i) => ({name}[B,S,{40 if tied else k}] y) {{ e = Gather(t, i) {head} }}",
+        {"t": weight(40, k, dtype=dtype)},
+    )
+    inner = f"{{bits: 4, symmetric: {symmetric}, two_level: true, group_size: 32, algorithm: kquant}}"
+    settings = [f"head={inner}", f"embedding={inner}", "group_fallback=pad"]
+    made = compile(
+        save_model(model, tmp_path),
+        "w4a16-kquant",
+        settings=settings,
+        output=tmp_path / "out",
+        calibration=[{"i": np.arange(8, dtype=np.int64)[None]}],
+    )
+    (layer,) = made.report.layers
+    assert any("no kernel looks up rows" in note for note in layer["notes"])
+    assert made.report.running == {}
+    (seen,) = inspect(made.path).products
+    assert (seen.label, seen.bytes) == (layer["scheme"], layer["stored_bytes"])
+    gather = next(node for node in model_file.load(made.path).graph if node.op_type == "Gather")
+    table = read_weight(gather.inputs[0].producer())
+    assert table is not None
+    rows = table[0].dequantize()
+    ids = np.arange(6, dtype=np.int64)[None]
+    expected = rows[ids] @ rows.T if tied else np.maximum(rows[ids], 0)
+    assert relative_error(expected, run(made.path, {"i": ids})["y"]) <= ROUNDING[dtype]
+
+
 @pytest.mark.parametrize("recipe", ["w4a16-awq", "w4a16-kquant"])
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_stopped_compile_goes_on_with_the_same_bytes(
