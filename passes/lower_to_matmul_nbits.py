@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
 from qcompiler.graph.kernel_node import DOMAIN, LoweredNode, swap_kernel
-from qcompiler.graph.packed_weight import PackedWeight, packed_weight
 from qcompiler.graph.offset_form import offset_form
+from qcompiler.graph.packed_weight import PackedWeight, packed_weight
 from qcompiler.graph.quantized import SCHEME_KEY, layout_of
 
 PACKED_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
