@@ -130,13 +130,12 @@ def plan_table(plan: Plan, model: Path, peak_bytes: int, refusals: list[str]) ->
         table.add_row(*map(escape, cells), style="dim" if row.scheme is None else None)
     ahead = forecast(plan, model, peak_bytes)
     ratio = ahead.model_bytes / ahead.planned_bytes if ahead.planned_bytes else 1.0
-    needed = "needed" if plan.needs_data else "not needed"
     lines = (
         f"{counted(ahead.quantized, 'weight')} to quantize at {ahead.bits_per_weight:.2f} bits each, "
         f"{counted(ahead.left_alone, 'node')} left alone",
         f"size {format_bytes(ahead.model_bytes)} -> about {format_bytes(ahead.planned_bytes)} "
         f"({ratio:.1f} times smaller)",
-        f"peak memory about {format_memory(ahead.peak_bytes)}; calibration data {needed}",
+        f"peak memory about {format_memory(ahead.peak_bytes)}; calibration data {_data(plan)}",
         *(
             ["mixed: a compile gives out the bits by what the model does on data; shown are the recipe's"]
             * plan.mixed
@@ -145,6 +144,19 @@ def plan_table(plan: Plan, model: Path, peak_bytes: int, refusals: list[str]) ->
         *(f"a compile will be refused: {refusal}" for refusal in refusals),
     )
     return Group(table, "", *map(Text, lines))
+
+
+def _data(plan: Plan) -> str:
+    """Whether data are needed, and what for: ``needed, by lm_head (mse), 28 weights (awq + mse)``."""
+    users: dict[str, list[str]] = {}
+    for planned in plan.quantized:
+        if planned.needs:
+            steps = " + ".join(step.name for step in planned.settings.algorithm if step.algorithm.needs)
+            users.setdefault(steps, []).append(planned.weight.name)
+    said = ["mixed"] * plan.mixed
+    for steps, names in users.items():
+        said.append(f"{names[0] if len(names) == 1 else counted(len(names), 'weight')} ({steps})")
+    return f"needed, by {', '.join(said)}" if said else "not needed"
 
 
 def _likeness(row: PlanRow) -> tuple[str, ...] | None:

@@ -102,6 +102,19 @@ def test_the_worked_algorithm_works(statistics: InputStatistics | None) -> None:
     assert np.square(tensor.dequantize() - weight).sum() < 0.05 * np.square(weight).sum()
 
 
+@pytest.mark.usefixtures("own_module")
+def test_every_algorithm_of_the_worked_module_runs_as_it_is_named() -> None:
+    text = (ROOT / "docs" / "algorithms" / "your-own.md").read_text("utf-8")
+    weight = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    scheme = QuantScheme(4, False, Granularity.GROUP, 32)
+    named = set(re.findall(r"\bown:\w+", text))
+    assert named
+    for name in named:
+        found = algorithms.find(name)
+        run = algorithms.call(found, "fc", weight, None, scheme, found.options())
+        algorithms.checked(run, scheme, (4, 64), name)
+
+
 def test_there_is_something_to_check() -> None:
     assert len(QCOMPILE) >= 10 and blocks("python") and blocks("yaml")
 

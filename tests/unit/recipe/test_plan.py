@@ -1,10 +1,12 @@
 """A recipe applied to a model: what of it has no effect is said."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import qcompiler
 from qcompiler.graph import model_file
 from qcompiler.graph.census import take_census
 from qcompiler.recipe import Recipe, RoleSettings
@@ -61,6 +63,17 @@ def test_all_that_gathered_rows_go_without_is_told(tmp_path: Path) -> None:
     assert any(
         note.startswith("no lorc, own:sparse: rows of the weight are gathered") for note in table.notes
     )
+
+
+def test_nf4_without_data_as_its_comment_says(tmp_path: Path) -> None:
+    comment = (Path(qcompiler.__file__).parent / "recipes" / "w4a16-nf4.yaml").read_text("utf-8")
+    (sentence,) = [said for said in comment.replace("\n# ", " ").split(". ") if "no data is needed" in said]
+    settings = re.findall(r"--set (\S+)", sentence)
+    made = make_plan(
+        take_census(model_file.load(models.decoder(tmp_path))),
+        Recipe.load("w4a16-nf4").with_settings(settings),
+    )
+    assert settings and not made.needs_data and made.warnings == []
 
 
 def test_equal_settings_of_both_need_no_word(tmp_path: Path) -> None:
