@@ -248,6 +248,11 @@ def _array(value: object, where: str) -> npt.NDArray[Any]:
         array = np.asarray(value)
     except (ValueError, OverflowError) as error:
         raise CalibrationError(f"{where}: its lists have different lengths") from error
+    if array.dtype.kind == "U":
+        raise CalibrationError(
+            f"{where}: holds text ({str(value)[:40]}), and inputs take numbers; "
+            'a line of text is {"text": "..."}, one string and no other key'
+        )
     if array.dtype.kind not in "biuf":
         raise CalibrationError(f"{where}: expected numbers in lists of equal length, got {str(value)[:40]}")
     return array

@@ -51,13 +51,14 @@ def make_feeds(
 
     Args:
         model: prepared (it runs on ONNX Runtime's CPU provider).
+        tokenizer: tokenizer.json, given or found beside the model; text needs it.
         length: tokens in one sample.
     Raises:
         CalibrationError: the data does not fit the model's inputs, or there is none where it is required.
     """
     specs = input_specs(model)
     if source is None:
-        return _own_feeds(model, specs, samples, length, seed, progress)
+        return _own_feeds(model, specs, tokenizer, samples, length, seed, progress)
     if isinstance(source, str) and source == REQUIRED:
         raise CalibrationError(
             "--calib required: this recipe calibrates, and no data was given; give --calib PATH"
@@ -110,17 +111,24 @@ def example_feed(model: ir.Model, length: int) -> Feed:
 
 
 def _own_feeds(
-    model: ir.Model, specs: list[InputSpec], samples: int, length: int, seed: int, progress: Progress
+    model: ir.Model,
+    specs: list[InputSpec],
+    tokenizer: str | os.PathLike[str] | None,
+    samples: int,
+    length: int,
+    seed: int,
+    progress: Progress,
 ) -> CalibrationFeeds:
     """Sequences sampled from a language model, or random inputs of any other."""
     drawn = _sampled_tokens(model, specs, samples, length, seed, progress)
     if drawn is not None:
+        data = "--calib TEXT" if tokenizer is not None else "--calib TEXT --tokenizer FILE"
         return _described(
             [complete_feed({TOKENS: row[None, :]}, specs) for row in drawn],
             "sampled from the model",
             [
                 "no calibration data: sequences sampled from the model itself were used; "
-                "give --calib TEXT --tokenizer FILE for better scales"
+                f"give {data} for better scales"
             ],
             token_input(specs),
         )

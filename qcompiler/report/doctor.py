@@ -24,7 +24,7 @@ PACKAGES = {
     "onnx_ir": "pip install onnx_ir",
     "onnxscript": "pip install onnxscript",
     "onnxruntime": "pip install onnxruntime, or onnxruntime-gpu for CUDA",
-    "torch": "pip install torch; calibrated recipes need it",
+    "torch": "pip install torch; autoround, sensitivity: fisher and device: cuda need it, other recipes do not",
     "tokenizers": "pip install tokenizers; text for calibration and evaluation needs it",
 }
 CPU_FLAGS = {

@@ -155,7 +155,11 @@ def test_jsonl_of_inputs_and_of_text(tmp_path: Path, tokenizer: Path) -> None:
         ("[1]", "line 2: expected"),
         ("{}", "line 2: expected"),
         ('{"x": [[1], [1, 2]]}', "line 2: x: its lists have different lengths"),
-        ('{"x": ["a"]}', "line 2: x: expected numbers"),
+        (
+            '{"txt": "a"}',
+            'line 2: txt: holds text (a), and inputs take numbers; a line of text is {"text": "..."}',
+        ),
+        ('{"text": ["a"]}', "line 2: text: holds text (['a']), and inputs take numbers; a line of text is"),
         ('{"x": null}', "line 2: x: expected numbers"),
         ('{"text": "w1", "x": [1]}', "line 2: text stands alone, drop x"),
         ('{"text": ""}', "line 2: the text gives no tokens"),

@@ -47,6 +47,15 @@ def test_a_language_model_speaks_its_own_data(dtype: Any, name: str) -> None:
         np.testing.assert_array_equal(feed["attention_mask"], np.ones((1, 8), np.int64))
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "asked"),
+    [(None, "--calib TEXT --tokenizer FILE"), (Path("tokenizer.json"), "--calib TEXT")],
+)
+def test_a_tokenizer_that_is_there_is_not_asked_for(tokenizer: Path | None, asked: str) -> None:
+    (warning,) = make_feeds(_language_model(), None, tokenizer, 2, 8, 0, lambda *_: None).warnings
+    assert warning.endswith(f"; give {asked} for better scales")
+
+
 def test_the_seed_decides() -> None:
     first, second, other = (_make(_language_model(), seed=seed) for seed in (3, 3, 4))
     assert first.sha256 == second.sha256 != other.sha256
