@@ -40,6 +40,7 @@ from qcompiler.report.manifest import make_fingerprint, make_manifest
 from qcompiler.report.memory import PeakMemory
 from qcompiler.report.memory_forecast import forecast_peak_bytes
 from qcompiler.report.pareto import PARETO, pareto_svg
+from qcompiler.report.sizes import counted, format_bytes
 from qcompiler.targets import Target, find_target
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
@@ -79,6 +80,12 @@ class CompiledModel:
     def path(self) -> Path:
         """The ONNX file."""
         return self.folder / model_file.MODEL_NAME
+
+    def __repr__(self) -> str:
+        """One line; the report's own has every weight."""
+        report = self.report
+        change = f"{format_bytes(report.float_bytes)} -> {format_bytes(report.bytes)}"
+        return f"<CompiledModel {self.path}: {report.recipe}, {counted(len(report.layers), 'weight')} quantized, {change}>"
 
 
 @dataclass(frozen=True)

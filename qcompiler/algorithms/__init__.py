@@ -67,6 +67,7 @@ class Algorithm:
         beside: of one whose result is a CorrectedTensor: the bytes that stand beside the codes, from its options, the scheme, N and K.
             Such a result is for products alone; no row of it can be gathered.
         outliers: of the same: whether outliers are among them.
+        remark: what is to be said of its options for a weight, from the options, N and K; None where there is nothing.
     Raises:
         SchemeError: another kind.
     """
@@ -84,6 +85,7 @@ class Algorithm:
     either_axis: bool = False
     beside: Callable[[Any, QuantScheme, int, int], int] | None = None
     outliers: bool = False
+    remark: Callable[[Any, int, int], str | None] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -149,6 +151,7 @@ ALGORITHMS = (
         codebooks=True,
         requantizes=True,
         beside=lorc.stored_bytes,
+        remark=lorc.remark,
     ),
     Algorithm(
         "autoround",

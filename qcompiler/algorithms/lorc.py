@@ -66,6 +66,13 @@ def stored_bytes(options: LorcOptions, scheme: QuantScheme, n: int, k: int) -> i
     return low_rank_bytes(min(options.rank, n, k), n, k, scheme.scale_dtype)
 
 
+def remark(options: LorcOptions, n: int, k: int) -> str | None:
+    """What is to be said of the rank for an [N, K] weight."""
+    if options.rank <= min(n, k):
+        return None
+    return f"lorc: rank {options.rank} is more than the {min(n, k)} that a weight of {n} x {k} can have; {min(n, k)} is used"
+
+
 def correct(
     weight: npt.NDArray[Any],
     quantized: QuantizedTensor,

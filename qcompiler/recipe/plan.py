@@ -1,7 +1,7 @@
 """A recipe applied to a model: for every product of the graph, how it will be stored, or why it is left alone."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -207,7 +207,12 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
             settings.scheme(SCALE_NAMES[weight.dtype]), weight.shape, settings.group_fallback, weight.name
         )
         settings, refused = _without_corrections(weight, settings)
-        planned = PlannedWeight(weight, scheme, settings, [line for line in (note, refused) if line])
+        said = [
+            step.algorithm.remark(step.options, *weight.shape)
+            for step in settings.algorithm
+            if step.algorithm.remark is not None
+        ]
+        planned = PlannedWeight(weight, scheme, settings, [line for line in (note, refused, *said) if line])
         if len({u.role for u in weight.uses}) > 1:
             planned.notes.append(
                 f"tied: one stored weight for {' and '.join(sorted({u.role.value for u in weight.uses}))}"
@@ -223,7 +228,22 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
         )
     if not plan.quantized:
         raise InputError(_nothing_to_do(plan))
+    plan.warnings += _grown(plan.quantized)
     return plan
+
+
+def _grown(quantized: Sequence[PlannedWeight]) -> list[str]:
+    """A line on the weights that would take more bytes than they do now."""
+    larger = [planned for planned in quantized if planned.stored_bytes > planned.weight.float_bytes]
+    if not larger:
+        return []
+    worst = max(larger, key=lambda planned: planned.stored_bytes / planned.weight.float_bytes)
+    times = worst.stored_bytes / worst.weight.float_bytes
+    return [
+        f"{len(larger)} of {len(quantized)} weights would take more bytes than they do now "
+        f"({worst.weight.name}: {times:.1f} times as many); lower what stands beside their codes "
+        "(rank of lorc, share of spqr), or leave them float"
+    ]
 
 
 def _without_corrections(weight: Weight, settings: WeightSettings) -> tuple[WeightSettings, str | None]:

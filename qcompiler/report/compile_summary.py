@@ -8,7 +8,14 @@ from rich.table import Table
 
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.pareto import PARETO, trade_rows
-from qcompiler.report.sizes import counted, format_bytes, format_memory, format_seconds, format_shape
+from qcompiler.report.sizes import (
+    counted,
+    format_bytes,
+    format_memory,
+    format_seconds,
+    format_shape,
+    size_change,
+)
 
 WORST = 5
 
@@ -77,11 +84,11 @@ def _runs_as_nothing(report: CompileReport) -> str:
 def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
     weights = sum(layer["shape"][0] * layer["shape"][1] for layer in report.layers)
     stored = sum(layer["stored_bytes"] for layer in report.layers)
-    ratio = f" ({report.float_bytes / report.bytes:.2f} times smaller)" if report.bytes else ""
+    change = size_change(report.float_bytes, report.bytes, 2)
     running = ", ".join(f"{count} {op}" for op, count in sorted(report.running.items()))
     facts = [
         ("output", output),
-        ("size", f"{format_bytes(report.float_bytes)} -> {format_bytes(report.bytes)}{ratio}"),
+        ("size", f"{format_bytes(report.float_bytes)} -> {format_bytes(report.bytes)} ({change})"),
         ("weights", f"{len(report.layers)} quantized, {8 * stored / max(weights, 1):.2f} bits per weight; "
                     f"{counted(len(report.skipped), 'node')} left alone (qcompile inspect says why)"),
         *_rotated(report.rotation),

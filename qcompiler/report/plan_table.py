@@ -12,7 +12,7 @@ from rich.text import Text
 from qcompiler.graph.model_file import files_of
 from qcompiler.recipe.plan import Plan
 from qcompiler.report.folded import folded
-from qcompiler.report.sizes import counted, format_bytes, format_memory, format_shape
+from qcompiler.report.sizes import counted, format_bytes, format_memory, format_shape, size_change
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,11 @@ def plan_table(plan: Plan, model: Path, peak_bytes: int, refusals: list[str]) ->
         cells = (row.name, row.role, row.op, format_shape(row.shape), stored, size, reason)
         table.add_row(*map(escape, cells), style="dim" if row.scheme is None else None)
     ahead = forecast(plan, model, peak_bytes)
-    ratio = ahead.model_bytes / ahead.planned_bytes if ahead.planned_bytes else 1.0
     lines = (
         f"{counted(ahead.quantized, 'weight')} to quantize at {ahead.bits_per_weight:.2f} bits each, "
         f"{counted(ahead.left_alone, 'node')} left alone",
         f"size {format_bytes(ahead.model_bytes)} -> about {format_bytes(ahead.planned_bytes)} "
-        f"({ratio:.1f} times smaller)",
+        f"({size_change(ahead.model_bytes, ahead.planned_bytes, 1)})",
         f"peak memory about {format_memory(ahead.peak_bytes)}; calibration data {_data(plan)}",
         *(
             ["mixed: a compile gives out the bits by what the model does on data; shown are the recipe's"]

@@ -15,6 +15,13 @@ def format_bytes(count: float) -> str:
     return f"{value:.3g} {_UNITS[-1]}"
 
 
+def size_change(before: int, after: int, digits: int) -> str:
+    """``5.3 times smaller``, ``1.6 times larger``: a size beside what it was, both in bytes and above 0."""
+    if after > before:
+        return f"{after / before:.{digits}f} times larger"
+    return f"{before / after:.{digits}f} times smaller"
+
+
 def format_memory(count: float) -> str:
     """Binary units, as ``--memory-limit`` takes them: ``302 MiB``, ``1.4 GiB``."""
     if count >= 1 << 30:

@@ -76,6 +76,24 @@ def test_nf4_without_data_as_its_comment_says(tmp_path: Path) -> None:
     assert settings and not made.needs_data and made.warnings == []
 
 
+def test_a_rank_that_no_weight_has_and_what_it_costs_are_told(tmp_path: Path) -> None:
+    plan = plan_of(models.mlp(tmp_path), "algorithm=[rtn, {name: lorc, rank: 1000}]")
+    (hidden,) = [planned for planned in plan.quantized if planned.weight.name == "fc1"]  # fc2 is the head
+    assert any(note.startswith("lorc: rank 1000 is more than the 64") for note in hidden.notes)
+    # A and B of rank 64 in float32: 4 * 64 * (128 + 64) bytes, 1.5 times the weight; codes and scales 0.16 times
+    (warning,) = plan.warnings
+    assert warning.startswith(
+        "1 of 2 weights would take more bytes than they do now (fc1: 1.7 times as many)"
+    )
+
+
+def test_a_rank_that_pays_needs_no_word(tmp_path: Path) -> None:
+    plan = plan_of(models.mlp(tmp_path), "algorithm=[rtn, {name: lorc, rank: 8}]")
+    assert plan.warnings == [] and not any(
+        "rank" in note for planned in plan.quantized for note in planned.notes
+    )
+
+
 def test_equal_settings_of_both_need_no_word(tmp_path: Path) -> None:
     assert plan_of(models.decoder(tmp_path)).warnings == []
     assert plan_of(models.decoder(tmp_path), "head.bits=4", "embedding.bits=4").warnings == []
