@@ -144,7 +144,7 @@ class AssignBits(ir.passes.InPlacePass):
                     f"mixed: a budget of {settings.budget} cannot be met; the least there is takes "
                     f"{(chosen.bytes + fixed) / 1e6:.1f} MB for the weights, {rest / 1e6:.1f} MB for the rest"
                 )
-        assert chosen is not None  # settings give one of the two
+        assert chosen is not None  # the plan has asked for one of the two
         if settings.max_kl and chosen.loss > settings.max_kl:
             self._plan.warnings.append(
                 f"mixed: max_kl {settings.max_kl:g} cannot be met; the prediction is {chosen.loss:.3g}"

@@ -35,6 +35,7 @@ from qcompiler.pipeline import (
 )
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan
+from qcompiler.recipe.setting import Setting
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.manifest import make_fingerprint, make_manifest
 from qcompiler.report.memory import PeakMemory
@@ -113,7 +114,7 @@ def dry_run(
     tokenizer: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     target: str = "ort",
-    settings: Sequence[str] = (),
+    settings: Sequence[str | Setting] = (),
     options: Options | None = None,
 ) -> DryRun:
     """What ``compile`` would do to each weight (``--dry-run``); nothing is written.
@@ -149,7 +150,7 @@ def compile(
     tokenizer: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     target: str = "ort",
-    settings: Sequence[str] = (),
+    settings: Sequence[str | Setting] = (),
     options: Options | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
@@ -263,7 +264,7 @@ class _Job:
 def _look_up(
     model: str | os.PathLike[str],
     recipe: str | os.PathLike[str] | Recipe,
-    settings: Iterable[str],
+    settings: Iterable[str | Setting],
     target: str,
     output: str | os.PathLike[str] | None,
     calibration: str | os.PathLike[str] | Feeds | None,

@@ -100,7 +100,10 @@ def cli() -> None:
 )
 @click.option("--budget", metavar="4.5bpw|90MB", help="Give out bits weight by weight, so that all fit.")
 @click.option(
-    "--max-kl", type=float, metavar="X", help="Give out bits so that the predicted KL stays under X."
+    "--max-kl",
+    type=click.FloatRange(0, min_open=True),
+    metavar="X",
+    help="Give out bits so that the predicted KL stays under X.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
 @click.option(
@@ -128,10 +131,11 @@ def compile_verb(
 ) -> None:  # fmt: skip
     """Quantize MODEL into a folder."""
     from qcompiler import api
+    from qcompiler.recipe.setting import Setting, budget_settings
     from qcompiler.report.progress import progress_shown
 
-    mixed = () if max_kl is None else (f"mixed.max_kl={max_kl}", "mixed.budget=")
-    settings = (*mixed, *(() if budget is None else (f"mixed.budget={budget}",)), *settings)
+    first, last = budget_settings(budget, max_kl)
+    changes: list[str | Setting] = [*first, *settings, *last]
     options = api.Options(
         seed, memory_limit, force, None if dump_ir is None else Path(dump_ir), verify_each, stop_after, resume
     )
@@ -140,7 +144,7 @@ def compile_verb(
 
         ahead = api.dry_run(
             model, recipe, calibration=calib, tokenizer=tokenizer, output=output, target=target,
-            settings=settings, options=options,
+            settings=changes, options=options,
         )  # fmt: skip
         show = plan_json if as_json else plan_table
         _show(show(ahead.plan, ahead.source, ahead.peak_bytes, ahead.refusals))
@@ -148,7 +152,7 @@ def compile_verb(
     with progress_shown(quiet=as_json) as progress:
         result = api.compile(
             model, recipe, calibration=calib, tokenizer=tokenizer, output=output, target=target,
-            settings=settings, options=options, progress=progress, tell=lambda line: click.echo(line, err=True),
+            settings=changes, options=options, progress=progress, tell=lambda line: click.echo(line, err=True),
         )  # fmt: skip
     if as_json:
         _show({**asdict(result.report), "output": str(result.path)})

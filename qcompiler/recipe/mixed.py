@@ -11,7 +11,7 @@ BITS = (2, 3, 4, 8)
 """What may be given out: not one bit, which is stored in two."""
 OUTPUT, FISHER = "output", "fisher"
 SENSITIVITIES = (OUTPUT, FISHER)
-_BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(bpw|KB|MB|GB)")
+_BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(bpw|KB|MB|GB)", re.IGNORECASE)
 _UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
@@ -21,13 +21,13 @@ class MixedSettings:
 
     Attributes:
         bits: what a weight may get; each with the recipe's group size and symmetry.
-        budget: ``4.5bpw``, stored bits of all quantized weights over their number; or ``90MB`` (KB, GB), the size of
-            the model with its data; empty for none.
+        budget: ``4.5bpw``, stored bits of all quantized weights over their number; or ``90MB`` (KB, GB; in any case), the size
+            of the model with its data; empty for none.
         max_kl: the most KL divergence (nats a token) that is predicted; 0 for no bound. With a budget too, the budget rules.
         samples: windows of calibration on which each weight's effect is measured.
         sensitivity: how: ``output``, by running the model with each weight rounded; ``fisher``, by gradients of the float model.
     Raises:
-        RecipeError: neither budget nor max_kl, or values that make no sense.
+        RecipeError: values that make no sense. That one of budget and max_kl is there is ``require_bound``'s to say.
     """
 
     bits: tuple[int, ...] = (2, 4, 8)
@@ -56,8 +56,13 @@ class MixedSettings:
         if budget != "" and not (isinstance(budget, str) and _BUDGET.fullmatch(budget)):
             raise RecipeError(f"budget: {budget!r}; write 4.5bpw, or 90MB for the whole model")
         object.__setattr__(self, "budget", budget)
-        if not budget and not bound:
-            raise RecipeError("budget: missing; give a budget (4.5bpw, 90MB) or max_kl (0.05)")
+
+    def require_bound(self) -> None:
+        """Raises RecipeError where nothing says how many bits there are: asked once all of a recipe's settings are made."""
+        if not self.budget and not self.max_kl:
+            raise RecipeError(
+                "mixed: budget: missing; give a budget (--budget 4.5bpw or 90MB), or a max_kl above 0 (--max-kl 0.05)"
+            )
 
     def budget_bytes(self, weights: int, rest: int) -> int | None:
         """Bytes that the quantized weights may take, or None without a budget.
@@ -70,4 +75,5 @@ class MixedSettings:
         if found is None:
             return None
         amount = float(found[1])
-        return int(amount * weights / 8) if found[2] == "bpw" else int(amount * _UNITS[found[2]] - rest)
+        unit = _UNITS.get(found[2].upper())
+        return int(amount * weights / 8) if unit is None else int(amount * unit - rest)

@@ -10,7 +10,8 @@ from qcompiler.quant.scheme import GroupFallback
 from qcompiler.recipe.calibration import CalibrationSettings
 from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.rules import Match, RoleSettings, Rule
-from qcompiler.recipe.steps import Step, plain_steps
+from qcompiler.recipe.setting import Setting
+from qcompiler.recipe.steps import Step, plain_steps, steps_with
 from qcompiler.recipe.transform import TransformSettings
 from qcompiler.recipe.yaml_text import check_keys, parse_yaml
 
@@ -87,24 +88,26 @@ def plain_value(value: object, key: str) -> object:
     return value
 
 
-def with_setting(mapping: Mapping[str, object], setting: str) -> dict[str, object]:
+def with_setting(mapping: Mapping[str, object], setting: Setting) -> dict[str, object]:
     """The plain values of a recipe, all its keys among them, after one ``KEY=VALUE``; the value is not checked yet.
 
     Raises:
         RecipeError: no ``=``, an unknown key (names the nearest), or no YAML.
     """
-    where = f"--set {setting}"
-    key, equals, text = setting.partition("=")
+    where = setting.said
+    key, equals, text = setting.line.partition("=")
     if not equals:
         raise RecipeError(f"{where}: expected KEY=VALUE")
     outer, dot, inner = key.strip().partition(".")
     outer = "calibration" if outer == "calib" else outer
-    steps = _step_names(mapping["algorithm"])
-    if dot and outer in steps:
-        said = [f"{{name: {step}, {inner}: {text}}}" if step == outer else step for step in steps]
-        raise RecipeError(
-            f"{where}: options go beside the algorithm's name; write --set 'algorithm=[{', '.join(said)}]'"
+    used = _step_names(mapping["algorithm"])
+    steps = steps_with(outer, used) if dot and outer not in mapping else None
+    if steps is not None:
+        why = (
+            "options go beside the algorithm's name" if outer in used else f"the recipe does not use {outer}"
         )
+        said = [f"{{name: {step}, {inner}: {text}}}" if step == outer else step for step in steps]
+        raise RecipeError(f"{where}: {why}; write --set 'algorithm=[{', '.join(said)}]'")
     check_keys({outer: None}, mapping, where)
     value = parse_yaml(text, where)
     if not dot:

@@ -175,8 +175,11 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
 
     Raises:
         InputError: nothing is left to quantize.
+        RecipeError: bits are to be given out, and neither a budget nor a max_kl says how many.
         SchemeError: a group that does not divide K where the recipe forbids to adjust it.
     """
+    if recipe.mixed is not None:
+        recipe.mixed.require_bound()
     plan = Plan([], [], _unused_rules(census, recipe), recipe.mixed is not None, recipe.transform is not None)
     if recipe.mixed is not None and recipe.mixed.sensitivity == FISHER:
         plan.scored = recipe.mixed.samples

@@ -20,6 +20,7 @@ from qcompiler.recipe.calibration import CalibrationSettings
 from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.plain_values import keys_of, plain_value, read_fields, with_setting
 from qcompiler.recipe.rules import SETTINGS, GroupSize, RoleSettings, Rule, check_scheme, make_scheme
+from qcompiler.recipe.setting import Setting, as_setting
 from qcompiler.recipe.steps import Step, make_steps
 from qcompiler.recipe.transform import TransformSettings
 from qcompiler.recipe.yaml_text import (
@@ -199,7 +200,7 @@ class Recipe:
         """A recipe from YAML; `name` where the YAML gives none."""
         value = parse_yaml(text, where)
         if value is None:
-            raise RecipeError(f"{where}: empty; a recipe says at least bits and algorithm")
+            raise RecipeError(f"{where}: empty; qcompile recipes NAME prints one to start from")
         return cls.from_mapping(value, where, name)
 
     @classmethod
@@ -229,7 +230,7 @@ class Recipe:
             del mapping["name"]
         return format_yaml(mapping)
 
-    def with_settings(self, settings: Iterable[str]) -> "Recipe":
+    def with_settings(self, settings: Iterable[str | Setting]) -> "Recipe":
         """This recipe after ``KEY=VALUE`` lines: ``group_size=64``, ``calib.samples=8``, ``head=float``.
 
         They apply in order, and what they come to together is checked; values are YAML. ``calib`` is short for ``calibration``;
@@ -238,12 +239,11 @@ class Recipe:
         Raises:
             RecipeError: no ``=`` or an unknown key (names the setting and the nearest key), or values that do not fit (names all settings).
         """
-        lines, mapping = list(settings), self.to_mapping()
-        for line in lines:
-            mapping = with_setting(mapping, line)
-        return (
-            type(self).from_mapping(mapping, " ".join(f"--set {line}" for line in lines)) if lines else self
-        )
+        given, mapping = [as_setting(setting) for setting in settings], self.to_mapping()
+        for setting in given:
+            mapping = with_setting(mapping, setting)
+        said = " ".join(dict.fromkeys(setting.said for setting in given))
+        return type(self).from_mapping(mapping, said) if given else self
 
     def rule_for(self, name: str, role: str, op: str, aliases: Sequence[str] = ()) -> int | None:
         """Index in `rules` of the first that matches; its pattern may match `name` or any of `aliases`."""

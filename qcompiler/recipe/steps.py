@@ -3,7 +3,7 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -47,6 +47,27 @@ def make_steps(value: object, where: str = "algorithm") -> tuple[Step, ...]:
             f"got {given}; write [{','.join(names)}]"
         )
     return steps
+
+
+def steps_with(name: str, used: Sequence[str]) -> list[str] | None:
+    """Names of the steps of an algorithm once `name` is one of them, in the order that ``make_steps`` wants.
+
+    A quantizer or reconstruction takes the place of the other; None where no algorithm of ours has that name.
+
+    Args:
+        used: names of the steps; one that is not ours is taken to be a quantizer, and no code of its is loaded.
+    """
+    if name in used:
+        return list(used)
+    kinds: dict[str, algorithms.Kind] = {
+        algorithm.name: algorithm.kind for algorithm in algorithms.ALGORITHMS
+    }
+    if name not in kinds:
+        return None
+    single = kinds[name] in ("quantizer", "reconstruction")
+    kept = [step for step in used if not (single and kinds.get(step, "quantizer") == kinds[name])]
+    order = typing.get_args(algorithms.Kind)
+    return sorted([*kept, name], key=lambda step: order.index(kinds.get(step, "quantizer")))
 
 
 def plain_steps(steps: tuple[Step, ...]) -> object:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import command_models as models
-from tests.command_line import RTN, Command
+from tests.command_line import Command
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,29 +59,3 @@ def test_recipes_targets_doctor(run: Command) -> None:
     found = {entry["what"]: entry for entry in json.loads(run("doctor", "--json").out)}
     assert found["CPUExecutionProvider"]["present"] and "cores" in found["cpu"]["found"]
     assert run("recipes", "w4a16-rtm").status == 2
-
-
-def test_a_budget_goes_with_settings_of_what_it_is_spent_on(run: Command, tmp_path: Path) -> None:
-    source = models.decoder(tmp_path)
-    outcome = run(
-        source,
-        *RTN,
-        "--set",
-        "mixed.bits=[4,8]",
-        "--budget",
-        "6bpw",
-        "--set",
-        "calib.length=16",
-        "-o",
-        "out",
-        "--json",
-    )
-    assert outcome.status == 0
-    ahead = run(source, *RTN, "--budget", "6bpw", "--dry-run").out
-    assert "gives out the bits" in ahead and "gives out the bits" not in run(source, *RTN, "--dry-run").out
-    mixed = json.loads(outcome.out)["mixed"]
-    assert mixed["bits"] == [4, 8] and set(mixed["chosen"]) <= {4, 8}
-    assert "<svg" in Path("out/pareto.svg").read_text("utf-8")
-    shown = run(source, *RTN, "--budget", "6bpw", "--set", "calib.length=16", "-o", "out", "--force").out
-    assert "predicted kl" in shown and "chosen" in shown
-    assert run(source, *RTN, "--max-kl", "0", "-o", "out2").status == 2

@@ -1,10 +1,16 @@
 """The ``mixed:`` section: what it takes, what it refuses, what a budget means."""
 
+from pathlib import Path
+
 import pytest
 
 from qcompiler.errors import RecipeError
+from qcompiler.graph import model_file
+from qcompiler.graph.census import take_census
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.mixed import MixedSettings
+from qcompiler.recipe.plan import make_plan
+from tests import command_models
 
 
 def test_a_budget_turns_any_recipe_into_a_mixed_one() -> None:
@@ -22,10 +28,10 @@ def test_a_budget_turns_any_recipe_into_a_mixed_one() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "give a budget"),
         ({"budget": "4.5"}, "write 4.5bpw"),
         ({"budget": 4.5}, "write 4.5bpw"),
         ({"budget": "90 MiB"}, "write 4.5bpw"),
+        ({"budget": "90mib"}, "write 4.5bpw"),
         ({"max_kl": -1.0}, "max_kl"),
         ({"max_kl": float("nan")}, "max_kl"),
         ({"max_kl": float("inf")}, "max_kl: inf; must be a positive number"),
@@ -43,6 +49,15 @@ def test_what_makes_no_sense_is_refused(settings: dict[str, object], words: str)
         MixedSettings(**settings)  # type: ignore[arg-type]  # what YAML may hold
     with pytest.raises(RecipeError, match=r"^r: mixed: "):
         Recipe.from_mapping({"mixed": settings}, "r")
+
+
+@pytest.mark.parametrize("section", ["{}", "{sensitivity: fisher}", "{max_kl: 0}"])
+def test_a_bound_may_come_later_and_is_asked_for_with_the_plan(section: str, tmp_path: Path) -> None:
+    recipe = Recipe.from_text(f"mixed: {section}", "r", "r")
+    census = take_census(model_file.load(command_models.mlp(tmp_path)))
+    with pytest.raises(RecipeError, match=r"^mixed: budget: missing; give a budget .* or a max_kl above 0"):
+        make_plan(census, recipe)
+    assert make_plan(census, recipe.with_settings(["mixed.budget=5bpw"])).mixed
 
 
 TWO_LEVEL = "two_level: true, algorithm: kquant"
@@ -78,4 +93,6 @@ def test_what_a_budget_allows() -> None:
     assert MixedSettings(budget="4.5bpw").budget_bytes(1000, 77) == 562
     assert MixedSettings(budget="90MB").budget_bytes(1000, 10_000_000) == 80_000_000
     assert MixedSettings(budget="1.5 GB").budget_bytes(1, 0) == 1_500_000_000
+    assert MixedSettings(budget="90mb").budget_bytes(1000, 10_000_000) == 80_000_000
+    assert MixedSettings(budget="4.5BPW").budget_bytes(1000, 77) == 562
     assert MixedSettings(max_kl=0.1).budget_bytes(1, 0) is None

@@ -99,7 +99,16 @@ def test_with_settings_takes_yaml_values() -> None:
         ("head.bit=4", "unknown key 'bit'; did you mean 'bits'?"),
         ("bits.x=4", "bits has no keys inside; set it whole, bits=VALUE"),
         ("awq.steps=20", "write --set 'algorithm=[{name: awq, steps: 20}, mse]'"),
-        ("rtn.device=cpu", "unknown key 'rtn'"),
+        ("rtm.device=cpu", "unknown key 'rtm'"),
+        (
+            "gptq.damping=0.2",
+            "the recipe does not use gptq; write --set 'algorithm=[awq, {name: gptq, damping: 0.2}]'",
+        ),
+        (
+            "autoround.steps=4",
+            "the recipe does not use autoround; write --set 'algorithm=[awq, mse, {name: autoround, steps: 4}]'",
+        ),
+        ("lorc.rank=4", "write --set 'algorithm=[awq, mse, {name: lorc, rank: 4}]'"),
         ("rules.0.bits=4", "rules has no keys inside"),
         ("bits=[1", "--set bits=[1: line 1: not readable YAML"),
         ("bits=9", "--set bits=9: bits: expected a whole number from 1 to 8, got 9"),

@@ -11,7 +11,7 @@ from tests.recipe_text import AWQ, recipe
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "r.yaml: empty"),
+        ("", "r.yaml: empty; qcompile recipes NAME prints one to start from"),
         ("- 1", "r.yaml: expected keys and values"),
         ("bits: [", "r.yaml: line 1: not readable YAML"),
         ("a: 1\nbits: \t4\n\tx", "r.yaml: line 2: not readable YAML"),
