@@ -188,8 +188,13 @@ class QuantizeWeights(ir.passes.InPlacePass):
                     )
                 self._quantize(planned, seen)
         if self._tuning is not None:
-            self._progress(f"tuning {first}", len(self._done), len(self._plan.quantized))
-            for tuned in self._tuning.finish(collector, segment):
+            done, total = len(self._done), len(self._plan.quantized)
+            self._progress(f"tuning {first}", done, total)
+
+            def stepped(step: int, steps: int) -> None:
+                self._progress(f"tuning {first}, step {step} of {steps}", done, total)
+
+            for tuned in self._tuning.finish(collector, segment, stepped):
                 self._store_weight(tuned.planned, tuned.quantized, tuned.statistics)
             self._tuning.drop_untuned()
 

@@ -4,7 +4,7 @@ The float model's border activations go along beside those of the quantized one,
 segment lie in a file of their own beside the spill file, so that what is written there stays.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,14 @@ class SegmentTuning:
         """Take in a weight of the segment, quantized, with its nodes in the graph."""
         self._held.append(held)
 
-    def finish(self, collector: Collector, segment: Segment) -> list[Held]:
+    def finish(
+        self, collector: Collector, segment: Segment, stepped: Callable[[int, int], None]
+    ) -> list[Held]:
         """The weights of the segment, tuned; the collector then has to run it from its inputs on.
 
         Args:
             collector: of the quantized stream.
+            stepped: called with (steps done, of how many).
         Raises:
             CalibrationError: an operator of the segment cannot be differentiated here; names it.
         """
@@ -132,6 +135,7 @@ class SegmentTuning:
             collector,
             self.floats,
             getattr(step.options, "device", "cpu"),
+            stepped,
         )
         where = f"{held[0].planned.weight.name} and what is tuned with it"
         tuned = call(

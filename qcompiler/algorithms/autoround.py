@@ -51,6 +51,10 @@ class Segment(Protocol):
         """What it should compute."""
         ...
 
+    def stepped(self, done: int, steps: int) -> None:
+        """Told after each step, of how many: tuning takes most of a compile's time."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class AutoRoundOptions:
@@ -145,6 +149,7 @@ def tune(
             error = _judge(segment, learned, judged)
             if error < best:
                 best, kept = error, tuple(weight.tensor() for weight in learned)
+        segment.stepped(step, options.steps)
     return Tuned(list(kept), before, best)
 
 

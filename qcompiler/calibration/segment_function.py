@@ -1,6 +1,6 @@
 """A segment of a graph as what ``algorithms.autoround`` tunes: a differentiable function of its weights, with inputs and targets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -41,6 +41,7 @@ class SegmentFunction:
         weights: the values [K, N] that the linears read, in whose place the tuned ones are put.
         quantized: where the inputs come from: what the quantized segments before hand on.
         floats: where the targets are: what the float model computes of ``outputs``.
+        stepped: called with (steps done, of how many) while the weights are tuned.
     Raises:
         CalibrationError: an operator cannot be differentiated here.
         ResourceError: torch is missing.
@@ -56,7 +57,9 @@ class SegmentFunction:
         quantized: Collector,
         floats: Collector,
         device: Device,
+        stepped: Callable[[int, int], None],
     ) -> None:
+        self.stepped = stepped
         self.samples = quantized.samples
         self._weights, self._outputs, self._device = weights, outputs, device
         self._quantized, self._floats = quantized, floats

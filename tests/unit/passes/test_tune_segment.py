@@ -1,6 +1,6 @@
 """The pass with a reconstruction: weights of a segment are tuned against the float stream, and what is reported is what is stored."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,19 @@ def samples(count: int) -> list[dict[str, Array]]:
 
 
 def quantize(
-    proto: onnx.ModelProto, algorithm: str, store: WeightStore, folder: Path, more: str = ""
+    proto: onnx.ModelProto,
+    algorithm: str,
+    store: WeightStore,
+    folder: Path,
+    more: str = "",
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> tuple[ir.Model, QuantizeWeights]:
     loaded = ir.from_proto(proto)
     recipe = Recipe.from_text(
         f"bits: 3\nsymmetric: false\nalgorithm: {algorithm}{HEAD}{more}", "test", "test"
     )
     plan = make_plan(take_census(loaded), recipe)
-    transform = QuantizeWeights(plan, store, CalibrationRun(samples(6), folder, 1 << 20), lambda *_: None)
+    transform = QuantizeWeights(plan, store, CalibrationRun(samples(6), folder, 1 << 20), progress)
     assert transform(loaded).modified
     assert transform(loaded).modified is False
     check_model(loaded, "the pass")
@@ -82,6 +87,15 @@ def test_the_reported_errors_are_those_of_what_is_stored(store: WeightStore, tmp
         expected = float(np.sum((values - exact) ** 2) / np.sum(exact**2))
         assert result.weight_error == pytest.approx(expected, rel=1e-4)  # float32 sums
         assert any("autoround: relative error of the segment" in note for note in result.notes)
+
+
+def test_each_step_is_told(store: WeightStore, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    algorithm = "[rtn, {name: autoround, steps: 3}]"
+    quantize(model(), algorithm, store, tmp_path, progress=lambda *said: told.append(said))
+    # One segment, named for its first weight; none of its 4 is finished until all are tuned.
+    steps = [said for said in told if ", step " in said[0]]
+    assert steps == [(f"tuning w1, step {step} of 3", 0, 4) for step in (1, 2, 3)]
 
 
 def test_names_are_those_of_an_untuned_compile_and_nothing_is_left(
