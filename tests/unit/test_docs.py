@@ -144,6 +144,15 @@ def test_settings_fit_the_recipe(page: str, line: str) -> None:
     Recipe.load(recipe).with_settings(settings)
 
 
+def test_formats_of_kquant_are_settings_of_its_recipe() -> None:
+    text = (ROOT / "docs" / "algorithms" / "kquant.md").read_text("utf-8")
+    rows = re.findall(r"^\| Q\w+ \| (.*?) \|", text, re.M)
+    assert len(rows) == 4
+    for row in rows:
+        settings = [said.replace(": ", "=") for said in re.findall(r"`(\w+: [\w.]+)`", row)]
+        Recipe.load("w4a16-kquant").with_settings(settings)
+
+
 def check_recipe(name: str, where: str) -> None:
     if name in RECIPES or name.isupper() or name.startswith(("FILE", "NAME")):
         return
