@@ -113,7 +113,7 @@ class AssignBits(ir.passes.InPlacePass):
 
     def _free(self, settings: MixedSettings) -> list[PlannedWeight]:
         """The weights whose bits are to be chosen; any of the bits on offer can be stored of each."""
-        free = [planned for planned in self._plan.quantized if _is_free(planned)]
+        free = [planned for planned in self._plan.quantized if is_free(planned)]
         if not free:
             raise CalibrationError(
                 "mixed: no weight's effect can be measured: rules decide all, or they are inside control flow"
@@ -139,11 +139,9 @@ class AssignBits(ir.passes.InPlacePass):
         chosen = allocate.at_most(settings.max_kl, sizes, losses) if settings.max_kl else None
         if budget is not None and (chosen is None or chosen.bytes + fixed > budget):
             chosen = allocate.within(budget - fixed, sizes, losses)
-            if chosen.bytes + fixed > budget:
-                self._plan.warnings.append(
-                    f"mixed: a budget of {settings.budget} cannot be met; the least there is takes "
-                    f"{(chosen.bytes + fixed) / 1e6:.1f} MB for the weights, {rest / 1e6:.1f} MB for the rest"
-                )
+            shortfall = settings.shortfall(chosen.bytes + fixed, weights, rest)
+            if shortfall is not None:
+                self._plan.warnings.append(shortfall)
         assert chosen is not None  # the plan has asked for one of the two
         if settings.max_kl and chosen.loss > settings.max_kl:
             self._plan.warnings.append(
@@ -170,7 +168,7 @@ class AssignBits(ir.passes.InPlacePass):
         )  # fmt: skip
 
 
-def _is_free(planned: PlannedWeight) -> bool:
+def is_free(planned: PlannedWeight) -> bool:
     """Whether its bits are ours to choose: no rule has decided, and its effect can be measured."""
     used = any(use.role is not Role.EMBEDDING and use.in_body is None for use in planned.weight.uses)
     return used and not planned.settings.decided_by.startswith("rule ")

@@ -77,3 +77,28 @@ class MixedSettings:
         amount = float(found[1])
         unit = _UNITS.get(found[2].upper())
         return int(amount * weights / 8) if unit is None else int(amount * unit - rest)
+
+    def shortfall(self, least: int, weights: int, rest: int) -> str | None:
+        """What to say where the fewest bits are too many for the budget, in its unit; None where they fit.
+
+        Args:
+            least: bytes that the quantized weights take at the fewest bits.
+            weights, rest: as in ``budget_bytes``.
+        """
+        allowed = self.budget_bytes(weights, rest)
+        if allowed is None or least <= allowed:
+            return None
+        unit = (_BUDGET.fullmatch(self.budget or "") or [""] * 3)[2]
+        scale = _UNITS.get(unit.upper())
+        if scale is None:
+            takes = f"{_up(8 * least / weights)}bpw"
+        else:
+            takes = (
+                f"{_up((least + rest) / scale)}{unit}, of which {_up(rest / scale)}{unit} are not quantized"
+            )
+        return f"mixed: a budget of {self.budget} cannot be met; the least there is takes {takes}"
+
+
+def _up(number: float) -> str:
+    """Two decimals, rounded up: as a budget it is enough."""
+    return f"{math.ceil(number * 100) / 100:.2f}"

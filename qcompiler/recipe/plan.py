@@ -12,7 +12,7 @@ from qcompiler.graph.census import Census
 from qcompiler.graph.stored_quantized import SCALE_NAMES
 from qcompiler.graph.weights import Role, Weight, WeightUse
 from qcompiler.quant.scheme import QuantScheme, fit_group
-from qcompiler.recipe.mixed import FISHER
+from qcompiler.recipe.mixed import FISHER, MixedSettings
 from qcompiler.recipe.recipe import Recipe, Skip, WeightSettings
 
 FIXED_BYTES = 300 << 20  # Python, torch, ONNX Runtime and the graph of a model of some thousand nodes
@@ -118,7 +118,7 @@ class Plan:
 
     Attributes:
         warnings: what of the recipe has no effect on this model, one line each.
-        mixed: whether bits are still to be given out, by what the model does on data.
+        mixed: what bits are still to be given out, by what the model does on data; None: none.
         scored: samples that gradients of the weights are taken on, to give out bits; 0: none.
         transformed: whether weights are rewritten before they are quantized, those that stay float too.
         turned_bytes: of the weights that stay float and are read transposed.
@@ -127,7 +127,7 @@ class Plan:
     quantized: list[PlannedWeight]
     skipped: list[SkippedProduct]
     warnings: list[str] = field(default_factory=list)
-    mixed: bool = False
+    mixed: MixedSettings | None = None
     transformed: bool = False
     turned_bytes: int = 0
     scored: int = 0
@@ -145,7 +145,7 @@ class Plan:
     @property
     def needs_data(self) -> bool:
         """Whether anything wants to see the model run."""
-        return self.mixed or any(planned.needs for planned in self.quantized)
+        return self.mixed is not None or any(planned.needs for planned in self.quantized)
 
     def check(self, supports: Callable[[QuantScheme], str | None]) -> None:
         """Raises SchemeError for the first scheme that a target does not take."""
@@ -162,7 +162,7 @@ class Plan:
 
     def forecast_peak_bytes(self) -> int:
         """Anonymous memory that the compile will need for the weights, one after the other, and the fixed cost."""
-        work = max((planned.work_bytes(self.mixed) for planned in self.quantized), default=0)
+        work = max((planned.work_bytes(self.mixed is not None) for planned in self.quantized), default=0)
         if self.transformed:
             sizes = [planned.weight.size for planned in self.quantized]
             sizes += [math.prod(skipped.shape) for skipped in self.skipped if skipped.bytes]
@@ -180,7 +180,7 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
     """
     if recipe.mixed is not None:
         recipe.mixed.require_bound()
-    plan = Plan([], [], _unused_rules(census, recipe), recipe.mixed is not None, recipe.transform is not None)
+    plan = Plan([], [], _unused_rules(census, recipe), recipe.mixed, recipe.transform is not None)
     if recipe.mixed is not None and recipe.mixed.sensitivity == FISHER:
         plan.scored = recipe.mixed.samples
     for weight in census.weights:

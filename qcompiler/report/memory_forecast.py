@@ -52,7 +52,7 @@ def forecast_peak_bytes(
     if not plan.needs_data:
         return weights
     # What comes after the last weight is run where bits are given out or data is sampled, and not by calibration.
-    to_the_end = plan.mixed or feed is None
+    to_the_end = plan.mixed is not None or feed is None
     feed = (
         example_feed(model, calibration.length) if feed is None else complete_feed(feed, input_specs(model))
     )
@@ -99,7 +99,7 @@ def _segment_bytes(model: ir.Model, plan: Plan, anchors: Collection[ir.Node]) ->
                 own = planned.hessian_bytes if planned.observes_hessian else 0
                 # Observing: the sums and one product of rows. Working: its own, and what waits for the others.
                 observing = sum(squares) + max(squares, default=0)
-                working = planned.work_bytes(plan.mixed) + sum(squares) - own
+                working = planned.work_bytes(plan.mixed is not None) + sum(squares) - own
                 most = max(most, observing, working)
     return most + HEAP_BYTES
 

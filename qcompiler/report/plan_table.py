@@ -11,6 +11,7 @@ from rich.text import Text
 
 from qcompiler.graph.model_file import files_of
 from qcompiler.recipe.plan import Plan
+from qcompiler.report.budget_range import BudgetRange, budget_range
 from qcompiler.report.folded import folded
 from qcompiler.report.sizes import counted, format_bytes, format_memory, format_shape, size_change
 
@@ -46,6 +47,7 @@ class PlanForecast:
         model_bytes, planned_bytes: the model with its data, now and afterwards.
         peak_bytes: anonymous memory at the peak.
         bits_per_weight: over the weights that would be quantized, scales and zero points included.
+        budget: what the weights can take where bits are still to be given out; sizes are then of the budget, if there is one.
     """
 
     model_bytes: int
@@ -54,6 +56,7 @@ class PlanForecast:
     bits_per_weight: float
     quantized: int
     left_alone: int
+    budget: BudgetRange | None = None
 
 
 def plan_rows(plan: Plan) -> list[PlanRow]:
@@ -90,23 +93,22 @@ def forecast(plan: Plan, model: Path, peak_bytes: int) -> PlanForecast:
     """
     now = sum(file.stat().st_size for file in files_of(model).values())
     weights = sum(planned.weight.size for planned in plan.quantized)
+    rest = max(now - plan.float_bytes, 0)
+    budget = budget_range(plan, rest)
+    stored = plan.stored_bytes if budget is None or budget.expected is None else budget.expected
     return PlanForecast(
-        now,
-        max(now - plan.float_bytes + plan.stored_bytes, plan.stored_bytes),
-        peak_bytes,
-        8 * plan.stored_bytes / weights,
-        len(plan.quantized),
-        len(plan.skipped),
+        now, rest + stored, peak_bytes, 8 * stored / weights, len(plan.quantized), len(plan.skipped), budget
     )
 
 
 def plan_json(plan: Plan, model: Path, peak_bytes: int, refusals: list[str]) -> dict[str, Any]:
     """The rows, the forecast and what stands in the way of a compile, as plain values."""
+    ahead = forecast(plan, model, peak_bytes)
     return {
         "model": str(model),
         "nodes": [asdict(row) for row in plan_rows(plan)],
-        "forecast": asdict(forecast(plan, model, peak_bytes)),
-        "warnings": plan.warnings,
+        "forecast": asdict(ahead),
+        "warnings": _warnings(plan, ahead),
         "refusals": refusals,
     }
 
@@ -135,14 +137,31 @@ def plan_table(plan: Plan, model: Path, peak_bytes: int, refusals: list[str]) ->
         f"size {format_bytes(ahead.model_bytes)} -> about {format_bytes(ahead.planned_bytes)} "
         f"({size_change(ahead.model_bytes, ahead.planned_bytes, 1)})",
         f"peak memory about {format_memory(ahead.peak_bytes)}; calibration data {_data(plan)}",
-        *(
-            ["mixed: a compile gives out the bits by what the model does on data; shown are the recipe's"]
-            * plan.mixed
-        ),
-        *(f"warning: {warning}" for warning in plan.warnings),
+        *([] if ahead.budget is None else _budget_lines(ahead.budget)),
+        *(f"warning: {warning}" for warning in _warnings(plan, ahead)),
         *(f"a compile will be refused: {refusal}" for refusal in refusals),
     )
     return Group(table, "", *map(Text, lines))
+
+
+def _budget_lines(budget: BudgetRange) -> list[str]:
+    """What is given out, and what that can come to."""
+    bounds = [f"a predicted KL of at most {budget.max_kl:g}"] if budget.max_kl else []
+    bounds += [f"a budget of {budget.budget}"] if budget.budget else []
+    bits = ", ".join(map(str, budget.bits))
+    shown = "shown are" if budget.expected is None else "the rows show"
+    ends = (budget.least, budget.most)
+    widths = " to ".join(f"{8 * end / budget.weights:.2f}" for end in ends)
+    sizes = " to ".join(format_bytes(end + budget.rest) for end in ends)
+    return [
+        f"mixed: a compile gives out the bits ({bits}) by what the model does on data, for {' and '.join(bounds)}; {shown} the recipe's",
+        f"mixed: possible are {widths} bits a weight, the model then about {sizes}",
+    ]
+
+
+def _warnings(plan: Plan, ahead: PlanForecast) -> list[str]:
+    shortfall = None if ahead.budget is None else ahead.budget.shortfall
+    return [*plan.warnings, *([] if shortfall is None else [shortfall])]
 
 
 def _data(plan: Plan) -> str:
@@ -152,7 +171,7 @@ def _data(plan: Plan) -> str:
         if planned.needs:
             steps = " + ".join(step.name for step in planned.settings.algorithm if step.algorithm.needs)
             users.setdefault(steps, []).append(planned.weight.name)
-    said = ["mixed"] * plan.mixed
+    said = [] if plan.mixed is None else ["mixed"]
     for steps, names in users.items():
         said.append(f"{names[0] if len(names) == 1 else counted(len(names), 'weight')} ({steps})")
     return f"needed, by {', '.join(said)}" if said else "not needed"

@@ -89,6 +89,24 @@ def test_two_levels_are_given_out_among_the_widths_that_have_them() -> None:
     assert kquant.mixed is not None and kquant.mixed.bits == (2, 4)
 
 
+@pytest.mark.parametrize(
+    ("budget", "least", "told"),
+    [
+        ("2.5bpw", 313, "takes 2.51bpw"),  # 8 * 313 / 1000 = 2.504, rounded up so that it is enough
+        ("2.51bpw", 313, None),
+        ("0.5KB", 401, "takes 0.51KB, of which 0.10KB are not quantized"),
+        ("0.51kb", 401, None),
+        ("90MB", 90_000_000, "takes 90.01MB, of which 0.01MB are not quantized"),
+    ],
+)
+def test_a_budget_that_is_too_small_is_told_in_its_unit(budget: str, least: int, told: str | None) -> None:
+    said = MixedSettings(budget=budget).shortfall(least, weights=1000, rest=100)
+    if told is None:
+        assert said is None
+    else:
+        assert said == f"mixed: a budget of {budget} cannot be met; the least there is {told}"
+
+
 def test_what_a_budget_allows() -> None:
     assert MixedSettings(budget="4.5bpw").budget_bytes(1000, 77) == 562
     assert MixedSettings(budget="90MB").budget_bytes(1000, 10_000_000) == 80_000_000
