@@ -39,9 +39,9 @@ from qcompiler.recipe.setting import Setting
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.manifest import make_fingerprint, make_manifest
 from qcompiler.report.memory import PeakMemory
-from qcompiler.report.memory_forecast import forecast_peak_bytes
+from qcompiler.report.memory_forecast import enough_memory, forecast_peak_bytes
 from qcompiler.report.pareto import PARETO, pareto_svg
-from qcompiler.report.sizes import counted, format_bytes
+from qcompiler.report.sizes import counted, format_bytes, format_memory
 from qcompiler.targets import Target, find_target
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
@@ -129,14 +129,15 @@ def dry_run(
     planned.check(job.target.supports)
     planned.note(job.target.remark)
     check_passes(job.model, job.recipe, job.target)
-    peak = _forecast(job, planned, options.memory_limit)
+    forecast = _forecast(job, planned)
+    peak = forecast(options.memory_limit)
     refusals = []
     try:
         check_place(job.place, options.force, job.sources)
     except ResourceError as refusal:
         refusals.append(str(refusal))
     try:
-        _check_memory(peak, options.memory_limit, planned)
+        _check_memory(forecast, options.memory_limit, planned)
     except ResourceError as refusal:
         refusals.append(str(refusal))
     return DryRun(job.source, planned, peak, refusals)
@@ -308,11 +309,12 @@ def _checked_plan(job: _Job, memory_limit: int) -> Plan:
     planned.check(job.target.supports)
     planned.note(job.target.remark)
     check_passes(job.model, job.recipe, job.target)
-    _check_memory(_forecast(job, planned, memory_limit), memory_limit, planned)
+    _check_memory(_forecast(job, planned), memory_limit, planned)
     return planned
 
 
-def _forecast(job: _Job, planned: Plan, memory_limit: int) -> int:
+def _forecast(job: _Job, planned: Plan) -> Callable[[int], int]:
+    """The peak in bytes, by the limit that is aimed at; data of the user's are looked through once."""
     settings = job.recipe.calibration
     first = None
     if planned.needs_data and job.data is not None:
@@ -321,12 +323,14 @@ def _forecast(job: _Job, planned: Plan, memory_limit: int) -> int:
             first = feed if first is None else first
             feeds += 1
         settings = replace(settings, samples=feeds)
-    return forecast_peak_bytes(job.model, planned, settings, first, memory_limit)
+    return lambda limit: forecast_peak_bytes(job.model, planned, settings, first, limit)
 
 
-def _check_memory(peak: int, limit: int, planned: Plan) -> None:
+def _check_memory(forecast: Callable[[int], int], limit: int, planned: Plan) -> None:
+    peak = forecast(limit)
     if peak > limit:
         raise ResourceError(
-            f"forecast of peak memory {peak / 2**30:.1f} GiB is above --memory-limit {limit / 2**30:.1f} GiB; raise it"
+            f"forecast of peak memory {format_memory(peak)} is above --memory-limit {format_memory(limit)}; "
+            f"raise it to {enough_memory(forecast, peak) >> 20}MiB"
             + (", or use w4a16-rtn, which needs no calibration" if planned.needs_data else "")
         )

@@ -5,7 +5,7 @@ border activations that are kept of all samples, up to the share of the limit pa
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import onnx_ir as ir
 
@@ -69,6 +69,23 @@ def forecast_peak_bytes(
     work = FIXED_BYTES + max(RUN_FACTOR * live, tuned, scored, _segment_bytes(model, plan, anchors))
     work = max(weights, work)
     return work + streams * min(borders, limit // BORDER_SHARE)
+
+
+def enough_memory(forecast: Callable[[int], int], start: int) -> int:
+    """A limit that a compile under it keeps, in bytes, whole MiB: with the limit grows what is kept in memory, up to all of it.
+
+    Args:
+        forecast: the peak in bytes under a limit; grows less than the limit does.
+        start: no limit below it is enough.
+    """
+    limit = _whole_mib(start)
+    while (peak := forecast(limit)) > limit:
+        limit = _whole_mib(peak)
+    return limit
+
+
+def _whole_mib(count: int) -> int:
+    return -(-count >> 20) << 20
 
 
 def _segment_bytes(model: ir.Model, plan: Plan, anchors: Collection[ir.Node]) -> int:

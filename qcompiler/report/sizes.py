@@ -23,9 +23,11 @@ def size_change(before: int, after: int, digits: int) -> str:
 
 
 def format_memory(count: float) -> str:
-    """Binary units, as ``--memory-limit`` takes them: ``302 MiB``, ``1.4 GiB``."""
+    """Binary units, as ``--memory-limit`` takes them: ``98 KiB``, ``302 MiB``, ``1.40 GiB``."""
     if count >= 1 << 30:
         return f"{count / 2**30:.2f} GiB"
+    if count < 1 << 20:
+        return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**20:.0f} MiB"
 
 

@@ -1,6 +1,7 @@
 """What the command line makes of a model, and what it says."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,7 +84,16 @@ def test_dry_run_says_what_would_stop_a_compile(run: Command, tmp_path: Path) ->
 def test_a_memory_limit_names_the_recipe_without_calibration(run: Command, tmp_path: Path) -> None:
     outcome = run(models.mlp(tmp_path), "--memory-limit", "1MiB")
     assert outcome.status == 2 and outcome.error.endswith("or use w4a16-rtn, which needs no calibration")
-    assert run(models.mlp(tmp_path), *RTN, "--memory-limit", "1MiB").error.endswith("raise it")
+
+
+def test_a_memory_limit_that_is_too_low_is_told_with_one_that_is_enough(run: Command, tmp_path: Path) -> None:
+    source = models.mlp(tmp_path)
+    for recipe in (RTN, ("--set", "calib.samples=2")):
+        error = run(source, *recipe, "--memory-limit", "10MiB").error
+        found = re.search(r"peak memory \d+ MiB is above --memory-limit 10 MiB; raise it to (\d+MiB)", error)
+        assert found is not None, error
+        assert run(source, *recipe, "--memory-limit", found[1], "-o", "out", "--force").status == 0
+    assert "--memory-limit 98 KiB; raise" in run(source, *RTN, "--memory-limit", "100KB").error
 
 
 def test_a_folder_stands_for_the_model_in_it(run: Command, tmp_path: Path) -> None:

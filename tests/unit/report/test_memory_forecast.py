@@ -14,6 +14,7 @@ from qcompiler.report.memory_forecast import (
     HEAP_BYTES,
     RUN_FACTOR,
     SCORED_BYTES,
+    enough_memory,
     forecast_peak_bytes,
 )
 from tests.small_models import make_model, weight
@@ -131,3 +132,16 @@ def test_a_float_head_that_is_turned_is_laid_out_anew() -> None:
     model = ir.from_proto(make_model(text, weights))
     run_passes(model, preparing_passes(loaded), [])
     assert plan_weights(model, loaded).forecast_peak_bytes() == FIXED_BYTES + 2 * 4 * 20_000 * 512
+
+
+def test_a_limit_that_is_enough_has_room_for_what_grows_with_it() -> None:
+    """Borders of 1,000 MiB, kept twice up to a quarter of the limit each, beside 300 MiB."""
+    mib = 1 << 20
+
+    def forecast(limit: int) -> int:
+        return 300 * mib + 1 + 2 * min(1000 * mib, limit // 4)
+
+    enough = enough_memory(forecast, forecast(10 * mib))
+    assert forecast(enough) <= enough and enough % mib == 0
+    # 300 MiB and a byte, and half of the limit again: 600 MiB and two bytes, and a MiB of rounding up
+    assert enough <= 602 * mib
