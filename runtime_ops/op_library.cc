@@ -1,5 +1,7 @@
 #include "op_library.h"
 
+#include "ops/matmul_nbits.h"
+
 namespace {
 
 constexpr char kDomain[] = "ai.qcompiler";
@@ -9,6 +11,7 @@ constexpr char kDomain[] = "ai.qcompiler";
 struct SharedDomain {
   explicit SharedDomain(const OrtApi* owner) : api(owner) {
     status = api->CreateCustomOpDomain(kDomain, &domain);
+    if (status == nullptr) status = api->CustomOpDomain_Add(domain, qcompiler::MatMulNBitsOp(api));
   }
 
   const OrtApi* api;

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 #define CHECK(condition)                                                 \
   if (!(condition)) {                                                    \
@@ -19,6 +20,7 @@ struct OrtStatus {
 
 struct OrtCustomOpDomain {
   std::string name;
+  std::vector<const OrtCustomOp*> ops;
 };
 
 struct OrtSessionOptions {
@@ -40,6 +42,11 @@ OrtStatus* CreateCustomOpDomain(const char* name, OrtCustomOpDomain** domain) {
   return nullptr;
 }
 
+OrtStatus* CustomOpDomain_Add(OrtCustomOpDomain* domain, const OrtCustomOp* op) {
+  domain->ops.push_back(op);
+  return nullptr;
+}
+
 OrtStatus* AddCustomOpDomain(OrtSessionOptions* options, OrtCustomOpDomain* domain) {
   if (options->domain != nullptr) return &refused;
   options->domain = domain;
@@ -50,6 +57,7 @@ OrtApi MakeApi() {
   OrtApi api{};  // a call of any other slot is a call of nullptr
   api.CreateStatus = CreateStatus;
   api.CreateCustomOpDomain = CreateCustomOpDomain;
+  api.CustomOpDomain_Add = CustomOpDomain_Add;
   api.AddCustomOpDomain = AddCustomOpDomain;
   return api;
 }
@@ -84,6 +92,8 @@ void SharesOneDomainBetweenSessions() {
   CHECK(a.domain != nullptr && a.domain == b.domain);
   CHECK(a.domain->name == "ai.qcompiler");
   CHECK(domains_created == 1);
+  CHECK(a.domain->ops.size() == 1);
+  CHECK(std::string(a.domain->ops[0]->GetName(a.domain->ops[0])) == "MatMulNBits");
 }
 
 void HandsOnTheRuntimesRefusal() {

@@ -1,0 +1,59 @@
+// Buffers that are in use by one Run each, and kept for the next.
+#ifndef QCOMPILER_RUNTIME_OPS_BASE_BUFFER_POOL_H_
+#define QCOMPILER_RUNTIME_OPS_BASE_BUFFER_POOL_H_
+
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "base/aligned_buffer.h"
+
+namespace qcompiler {
+
+// Safe to share between threads. There are as many buffers as were ever lent at the same time.
+class BufferPool {
+ public:
+  // A buffer that goes back by itself.
+  class Lent {
+   public:
+    Lent(BufferPool* pool, AlignedBuffer buffer) : pool_(pool), buffer_(std::move(buffer)) {}
+    Lent(const Lent&) = delete;
+    Lent& operator=(const Lent&) = delete;
+    ~Lent() { pool_->TakeBack(std::move(buffer_)); }
+
+    // nullptr where there was no memory.
+    uint8_t* data() const { return buffer_.data(); }
+
+   private:
+    BufferPool* pool_;
+    AlignedBuffer buffer_;
+  };
+
+  // A buffer of at least `size` bytes.
+  Lent Lend(size_t size) {
+    AlignedBuffer buffer;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!free_.empty()) {
+        buffer = std::move(free_.back());
+        free_.pop_back();
+      }
+    }
+    if (buffer.size() < size || buffer.data() == nullptr) buffer.Allocate(size);
+    return Lent(this, std::move(buffer));
+  }
+
+ private:
+  void TakeBack(AlignedBuffer buffer) {
+    if (buffer.data() == nullptr) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(buffer));
+  }
+
+  std::mutex mutex_;
+  std::vector<AlignedBuffer> free_;
+};
+
+}  // namespace qcompiler
+
+#endif  // QCOMPILER_RUNTIME_OPS_BASE_BUFFER_POOL_H_

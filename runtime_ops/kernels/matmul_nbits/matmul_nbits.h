@@ -1,0 +1,121 @@
+// y = x W^T with weights of few bits: the contract that every kernel of this folder keeps.
+//
+//   y[m, n] = sum over k of x[m, k] (code[n, k] - zero_point[n, g]) scale[n, g],     g = k / group
+//
+// Activations are quantized too, to 8 bits for each row and group of weights, symmetric about 0:
+//
+//   a[m, k] = round(x[m, k] / s[m, g]),   s[m, g] = max |x[m, group g]| / 127         (half to even)
+//
+// so that a group's part of the sum is  s[m, g] scale[n, g] (sum a code - zero_point sum a), the brackets
+// exact in int32. A group whose activations hold NaN or infinity makes the whole row of y NaN.
+//
+// Layout of packed weights. Rows come in blocks of 16, K in groups. A *line* of 64 bytes has 4 bytes for each
+// of the 16 rows; byte j of a row holds, from its lowest bits on, the codes of k = 4 i + j for i = 0, 1, ..
+// as many as fit: two for 4 bits, four for 2 bits, one for 8 bits. 3 bits are a line of 2-bit codes with
+// their low bits for k 0..15, one for k 16..31, and a line of their high bits for k 0..31, bit i of byte j
+// being that of k = 4 i + j; the last 16 k of a group have half of such a line. The lines of a group follow
+// one another, then the next group of the block, then the next block. What fills up the last block and the
+// last group is 0 and changes nothing: those rows are not stored, and there activations are 0.
+#ifndef QCOMPILER_RUNTIME_OPS_KERNELS_MATMUL_NBITS_MATMUL_NBITS_H_
+#define QCOMPILER_RUNTIME_OPS_KERNELS_MATMUL_NBITS_MATMUL_NBITS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/aligned_buffer.h"
+#include "base/cpu_features.h"
+
+namespace qcompiler {
+namespace matmul_nbits {
+
+constexpr int kRows = 16;             // of a block: the int32 lanes of a zmm register
+constexpr int kLine = 64;             // bytes: 4 for each row of a block
+constexpr int kPairRows = 2 * kRows;  // work is shared out in pairs of blocks
+constexpr int kMaxGroup =
+    128;  // longer groups are cut: |sum a| stays below 2^15, and more scales for activations err less
+
+// Weights as com.microsoft::MatMulNBits stores them.
+struct StoredWeights {
+  int64_t n, k;
+  int bits;              // 2, 3, 4, 8
+  int64_t group;         // multiple of 16
+  const uint8_t* codes;  // [N, ceil(K / group), ceil(group bits / 8)]: the lowest bits are the first code
+  const float* scales;   // [N, ceil(K / group)]
+  const uint8_t* zero_points;  // [N, ceil(ceil(K / group) bits / 8)], or nullptr: 2^(bits - 1)
+};
+
+// The same in the order of the kernels.
+struct PackedWeights {
+  int64_t n = 0, k = 0;
+  int bits = 0;
+  int64_t group = 0;          // that of the kernel, at most kMaxGroup, a multiple of 16
+  int64_t groups = 0;         // along K
+  int64_t blocks = 0;         // of rows
+  AlignedBuffer codes;        // [blocks, groups, lines, 64]
+  AlignedBuffer scales;       // float32 [blocks, groups, 16]
+  AlignedBuffer zero_points;  // uint8 [blocks, groups, 16]; empty: 2^(bits - 1)
+
+  // Lines of a group.
+  int64_t lines() const { return bits == 3 ? group / 16 + (group + 31) / 32 : group * bits / 32; }
+  int64_t group_bytes() const { return lines() * kLine; }
+  bool symmetric() const { return zero_points.size() == 0; }
+};
+
+// False where there is no memory.
+bool Pack(const StoredWeights& stored, PackedWeights* packed);
+
+// Rows of activation, quantized, in tiles of `height` rows (the last one may have fewer).
+struct Activations {
+  int64_t m = 0, groups = 0, group = 0;
+  int height = 0;  // rows of a tile
+  int8_t* codes;   // [tiles][groups][group / 4][rows of the tile][4]
+  float* scales;   // [tiles][groups][rows of the tile]
+  int32_t* sums;   // as scales: minus the sum of a group's codes; times 2^(bits - 1) where the weights are
+                   // symmetric
+
+  int64_t tiles() const { return (m + height - 1) / height; }
+  int rows_of(int64_t tile) const {
+    const int64_t left = m - tile * height;
+    return static_cast<int>(left < height ? left : height);
+  }
+};
+
+// One implementation; a row of kernels.inc.
+struct Kernel {
+  const char* name;
+  int max_tile;  // most rows of a tile
+  bool (*runs_on)(const CpuFeatures& cpu);
+
+  // Tiles [begin, end) of x [M, K] (row stride K). `out` has its sizes and pointers set.
+  void (*quantize)(const float* x, const PackedWeights& weights, Activations* out, int64_t begin,
+                   int64_t end);
+
+  // y [M, N] (row stride N) for pairs of blocks [begin, end); `scratch` has kScratchBytes at a multiple
+  // of 64.
+  void (*multiply)(const Activations& x, const PackedWeights& weights, float* y, int64_t begin, int64_t end,
+                   uint8_t* scratch);
+};
+
+// Rows of a tile for m rows in all: as equal as can be, since a short tile costs nearly as much as a full
+// one.
+int TileHeight(int64_t m, const Kernel& kernel);
+
+constexpr size_t kScratchBytes = 32 << 10;  // a panel of unpacked codes that leaves room beside it in L2
+
+// Sizes of the three buffers of Activations for m rows, in bytes, each a multiple of 64.
+struct ActivationSizes {
+  size_t codes, scales, sums;
+};
+ActivationSizes SizesFor(int64_t m, const PackedWeights& weights);
+
+// The first row of kernels.inc that runs on the CPU, or the one of that name; nullptr where there is none
+// such or it does not run here.
+const Kernel* ChooseKernel(const CpuFeatures& cpu, const char* name);
+
+// All rows, for tests and benchmarks.
+const Kernel* Kernels(int* count);
+
+}  // namespace matmul_nbits
+}  // namespace qcompiler
+
+#endif  // QCOMPILER_RUNTIME_OPS_KERNELS_MATMUL_NBITS_MATMUL_NBITS_H_

@@ -1,0 +1,219 @@
+// The reference against the definition, and every row of kernels.inc that this CPU runs against the
+// reference: all bits, groups and remainders.
+#include "kernels/matmul_nbits/matmul_nbits.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+namespace qcompiler {
+namespace matmul_nbits {
+namespace {
+
+constexpr double kEpsilon = std::numeric_limits<float>::epsilon();
+int failures = 0;
+
+struct Case {
+  int64_t n, k, group;
+  int bits;
+  bool symmetric;
+  int64_t m;
+};
+
+struct Problem {
+  explicit Problem(const Case& c) : shape(c) {
+    std::mt19937 random(static_cast<unsigned>(c.n * 31 + c.k * 7 + c.bits + c.m));
+    std::normal_distribution<float> normal;
+    const int64_t groups = (c.k + c.group - 1) / c.group;
+    codes.resize(static_cast<size_t>(c.n * groups * c.group * c.bits / 8));
+    for (uint8_t& code : codes) code = static_cast<uint8_t>(random());
+    scales.resize(static_cast<size_t>(c.n * groups));
+    for (float& scale : scales) scale = 0.01f * (1.0f + static_cast<float>(random() % 100) / 100.0f);
+    if (!c.symmetric) zero_points.resize(static_cast<size_t>(c.n * ((groups * c.bits + 7) / 8)));
+    for (uint8_t& zero_point : zero_points) zero_point = static_cast<uint8_t>(random());
+    x.resize(static_cast<size_t>(c.m * c.k));
+    for (float& value : x) value = normal(random);
+    stored = {
+        c.n, c.k, c.bits, c.group, codes.data(), scales.data(), c.symmetric ? nullptr : zero_points.data()};
+  }
+
+  Case shape;
+  std::vector<uint8_t> codes, zero_points;
+  std::vector<float> scales, x;
+  StoredWeights stored;
+};
+
+int Bits(const std::vector<uint8_t>& stream, int64_t row_bytes, int64_t row, int64_t index, int bits) {
+  int value = 0;
+  for (int i = 0; i < bits; ++i) {
+    const int64_t bit = index * bits + i;
+    value |= (stream[static_cast<size_t>(row * row_bytes + bit / 8)] >> (bit % 8) & 1) << i;
+  }
+  return value;
+}
+
+// y by the formula at the head of matmul_nbits.h, in float64, bit by bit from what is stored; `group` is the
+// kernel's.
+std::vector<double> Define(const Problem& problem, int64_t group) {
+  const Case& c = problem.shape;
+  const int64_t stored_groups = (c.k + c.group - 1) / c.group;
+  std::vector<double> w(static_cast<size_t>(c.n * c.k)), y(static_cast<size_t>(c.m * c.n)),
+      a(static_cast<size_t>(c.k));
+  for (int64_t n = 0; n < c.n; ++n) {
+    for (int64_t k = 0; k < c.k; ++k) {
+      const int64_t g = k / c.group;
+      const int code = Bits(problem.codes, stored_groups * c.group * c.bits / 8, n, k, c.bits);
+      const int zero_point = c.symmetric
+                                 ? 1 << (c.bits - 1)
+                                 : Bits(problem.zero_points, (stored_groups * c.bits + 7) / 8, n, g, c.bits);
+      w[static_cast<size_t>(n * c.k + k)] =
+          (code - zero_point) *
+          static_cast<double>(problem.scales[static_cast<size_t>(n * stored_groups + g)]);
+    }
+  }
+  for (int64_t m = 0; m < c.m; ++m) {
+    const float* x = problem.x.data() + m * c.k;
+    for (int64_t first = 0; first < c.k; first += group) {
+      const int64_t end = std::min(first + group, c.k);
+      float largest = 0;
+      for (int64_t k = first; k < end; ++k) largest = std::max(largest, std::fabs(x[k]));
+      for (int64_t k = first; k < end; ++k) {
+        a[static_cast<size_t>(k)] =
+            static_cast<double>(std::nearbyint(x[k] * (127.0f / largest))) * (largest / 127.0f);
+      }
+    }
+    for (int64_t n = 0; n < c.n; ++n) {
+      const double* row = w.data() + n * c.k;
+      y[static_cast<size_t>(m * c.n + n)] = std::inner_product(a.begin(), a.end(), row, 0.0);
+    }
+  }
+  return y;
+}
+
+// y [M, N] of one kernel, its blocks in two calls; what it must not write is watched.
+std::vector<float> Run(const Kernel& kernel, const Problem& problem, const PackedWeights& weights) {
+  const Case& c = problem.shape;
+  const ActivationSizes sizes = SizesFor(c.m, weights);
+  AlignedBuffer codes, scales, sums, scratch;
+  if (!codes.Allocate(sizes.codes) || !scales.Allocate(sizes.scales) || !sums.Allocate(sizes.sums) ||
+      !scratch.Allocate(kScratchBytes)) {
+    std::abort();
+  }
+  Activations activations;
+  activations.m = c.m;
+  activations.groups = weights.groups;
+  activations.group = weights.group;
+  activations.height = TileHeight(c.m, kernel);
+  activations.codes = reinterpret_cast<int8_t*>(codes.data());
+  activations.scales = reinterpret_cast<float*>(scales.data());
+  activations.sums = reinterpret_cast<int32_t*>(sums.data());
+  kernel.quantize(problem.x.data(), weights, &activations, 0, activations.tiles());
+  std::vector<float> y(static_cast<size_t>(c.m * c.n) + kRows, -1.0f);
+  const int64_t pairs = (weights.blocks + 1) / 2;
+  kernel.multiply(activations, weights, y.data(), 0, pairs / 2, scratch.data());
+  kernel.multiply(activations, weights, y.data(), pairs / 2, pairs, scratch.data());
+  for (size_t i = static_cast<size_t>(c.m * c.n); i < y.size(); ++i) {
+    if (y[i] != -1.0f) {
+      std::printf("%s wrote past the end of y\n", kernel.name);
+      ++failures;
+      break;
+    }
+  }
+  y.resize(static_cast<size_t>(c.m * c.n));
+  return y;
+}
+
+template <class Expected>
+void Compare(const char* name, const Case& c, const std::vector<float>& y,
+             const std::vector<Expected>& expected, double epsilons) {
+  double largest = 0, error = 0;
+  for (size_t i = 0; i < y.size(); ++i) {
+    largest = std::max(largest, std::fabs(static_cast<double>(expected[i])));
+    const double difference = std::fabs(static_cast<double>(y[i]) - static_cast<double>(expected[i]));
+    if (!(difference <= error)) error = difference;  // NaN stays
+  }
+  if (error <= epsilons * kEpsilon * largest) return;
+  std::printf("%s: N %lld K %lld group %lld bits %d %s M %lld: error %g of %g\n", name,
+              static_cast<long long>(c.n), static_cast<long long>(c.k), static_cast<long long>(c.group),
+              c.bits, c.symmetric ? "symmetric" : "zero points", static_cast<long long>(c.m), error, largest);
+  ++failures;
+}
+
+void Check(const Case& c, const std::vector<const Kernel*>& kernels, const Kernel& reference) {
+  const Problem problem(c);
+  PackedWeights weights;
+  if (!Pack(problem.stored, &weights)) std::abort();
+  const std::vector<float> expected = Run(reference, problem, weights);
+  // Every group rounds its part and the sum once each, a kernel that multiplies and adds in one step the
+  // first not at all.
+  const double epsilons = 4.0 * static_cast<double>(weights.groups);
+  Compare("reference", c, expected, Define(problem, weights.group), epsilons);
+  for (const Kernel* kernel : kernels)
+    Compare(kernel->name, c, Run(*kernel, problem, weights), expected, epsilons);
+}
+
+// A row with NaN or infinity is NaN, and the others do not feel it.
+void CheckNonFinite(const Kernel& kernel) {
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    Problem problem({20, 70, 32, 4, true, 15});
+    problem.x[70 * 3 + 69] = bad;
+    PackedWeights weights;
+    if (!Pack(problem.stored, &weights)) std::abort();
+    const std::vector<float> y = Run(kernel, problem, weights);
+    for (int m = 0; m < 15; ++m) {
+      for (int n = 0; n < 20; ++n) {
+        if (std::isnan(y[static_cast<size_t>(m * 20 + n)]) == (m == 3)) continue;
+        std::printf("%s: row %d of x holds %f, row %d of y holds %f\n", kernel.name, 3,
+                    static_cast<double>(bad), m, static_cast<double>(y[static_cast<size_t>(m * 20 + n)]));
+        ++failures;
+        return;
+      }
+    }
+  }
+}
+
+int Main() {
+  const CpuFeatures cpu = DetectCpu();
+  int count = 0;
+  const Kernel* rows = Kernels(&count);
+  const Kernel& reference = rows[count - 1];
+  std::vector<const Kernel*> kernels;
+  for (int i = 0; i < count - 1; ++i) {
+    if (rows[i].runs_on(cpu)) {
+      kernels.push_back(&rows[i]);
+    } else {
+      std::printf("skipped: %s (this CPU does not have it)\n", rows[i].name);
+    }
+  }
+  const std::vector<std::pair<int64_t, int64_t>> shapes = {{1, 1}, {17, 100}, {48, 48}, {33, 421}};
+  for (const int bits : {2, 3, 4, 8}) {
+    for (const int64_t group : {16, 32, 48, 64, 128, 160, 256, 2000}) {
+      for (const bool symmetric : {false, true}) {
+        for (const auto& [n, k] : shapes) {
+          for (const int64_t m : {1, 2, 13, 29}) {
+            const int64_t stored_group = group == 2000 ? (k + 15) / 16 * 16 : group;  // per channel
+            Check({n, k, stored_group, bits, symmetric, m}, kernels, reference);
+          }
+        }
+      }
+    }
+  }
+  // Every height of a tile, and a row that is cut into several panels.
+  for (int64_t m = 1; m <= 24; ++m) Check({40, 200, 64, 4, false, m}, kernels, reference);
+  Check({35, 3000, 128, 4, false, 14}, kernels, reference);
+  CheckNonFinite(reference);
+  for (const Kernel* kernel : kernels) CheckNonFinite(*kernel);
+  if (failures == 0) std::printf("%zu kernels agree with the reference\n", kernels.size());
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace matmul_nbits
+}  // namespace qcompiler
+
+int main() { return qcompiler::matmul_nbits::Main(); }

@@ -1,0 +1,122 @@
+// From the layout of com.microsoft::MatMulNBits to lines of 16 rows (see matmul_nbits.h).
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/matmul_nbits/matmul_nbits.h"
+
+namespace qcompiler {
+namespace matmul_nbits {
+
+namespace {
+
+// The kernels' group for a stored one: itself, or what divides it and is short enough. A single group for all
+// of K may end in a short part.
+int64_t KernelGroup(int64_t group, int64_t k) {
+  const int64_t whole = (k + 15) / 16 * 16;
+  if (group >= whole) return std::min<int64_t>(whole, kMaxGroup);
+  for (int64_t size = std::min<int64_t>(group, kMaxGroup); size > 16; size -= 16) {
+    if (group % size == 0) return size;
+  }
+  return 16;
+}
+
+uint32_t ReadBits(const uint8_t* stream, int64_t index, int bits) {
+  const int64_t bit = index * bits;
+  uint32_t value = stream[bit / 8];
+  if (bit % 8 + bits > 8) value |= static_cast<uint32_t>(stream[bit / 8 + 1]) << 8;
+  return value >> (bit % 8) & ((1u << bits) - 1);
+}
+
+// Eight codes of 4 bits, as stored, to bytes of k j (low) and 4 + j (high).
+uint32_t InterleaveNibbles(uint32_t stored) {
+  uint32_t low = stored & 0xffff, high = stored >> 16;
+  low = (low | low << 8) & 0x00ff00ff;
+  low = (low | low << 4) & 0x0f0f0f0f;
+  high = (high | high << 8) & 0x00ff00ff;
+  high = (high | high << 4) & 0x0f0f0f0f;
+  return low | high << 4;
+}
+
+// Codes [begin, end) of one row into the lines of a group, of which `out` points at the row's 4 bytes in the
+// first.
+void PackRow(const uint8_t* row, int64_t begin, int64_t end, int bits, int64_t group, uint8_t* out) {
+  int64_t k = begin;
+  if (bits == 4) {
+    for (; k + 8 <= end; k += 8) {
+      uint32_t stored;
+      std::memcpy(&stored, row + k / 2, sizeof(stored));
+      stored = InterleaveNibbles(stored);
+      std::memcpy(out + (k - begin) / 8 * kLine, &stored, sizeof(stored));
+    }
+  } else if (bits == 8) {
+    for (; k + 4 <= end; k += 4) std::memcpy(out + (k - begin) / 4 * kLine, row + k, 4);
+  }
+  for (; k < end; ++k) {
+    const int64_t at = k - begin, quad = at / 4, j = at % 4;
+    const uint32_t code = ReadBits(row, k, bits);
+    if (bits == 3) {
+      // Of each 32 k: two lines of low bits, or one for the last 16 of a group, then the line of high bits.
+      const int64_t part = quad / 8, of_part = quad % 8;
+      uint8_t* lines = out + part * 3 * kLine;
+      const int64_t low_lines = group - part * 32 > 16 ? 2 : 1;
+      lines[of_part / 4 * kLine + j] |= static_cast<uint8_t>((code & 3) << (of_part % 4 * 2));
+      lines[low_lines * kLine + j] |= static_cast<uint8_t>((code >> 2) << of_part);
+    } else {
+      const int64_t per_byte = 8 / bits;
+      out[quad / per_byte * kLine + j] |= static_cast<uint8_t>(code << (quad % per_byte * bits));
+    }
+  }
+}
+
+}  // namespace
+
+bool Pack(const StoredWeights& stored, PackedWeights* packed) {
+  packed->n = stored.n;
+  packed->k = stored.k;
+  packed->bits = stored.bits;
+  packed->group = KernelGroup(stored.group, stored.k);
+  packed->groups = (stored.k + packed->group - 1) / packed->group;
+  packed->blocks = (stored.n + kRows - 1) / kRows;
+  const size_t cells = static_cast<size_t>(packed->blocks * packed->groups);
+  if (!packed->codes.Allocate(cells * packed->group_bytes())) return false;
+  if (!packed->scales.Allocate(cells * kRows * sizeof(float))) return false;
+  if (stored.zero_points != nullptr && !packed->zero_points.Allocate(cells * kRows)) return false;
+  std::memset(packed->codes.data(), 0, packed->codes.size());
+  std::memset(packed->scales.data(), 0, packed->scales.size());
+  if (!packed->symmetric()) std::memset(packed->zero_points.data(), 0, packed->zero_points.size());
+
+  const int64_t stored_groups = (stored.k + stored.group - 1) / stored.group;
+  const int64_t row_bytes = stored_groups * (stored.group * stored.bits / 8);
+  const int64_t zero_point_bytes = (stored_groups * stored.bits + 7) / 8;
+  float* scales = reinterpret_cast<float*>(packed->scales.data());
+  for (int64_t n = 0; n < stored.n; ++n) {
+    const int64_t block = n / kRows, lane = n % kRows;
+    for (int64_t group = 0; group < packed->groups; ++group) {
+      const int64_t begin = group * packed->group, end = std::min(begin + packed->group, stored.k);
+      const int64_t cell = block * packed->groups + group, source = begin / stored.group;
+      PackRow(stored.codes + n * row_bytes, begin, end, stored.bits, packed->group,
+              packed->codes.data() + cell * packed->group_bytes() + lane * 4);
+      scales[cell * kRows + lane] = stored.scales[n * stored_groups + source];
+      if (!packed->symmetric()) {
+        packed->zero_points.data()[cell * kRows + lane] =
+            static_cast<uint8_t>(ReadBits(stored.zero_points + n * zero_point_bytes, source, stored.bits));
+      }
+    }
+  }
+  return true;
+}
+
+int TileHeight(int64_t m, const Kernel& kernel) {
+  const int64_t tiles = (m + kernel.max_tile - 1) / kernel.max_tile;
+  return static_cast<int>((m + tiles - 1) / tiles);
+}
+
+ActivationSizes SizesFor(int64_t m, const PackedWeights& weights) {
+  const auto lines = [](int64_t bytes) { return static_cast<size_t>((bytes + kLine - 1) / kLine * kLine); };
+  return {lines(m * weights.groups * weights.group),
+          lines(m * weights.groups * static_cast<int64_t>(sizeof(float))),
+          lines(m * weights.groups * static_cast<int64_t>(sizeof(int32_t)))};
+}
+
+}  // namespace matmul_nbits
+}  // namespace qcompiler

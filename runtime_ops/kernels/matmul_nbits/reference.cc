@@ -1,0 +1,91 @@
+// The contract of matmul_nbits.h in plain C++: what every other kernel is tested against, and what runs where
+// no other does.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/matmul_nbits/kernels.h"
+
+namespace qcompiler {
+namespace matmul_nbits {
+namespace {
+
+// The code of k (of the group) in a row of a block; `group` points at the group's first line.
+int CodeAt(const uint8_t* group, int64_t size, int bits, int64_t k, int row) {
+  const int64_t quad = k / 4, byte = row * 4 + k % 4;
+  if (bits == 3) {
+    const int64_t part = quad / 8, of_part = quad % 8;
+    const uint8_t* lines = group + part * 3 * kLine;
+    const int64_t low_lines = size - part * 32 > 16 ? 2 : 1;
+    const int low = lines[of_part / 4 * kLine + byte] >> (of_part % 4 * 2) & 3;
+    return low | (lines[low_lines * kLine + byte] >> of_part & 1) << 2;
+  }
+  const int64_t per_byte = 8 / bits;
+  return group[quad / per_byte * kLine + byte] >> (quad % per_byte * bits) & ((1 << bits) - 1);
+}
+
+}  // namespace
+
+void QuantizeReference(const float* x, const PackedWeights& weights, Activations* out, int64_t begin,
+                       int64_t end) {
+  const int64_t group = weights.group, groups = weights.groups;
+  const int factor = weights.symmetric() ? 1 << (weights.bits - 1) : 1;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int rows = out->rows_of(tile);
+    int8_t* codes = out->codes + tile * out->height * groups * group;
+    for (int row = 0; row < rows; ++row) {
+      const float* source = x + (tile * out->height + row) * weights.k;
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t first = g * group, count = std::min(group, weights.k - first);
+        float largest = 0;
+        for (int64_t k = 0; k < count; ++k) {
+          const float size = std::fabs(source[first + k]);
+          if (!(size <= largest)) largest = size;  // NaN too
+        }
+        const bool finite = largest <= kLargestFloat;
+        const float inverse = finite && largest > kSmallestMaximum ? 127.0f / largest : 0.0f;
+        int32_t sum = 0;
+        for (int64_t k = 0; k < group; ++k) {
+          const float value = k < count && finite ? source[first + k] * inverse : 0.0f;
+          const int32_t code =
+              static_cast<int32_t>(std::nearbyint(std::fmin(std::fmax(value, -127.0f), 127.0f)));
+          codes[((g * (group / 4) + k / 4) * rows + row) * 4 + k % 4] = static_cast<int8_t>(code);
+          sum += code;
+        }
+        const int64_t cell = tile * out->height * groups + g * rows + row;
+        out->scales[cell] = finite ? largest / 127.0f : NAN;
+        out->sums[cell] = -factor * sum;
+      }
+    }
+  }
+}
+
+void MultiplyReference(const Activations& x, const PackedWeights& weights, float* y, int64_t begin,
+                       int64_t end, uint8_t*) {
+  const int64_t group = weights.group, groups = weights.groups;
+  const float* scales = reinterpret_cast<const float*>(weights.scales.data());
+  for (int64_t n = begin * 2 * kRows; n < std::min(end * 2 * kRows, weights.n); ++n) {
+    const int64_t block = n / kRows;
+    const int lane = static_cast<int>(n % kRows);
+    for (int64_t m = 0; m < x.m; ++m) {
+      const int64_t tile = m / x.height, row = m % x.height;
+      const int rows = x.rows_of(tile);
+      const int8_t* codes = x.codes + tile * x.height * groups * group;
+      float total = 0;
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t cell = block * groups + g, of_x = tile * x.height * groups + g * rows + row;
+        int32_t sum = x.sums[of_x];
+        if (!weights.symmetric()) sum *= weights.zero_points.data()[cell * kRows + lane];
+        for (int64_t k = 0; k < group; ++k) {
+          sum += codes[((g * (group / 4) + k / 4) * rows + row) * 4 + k % 4] *
+                 CodeAt(weights.codes.data() + cell * weights.group_bytes(), group, weights.bits, k, lane);
+        }
+        total += static_cast<float>(sum) * (x.scales[of_x] * scales[cell * kRows + lane]);
+      }
+      y[m * weights.n + n] = total;
+    }
+  }
+}
+
+}  // namespace matmul_nbits
+}  // namespace qcompiler

@@ -1,0 +1,27 @@
+// matmul_nbits with AVX-VNNI: AVX2 with vpdpbusd for its registers.
+#include "kernels/matmul_nbits/x86_ymm.h"
+
+namespace qcompiler {
+namespace matmul_nbits {
+namespace {
+
+struct AvxVnni : Ymm {
+  static constexpr int kMaxTile = kMaxTileAvxVnni, kSumRows = 2;
+  static constexpr bool kSigned = false;
+  static constexpr int Chains(int height) { return height <= 2 ? 2 : 1; }
+
+  static QCOMPILER_INLINE Ints MultiplyPoints(Ints points, Ints sum) {
+    return _mm256_madd_epi16(points, sum);
+  }
+  template <int>
+  static QCOMPILER_INLINE Ints Dot(Ints sum, Ints codes, Ints a) {
+    return _mm256_dpbusd_avx_epi32(sum, codes, a);
+  }
+};
+
+}  // namespace
+
+QCOMPILER_DEFINE_KERNEL(AvxVnni, AvxVnni)
+
+}  // namespace matmul_nbits
+}  // namespace qcompiler
