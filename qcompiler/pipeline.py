@@ -19,6 +19,7 @@ from qcompiler.passes.quantize_weights import CalibrationRun, Progress, Quantize
 from qcompiler.passes.raise_opset import RaiseOpset
 from qcompiler.passes.rotate import Rotate, RotationResult
 from qcompiler.passes.split_experts import SplitExperts
+from qcompiler.passes.use_own_kernels import UseOwnKernels
 from qcompiler.passes.widen_bfloat16 import WidenBfloat16
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.mixed import MixedSettings
@@ -130,8 +131,13 @@ def layer_results(passes: list[NamedPass]) -> list[LayerResult]:
 
 
 def left_plain(passes: list[NamedPass]) -> list[str]:
-    """A line for each quantized weight that no kernel reads after all, once the passes have run."""
-    return [line for entry in passes if isinstance(entry.run, LowerWithOffsets) for line in entry.run.left]
+    """What kernels do not read after all, though the target has some for it, once the passes have run."""
+    return [
+        line
+        for entry in passes
+        if isinstance(entry.run, (LowerWithOffsets, UseOwnKernels))
+        for line in entry.run.left
+    ]
 
 
 def _expand_gemm(materials: Materials) -> ExpandGemm:

@@ -20,6 +20,12 @@ class LoweredNode:
     name: str
     op_type: str
     packed: str
+    domain: str = DOMAIN
+
+    @property
+    def operator(self) -> str:
+        """ONNX Runtime's own by their name, others with their domain."""
+        return self.op_type if self.domain in (DOMAIN, "") else f"{self.domain}::{self.op_type}"
 
 
 def swap_kernel(

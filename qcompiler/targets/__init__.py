@@ -9,7 +9,7 @@ from qcompiler.nearest import nearest
 from qcompiler.pass_manager import NamedPass
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.recipe import Recipe
-from qcompiler.targets import ort
+from qcompiler.targets import ort, own_kernels
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,14 @@ TARGETS = (
         ort.remark,
         ort.lowering,
         ort.verify,
+    ),
+    Target(
+        "qcompiler",
+        "ONNX Runtime with our operators (ai.qcompiler::MatMulNBits); without our library the same file runs on its own",
+        ort.supports,
+        ort.remark,
+        own_kernels.lowering,
+        own_kernels.verify,
     ),
 )
 

@@ -1,0 +1,96 @@
+"""Give ONNX Runtime's MatMulNBits nodes to our operator of that name, which has faster kernels.
+
+*Given* com.microsoft::MatMulNBits with accuracy_level 4 on float32 activations, its weight constant.
+*Result* ai.qcompiler::MatMulNBits of the same name, on the same bytes; the model carries the operator's body, which is the node that was
+there. A weight that is tied to an embedding is read without the Reshape that the stock node needs.
+"""
+
+import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
+
+from qcompiler.graph.edits import drop_unused
+from qcompiler.graph.kernel_node import DOMAIN, LoweredNode
+from qcompiler.graph.own_matmul_nbits import INT8_ACTIVATIONS, OP, provide
+from qcompiler.graph.sparse_matmul import OUR_DOMAIN
+
+X, CODES, SCALES, ZERO_POINTS, ROW_INDEX, BIAS = range(6)
+_SIZES = ("K", "N", "bits", "block_size")
+
+
+class UseOwnKernels(ir.passes.InPlacePass):
+    """The pass.
+
+    Attributes:
+        lowered: what runs as our operator from now on.
+        left: a line for each reason for which nodes stay ONNX Runtime's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lowered: list[LoweredNode] = []
+        self.left: list[str] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        before = len(self.lowered)
+        reasons: dict[str, list[str]] = {}
+        # Not in functions: there it is the body of our operator.
+        for node in list(RecursiveGraphIterator(model.graph)):
+            if node.op_type != OP or node.domain != DOMAIN:
+                continue
+            reason = _obstacle(node)
+            if reason is None:
+                self.lowered.append(_take_over(node))
+            else:
+                reasons.setdefault(reason, []).append(node.name or OP)
+        for reason, names in reasons.items():
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            self.left.append(f"{names[0]}{more}: {reason}; ONNX Runtime's own kernel runs it")
+        if len(self.lowered) > before:
+            provide(model)
+        return ir.passes.PassResult(model, modified=len(self.lowered) > before)
+
+
+def _obstacle(node: ir.Node) -> str | None:
+    """Why our kernels cannot run a node, or None."""
+    level = node.attributes.get_int("accuracy_level", 0)
+    if level != INT8_ACTIVATIONS:
+        return f"accuracy_level {level}: our kernels round activations to 8 bits; set accuracy_level: {INT8_ACTIVATIONS}"
+    x, zero_points = node.inputs[X], _input(node, ZERO_POINTS)
+    dtype = None if x is None else x.dtype or node.outputs[0].dtype
+    if dtype != ir.DataType.FLOAT:
+        return f"its activations are {dtype or 'of unknown type'}: our kernels take float32"
+    if _input(node, ROW_INDEX) is not None:
+        return "it has a g_idx"
+    if zero_points is not None and zero_points.dtype != ir.DataType.UINT8:
+        return "its zero points are floats"
+    constant = [_bytes_of(node), node.inputs[SCALES], *([] if zero_points is None else [zero_points])]
+    if not all(
+        value is not None and value.is_initializer() and not value.is_graph_input() for value in constant
+    ):
+        return "its weight is not constant"
+    return None
+
+
+def _take_over(node: ir.Node) -> LoweredNode:
+    reshaped, codes = node.inputs[CODES], _bytes_of(node)
+    assert reshaped is not None and codes is not None and node.graph is not None
+    inputs = [node.inputs[X], codes, node.inputs[SCALES], _input(node, ZERO_POINTS), _input(node, BIAS)]
+    while inputs[-1] is None:
+        inputs.pop()
+    sizes = {name: node.attributes[name] for name in _SIZES if name in node.attributes}
+    ours = ir.Node(OUR_DOMAIN, OP, inputs, sizes.values(), num_outputs=1, name=node.name)
+    ours.metadata_props.update(node.metadata_props)
+    ir.convenience.replace_nodes_and_values(node.graph, node, [node], [ours], node.outputs, ours.outputs)
+    drop_unused(reshaped)
+    return LoweredNode(ours.name or "", OP, codes.name or "", OUR_DOMAIN)
+
+
+def _bytes_of(node: ir.Node) -> ir.Value | None:
+    """The stored codes: a tied weight's are seen through a Reshape, which our operator does without."""
+    codes = node.inputs[CODES]
+    producer = None if codes is None else codes.producer()
+    return codes if producer is None or producer.op_type != "Reshape" else producer.inputs[0]
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None

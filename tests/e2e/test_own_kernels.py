@@ -1,0 +1,76 @@
+"""compile(target="qcompiler"): products run on our kernels, and on ONNX Runtime's where our library is not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from qcompiler import runtime
+from qcompiler.api import CompiledModel
+from qcompiler.errors import ResourceError
+from qcompiler.graph.sparse_matmul import OUR_DOMAIN
+from qcompiler.report.inspect_model import inspect
+from qcompiler.runtime import create_session
+from tests.compiled_models import EIGHT_BIT, Compile, loaded_model, normal, tied_decoder, two_layers
+from tests.small_models import Array, make_model, relative_error, run, weight
+
+
+def _outputs(compiled: CompiledModel, feeds: dict[str, Array]) -> tuple[list[Array], list[Array]]:
+    """With our library, and without."""
+    stock = ort.InferenceSession(str(compiled.path), providers=["CPUExecutionProvider"])
+    return create_session(compiled.path).run(None, feeds), stock.run(None, feeds)
+
+
+def _check(compiled: CompiledModel, model: onnx.ModelProto, feeds: dict[str, Array]) -> None:
+    for found in _outputs(compiled, feeds):
+        for expected, value in zip(run(model, feeds).values(), found, strict=True):
+            assert relative_error(expected, value) < EIGHT_BIT
+
+
+@pytest.mark.parametrize("settings", [[], ["symmetric=false"], ["group_size=16"], ["group_size=channel"]])
+def test_products_run_on_our_kernels(settings: list[str], quantize: Compile) -> None:
+    compiled = quantize(two_layers(), target="qcompiler", settings=settings)
+    assert compiled.report.running == {"ai.qcompiler::MatMulNBits": 2}
+    _check(compiled, two_layers(), {"x": normal(5, 64)})
+
+
+def test_a_tied_weight_is_stored_once(quantize: Compile) -> None:
+    compiled = quantize(tied_decoder(), target="qcompiler")
+    assert compiled.report.running == {"GatherBlockQuantized": 1, "ai.qcompiler::MatMulNBits": 2}
+    _check(compiled, tied_decoder(), {"input_ids": np.array([[1, 7, 79]])})
+    stored = [t for t in loaded_model(compiled).graph.initializer if np.prod(t.dims) == 80 * 64]
+    assert len(stored) == 1
+
+
+def test_the_same_weights_are_reported_as_of_the_target_ort(quantize: Compile) -> None:
+    ours, stock = (
+        inspect(quantize(two_layers(), target=target).path).products for target in ("qcompiler", "ort")
+    )
+    assert [replace(p, share=0) for p in ours] == [replace(p, share=0) for p in stock] and len(ours) == 2
+
+
+def test_float_activations_stay_with_onnx_runtime_and_the_report_says_so(quantize: Compile) -> None:
+    compiled = quantize(two_layers(), target="qcompiler", settings=["accuracy_level=0"])
+    assert compiled.report.running == {"MatMulNBits": 2}
+    (line,) = [line for line in compiled.report.warnings if "our kernels" in line]
+    assert "(and 1 more)" in line and "set accuracy_level: 4" in line
+
+
+def test_without_the_library_the_promise_cannot_be_checked(
+    quantize: Compile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_library_file", lambda: tmp_path / "libqcompiler_ops.so")
+    with pytest.raises(ResourceError, match="libqcompiler_ops.so is missing"):
+        quantize(two_layers(), target="qcompiler")
+
+
+def test_a_model_of_an_old_opset(quantize: Compile) -> None:
+    model = make_model(
+        "g (float[M,64] x) => (float[M,32] y) { y = MatMul(x, w) }", {"w": weight(64, 32)}, opset=13
+    )
+    compiled = quantize(model, target="qcompiler")
+    assert compiled.report.running == {"ai.qcompiler::MatMulNBits": 1}
+    assert OUR_DOMAIN in {opset.domain for opset in loaded_model(compiled).opset_import}
