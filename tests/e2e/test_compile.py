@@ -83,11 +83,13 @@ def test_the_output_is_refused_where_it_exists(quantize: Compile, tmp_path: Path
 
 
 def test_a_lost_product_breaks_the_promise(quantize: Compile, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qcompiler.targets import ort as target
+    from qcompiler.targets import running_nodes as target
 
     real = target._optimized_nodes
     monkeypatch.setattr(
-        target, "_optimized_nodes", lambda path: [n for n in real(path) if n.name != "second"]
+        target,
+        "_optimized_nodes",
+        lambda path, prepare: [n for n in real(path, prepare) if n.name != "second"],
     )
     model = make_model("g (float[M,64] x) => (float[M,64] y) { [first] h = MatMul(x, v) [second] y = MatMul(h, w) }",
                        {"v": weight(64, 64), "w": weight(64, 64, seed=1)})  # fmt: skip

@@ -55,7 +55,7 @@ def test_recipes_targets_doctor(run: Command) -> None:
     assert "w4a16-awq" in names
     Path("mine.yaml").write_text(run("recipes", "w4a16-rtn").out)
     assert json.loads(run("recipes", "mine.yaml", "--json").out)["bits"] == 4
-    assert [entry["name"] for entry in json.loads(run("targets", "--json").out)] == ["ort"]
+    assert [entry["name"] for entry in json.loads(run("targets", "--json").out)] == ["ort", "qcompiler"]
     found = {entry["what"]: entry for entry in json.loads(run("doctor", "--json").out)}
     assert found["CPUExecutionProvider"]["present"] and "cores" in found["cpu"]["found"]
     assert run("recipes", "w4a16-rtm").status == 2
