@@ -33,7 +33,8 @@ def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Ar
 
     A range far from 0 for its width is widened for float zero points too: its scale is so large that |lo| / scale is held to within one.
     Symmetric: scale = max(|lo|, |hi|) / 2^(bits - 1), so that all of -2^(bits - 1)..2^(bits - 1) - 1 is used
-    and a positive extreme may be clipped by up to one step. A range of nothing but 0 gets the smallest scale.
+    and a positive extreme may be clipped by up to one step; in 8 bits that step would cost more than a finer scale gains, and nothing
+    is clipped: max(-lo / 128, hi / 127). A range of nothing but 0 gets the smallest scale.
 
     Args:
         lo, hi: float32, any one shape.
@@ -56,7 +57,8 @@ def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Ar
     lo = xp.where(lo < 0, lo, xp.zeros_like(lo))
     hi = xp.where(hi > 0, hi, xp.zeros_like(hi))
     if scheme.symmetric:
-        return store_scale(xp.maximum(-lo, hi) / scheme.midpoint, scheme.scale_dtype), None
+        codes_above = scheme.midpoint - 1 if scheme.bits == 8 else scheme.midpoint
+        return store_scale(xp.maximum(-lo / scheme.midpoint, hi / codes_above), scheme.scale_dtype), None
     scale = store_scale(hi / scheme.max_code - lo / scheme.max_code, scheme.scale_dtype)
     return scale, store_zero_point(-lo / scale, scheme)
 
