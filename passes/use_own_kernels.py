@@ -1,6 +1,6 @@
 """Give ONNX Runtime's MatMulNBits nodes to our operator of that name, which has faster kernels.
 
-*Given* com.microsoft::MatMulNBits with accuracy_level 4 on float32 activations, its weight constant.
+*Given* com.microsoft::MatMulNBits with accuracy_level 4 on float32 activations, its weight constant, its scales [N, G].
 *Result* ai.qcompiler::MatMulNBits of the same name, on the same bytes; the model carries the operator's body, which is the node that was
 there. A weight that is tied to an embedding is read without the Reshape that the stock node needs.
 """
@@ -15,6 +15,7 @@ from qcompiler.graph.sparse_matmul import OUR_DOMAIN
 
 X, CODES, SCALES, ZERO_POINTS, ROW_INDEX, BIAS = range(6)
 _SIZES = ("K", "N", "bits", "block_size")
+_BITS = 4  # where the stock node does not say
 
 
 class UseOwnKernels(ir.passes.InPlacePass):
@@ -55,6 +56,8 @@ def _obstacle(node: ir.Node) -> str | None:
     level = node.attributes.get_int("accuracy_level", 0)
     if level != INT8_ACTIVATIONS:
         return f"accuracy_level {level}: our kernels round activations to 8 bits; set accuracy_level: {INT8_ACTIVATIONS}"
+    if reason := _attribute_obstacle(node):
+        return reason
     x, zero_points = node.inputs[X], _input(node, ZERO_POINTS)
     dtype = None if x is None else x.dtype or node.outputs[0].dtype
     if dtype != ir.DataType.FLOAT:
@@ -68,7 +71,29 @@ def _obstacle(node: ir.Node) -> str | None:
         value is not None and value.is_initializer() and not value.is_graph_input() for value in constant
     ):
         return "its weight is not constant"
+    return _scales_obstacle(node)
+
+
+def _attribute_obstacle(node: ir.Node) -> str | None:
+    if unknown := sorted(node.attributes.keys() - {*_SIZES, "accuracy_level"}):
+        return f"it has the attribute {unknown[0]}, which our operator has not; leave it out if it is the default"
+    if missing := [name for name in _SIZES if name != "bits" and name not in node.attributes]:
+        return f"it has no attribute {missing[0]}"
+    block_size = node.attributes.get_int("block_size")
+    if block_size < 16 or block_size % 16:
+        return f"block_size {block_size}: our kernels take multiples of 16"
     return None
+
+
+def _scales_obstacle(node: ir.Node) -> str | None:
+    """Our kernels count the scales alone, but the body takes [N, G] from their shape."""
+    scales = node.inputs[SCALES]
+    assert scales is not None and scales.const_value is not None
+    k, n, block_size = (node.attributes.get_int(name) for name in ("K", "N", "block_size"))
+    shape, expected = list(scales.const_value.shape), [n, -(-k // block_size)]
+    if shape == expected:
+        return None
+    return f"its scales have shape {shape}; reshape them to [N, G] = {expected}, which a run without our library needs"
 
 
 def _take_over(node: ir.Node) -> LoweredNode:
@@ -77,8 +102,8 @@ def _take_over(node: ir.Node) -> LoweredNode:
     inputs = [node.inputs[X], codes, node.inputs[SCALES], _input(node, ZERO_POINTS), _input(node, BIAS)]
     while inputs[-1] is None:
         inputs.pop()
-    sizes = {name: node.attributes[name] for name in _SIZES if name in node.attributes}
-    ours = ir.Node(OUR_DOMAIN, OP, inputs, sizes.values(), num_outputs=1, name=node.name)
+    sizes = [ir.AttrInt64(name, node.attributes.get_int(name, _BITS)) for name in _SIZES]
+    ours = ir.Node(OUR_DOMAIN, OP, inputs, sizes, num_outputs=1, name=node.name)
     ours.metadata_props.update(node.metadata_props)
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], [ours], node.outputs, ours.outputs)
     drop_unused(reshaped)
@@ -89,7 +114,9 @@ def _bytes_of(node: ir.Node) -> ir.Value | None:
     """The stored codes: a tied weight's are seen through a Reshape, which our operator does without."""
     codes = node.inputs[CODES]
     producer = None if codes is None else codes.producer()
-    return codes if producer is None or producer.op_type != "Reshape" else producer.inputs[0]
+    if producer is None or producer.op_type != "Reshape" or producer.domain != "":
+        return codes
+    return producer.inputs[0]
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:

@@ -49,6 +49,24 @@ def verify_running(model: Path, passes: list[NamedPass], prepare: Prepare | None
     return dict(Counter(node.operator for node in expected))
 
 
+def verify_loads(model: Path, how: str) -> None:
+    """Create a session on the model as it is, with nothing registered; ``how`` tells that in the error.
+
+    Raises:
+        PromiseError: ONNX Runtime cannot load the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # the error says it
+    # With packed weights, as an application has them: MatMulNBits judges the shape of its codes when it packs them.
+    try:
+        ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except SESSION_ERRORS as error:
+        reason = str(error).splitlines()[0]
+        raise PromiseError(
+            f"{model.name}: ONNX Runtime {ort.__version__} cannot load the compiled model {how}: {reason}"
+        ) from error
+
+
 def _operator(node: onnx.NodeProto) -> str:
     """As LoweredNode.operator has it."""
     return LoweredNode(node.name, node.op_type, "", node.domain).operator

@@ -74,6 +74,14 @@ def test_a_tied_weight_is_read_without_its_reshape() -> None:
     assert_equal_outputs(run(model, {"x": _x()}), run(after, {"x": _x()}), ROUNDING)
 
 
+def test_bits_that_the_stock_node_leaves_out_are_written() -> None:
+    codes = np.random.default_rng(0).integers(0, 256, (16, 1, 16)).astype(np.uint8)
+    model = _model(_product(sizes="K=32, N=16, block_size=32"), b=codes)
+    after, _ = apply_pass(UseOwnKernels(), model)
+    assert after.graph[0].attributes.get_int("bits") == 4
+    assert_equal_outputs(run(model, {"x": _x()}), run(after, {"x": _x()}), ROUNDING)
+
+
 @pytest.mark.parametrize(
     ("body", "inputs", "constants", "reason"),
     [
@@ -84,6 +92,11 @@ def test_a_tied_weight_is_read_without_its_reshape() -> None:
         (_product("x, b, s2"), "float[M,32] x, float[16,1] s2", {}, "its weight is not constant"),
         (f"h = Cast<to=10>(x) t = Cast<to=10>(s) {_product('h, b, s16').replace('y =', 'p =')} y = Cast<to=1>(p)",
          "float[M,32] x", {"s16": np.full((16, 1), 0.01, np.float16)}, "our kernels take float32"),
+        (_product("x, b, s2"), "float[M,32] x", {"s2": np.full(16, 0.01, np.float32)}, "its scales have shape [16]; reshape them to [N, G] = [16, 1]"),
+        (f"r = com.microsoft.Reshape(b, one) {_product('x, r, s')}", "float[M,32] x", {"one": np.array([16, 1, 32])}, "its weight is not constant"),
+        (_product(sizes=f"{SIZES}, weight_prepacked=0"), "float[M,32] x", {}, "it has the attribute weight_prepacked"),
+        (_product(sizes="K=32, N=16, bits=8"), "float[M,32] x", {}, "it has no attribute block_size"),
+        (_product(sizes="K=32, N=16, bits=8, block_size=0"), "float[M,32] x", {}, "block_size 0: our kernels take multiples of 16"),
     ],
 )  # fmt: skip
 def test_what_stays_says_why(body: str, inputs: str, constants: dict[str, Array], reason: str) -> None:
