@@ -106,8 +106,8 @@ struct OrtApi {
   OrtStatus* (*ReadOpAttr)(const OrtOpAttr* attribute, OrtOpAttrType type, void* data, size_t size,
                            size_t* needed);
   OrtUnusedSlot unused_273[1];
-  // Calls run(data, i) for every i below total from the session's threads, `batches` ranges of them at a time
-  // (0: as many as there are threads).
+  // Calls run(data, i) for every i below total from the session's threads: each i alone, as threads are free,
+  // where `batches` is 0; else in that many ranges.
   OrtStatus* (*KernelContext_ParallelFor)(const OrtKernelContext* context, void (*run)(void* data, size_t i),
                                           size_t total, size_t batches, void* data);
 };

@@ -2,7 +2,9 @@
 #ifndef QCOMPILER_RUNTIME_OPS_BASE_BUFFER_POOL_H_
 #define QCOMPILER_RUNTIME_OPS_BASE_BUFFER_POOL_H_
 
+#include <algorithm>
 #include <mutex>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -29,14 +31,25 @@ class BufferPool {
     AlignedBuffer buffer_;
   };
 
-  // A buffer of at least `size` bytes.
+  // A buffer of at least `size` bytes: the largest that is free, or a new one.
   Lent Lend(size_t size) {
     AlignedBuffer buffer;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (!free_.empty()) {
+        const auto largest = std::max_element(
+            free_.begin(), free_.end(),
+            [](const AlignedBuffer& a, const AlignedBuffer& b) { return a.size() < b.size(); });
+        std::swap(*largest, free_.back());
         buffer = std::move(free_.back());
         free_.pop_back();
+      } else {
+        try {
+          free_.reserve(lent_ + 1);  // room to take it back, which must not fail
+          ++lent_;
+        } catch (const std::bad_alloc&) {
+          return Lent(this, std::move(buffer));
+        }
       }
     }
     if (buffer.size() < size || buffer.data() == nullptr) buffer.Allocate(size);
@@ -45,13 +58,13 @@ class BufferPool {
 
  private:
   void TakeBack(AlignedBuffer buffer) {
-    if (buffer.data() == nullptr) return;
     const std::lock_guard<std::mutex> lock(mutex_);
     free_.push_back(std::move(buffer));
   }
 
   std::mutex mutex_;
   std::vector<AlignedBuffer> free_;
+  size_t lent_ = 0;  // most that were ever lent at the same time
 };
 
 }  // namespace qcompiler

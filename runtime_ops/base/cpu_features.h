@@ -5,7 +5,7 @@
 namespace qcompiler {
 
 struct CpuFeatures {
-  bool avx2 = false;          // with FMA and F16C, and the system saves ymm
+  bool avx2 = false;          // with FMA, and the system saves ymm
   bool avxvnni = false;       // the VEX form of VNNI, on CPUs without AVX-512
   bool avx512vnni = false;    // with AVX-512 F, BW, DQ and VL, and the system saves zmm
   bool neon_dotprod = false;  // Arm's SDOT and UDOT

@@ -1,8 +1,10 @@
 #include "ops/matmul_nbits.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <string>
 #include <thread>
@@ -27,6 +29,21 @@ constexpr int64_t kRowsAtOnce = 504;  // bounds the memory for activations; a mu
 constexpr int64_t kAlone = 1 << 20;   // multiplications that are done before a second thread has woken up
 constexpr int64_t kMost = int64_t{1} << 31;  // of N and of K: what they multiply to stays within int64
 
+// Of all nodes together: those of one run follow one another, so that one buffer serves them all.
+struct Scratch {
+  BufferPool activations, panels;
+
+  // The one there is, as long as any kernel has it.
+  static std::shared_ptr<Scratch> Shared() {
+    static std::mutex mutex;
+    static std::weak_ptr<Scratch> shared;
+    const std::lock_guard<std::mutex> lock(mutex);
+    std::shared_ptr<Scratch> found = shared.lock();
+    if (found == nullptr) shared = found = std::make_shared<Scratch>();
+    return found;
+  }
+};
+
 class MatMulNBits {
  public:
   OrtStatus* Create(const OrtApi* api, const OrtKernelInfo* info);
@@ -35,6 +52,10 @@ class MatMulNBits {
   OrtStatus* Refuse(const std::string& why) const {
     return api_->CreateStatus(ORT_INVALID_ARGUMENT, (name_ + ": " + why).c_str());
   }
+  OrtStatus* Fail(const std::string& why) const {
+    return api_->CreateStatus(ORT_FAIL, (name_ + ": " + why).c_str());
+  }
+  const OrtApi* api() const { return api_; }
 
  private:
   OrtStatus* Attribute(const OrtKernelInfo* info, const char* name, int64_t least, int64_t most,
@@ -49,7 +70,8 @@ class MatMulNBits {
   std::string name_;
   PackedWeights weights_;
   const Kernel* kernel_ = nullptr;
-  BufferPool activations_, panels_;
+  std::shared_ptr<Scratch> scratch_;
+  int64_t threads_ = 1;
 };
 
 OrtStatus* MatMulNBits::Attribute(const OrtKernelInfo* info, const char* name, int64_t least, int64_t most,
@@ -104,8 +126,8 @@ OrtStatus* MatMulNBits::Create(const OrtApi* api, const OrtKernelInfo* info) {
   QCOMPILER_TRY(Attribute(info, "N", 1, kMost, &stored.n));
   QCOMPILER_TRY(Attribute(info, "K", 1, kMost, &stored.k));
   QCOMPILER_TRY(Attribute(info, "bits", 2, 8, &bits));
-  if (bits != 2 && bits != 3 && bits != 4 && bits != 8)
-    return Refuse("bits are " + std::to_string(bits) + "; 2, 3, 4 and 8 are possible");
+  if (bits != 2 && bits != 4 && bits != 8)  // 3: the stock node that is the body does not take them
+    return Refuse("bits are " + std::to_string(bits) + "; 2, 4 and 8 are possible");
   QCOMPILER_TRY(Attribute(info, "block_size", 16, kMost, &stored.group));
   if (stored.group % 16 != 0)
     return Refuse("block_size is " + std::to_string(stored.group) + "; a multiple of 16 is needed");
@@ -136,8 +158,10 @@ OrtStatus* MatMulNBits::Create(const OrtApi* api, const OrtKernelInfo* info) {
         Constant(info, kZeroPoints, "zero_points", stored.n * ((groups * bits + 7) / 8), &zero_points));
     stored.zero_points = static_cast<const uint8_t*>(zero_points.data);
   }
-  if (!matmul_nbits::Pack(stored, &weights_)) return Refuse("no memory for its weights");
-  kernel_ = matmul_nbits::ChooseKernel(DetectCpu(), nullptr);
+  if (!matmul_nbits::Pack(stored, &weights_)) return Fail("no memory for its weights");
+  kernel_ = matmul_nbits::ChooseKernel(DetectCpu());
+  scratch_ = Scratch::Shared();
+  threads_ = std::max(1u, std::thread::hardware_concurrency());  // asked once: it reads files
   return nullptr;
 }
 
@@ -185,7 +209,7 @@ struct Share {
   float* y;
   BufferPool* panels;
   int64_t tasks;
-  bool failed;
+  std::atomic<bool> failed;
 };
 
 void QuantizeShare(void* data, size_t i) {
@@ -202,7 +226,7 @@ void MultiplyShare(void* data, size_t i) {
   const int64_t begin = pairs * index / share.tasks, end = pairs * (index + 1) / share.tasks;
   const BufferPool::Lent panel = share.panels->Lend(matmul_nbits::kScratchBytes);
   if (panel.data() == nullptr) {
-    share.failed = true;  // every thread writes the same
+    share.failed = true;
     return;
   }
   share.kernel->multiply(*share.activations, weights, share.y, begin, end, panel.data());
@@ -217,8 +241,8 @@ void MultiplyShare(void* data, size_t i) {
 OrtStatus* MatMulNBits::Rows(const OrtKernelContext* context, const float* x, int64_t m, const float* bias,
                              float* y) {
   const matmul_nbits::ActivationSizes sizes = matmul_nbits::SizesFor(m, weights_);
-  const BufferPool::Lent buffer = activations_.Lend(sizes.codes + sizes.scales + sizes.sums);
-  if (buffer.data() == nullptr) return Refuse("no memory for its activations");
+  const BufferPool::Lent buffer = scratch_->activations.Lend(sizes.codes + sizes.scales + sizes.sums);
+  if (buffer.data() == nullptr) return Fail("no memory for its activations");
   Activations activations;
   activations.m = m;
   activations.groups = weights_.groups;
@@ -228,13 +252,12 @@ OrtStatus* MatMulNBits::Rows(const OrtKernelContext* context, const float* x, in
   activations.scales = reinterpret_cast<float*>(buffer.data() + sizes.codes);
   activations.sums = reinterpret_cast<int32_t*>(buffer.data() + sizes.codes + sizes.scales);
 
-  Share share{kernel_, &weights_, &activations, x, bias, y, &panels_, 1, false};
+  Share share{kernel_, &weights_, &activations, x, bias, y, &scratch_->panels, 1, {false}};
   const int64_t pairs = (weights_.blocks + 1) / 2;
-  const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
-  const bool alone = m * weights_.n * weights_.k < kAlone || threads == 1;
+  const bool alone = m * weights_.n * weights_.k < kAlone || threads_ == 1;
   const auto run = [&](void (*function)(void*, size_t), int64_t items) -> OrtStatus* {
     share.tasks =
-        alone ? 1 : std::min(items, 4 * threads);  // 4: a thread that is late leaves its last part to others
+        alone ? 1 : std::min(items, 4 * threads_);  // 4: a thread that is late leaves its last part to others
     if (share.tasks > 1) {
       return api_->KernelContext_ParallelFor(context, function, static_cast<size_t>(share.tasks), 0, &share);
     }
@@ -243,7 +266,7 @@ OrtStatus* MatMulNBits::Rows(const OrtKernelContext* context, const float* x, in
   };
   QCOMPILER_TRY(run(QuantizeShare, activations.tiles()));
   QCOMPILER_TRY(run(MultiplyShare, pairs));
-  return share.failed ? Refuse("no memory for a panel of weights") : nullptr;
+  return share.failed ? Fail("no memory for a panel of weights") : nullptr;
 }
 
 // The interface to ONNX Runtime: no exception crosses it.
@@ -260,6 +283,8 @@ OrtStatus* CreateKernel(const OrtCustomOp*, const OrtApi* api, const OrtKernelIn
     return nullptr;
   } catch (const std::bad_alloc&) {
     return api->CreateStatus(ORT_FAIL, "ai.qcompiler::MatMulNBits: out of memory");
+  } catch (...) {
+    return api->CreateStatus(ORT_FAIL, "ai.qcompiler::MatMulNBits: cannot be created");
   }
 }
 
@@ -268,41 +293,47 @@ OrtStatus* Compute(void* kernel, OrtKernelContext* context) {
   try {
     return created->Compute(context);
   } catch (const std::bad_alloc&) {
-    return created->Refuse("out of memory");
+    return created->api()->CreateStatus(ORT_FAIL, "ai.qcompiler::MatMulNBits: out of memory");
+  } catch (...) {
+    return created->api()->CreateStatus(ORT_FAIL, "ai.qcompiler::MatMulNBits: failed");
   }
 }
 
-OrtStatus* InferFrom(const OrtApi* api, const OrtTensorTypeAndShapeInfo* x, OrtTensorTypeAndShapeInfo* y,
-                     int64_t n) {
-  size_t rank = 0;
+// y has the shape of x, but N for K; symbolic dimensions keep their names.
+OrtStatus* Infer(const OrtApi* api, OrtShapeInferContext* context) {
+  const OrtOpAttr* attribute = nullptr;
+  int64_t n = 0;
+  size_t needed = 0, rank = 0;
+  QCOMPILER_TRY(api->ShapeInferContext_GetAttribute(context, "N", &attribute));
+  QCOMPILER_TRY(api->ReadOpAttr(attribute, ORT_OP_ATTR_INT, &n, sizeof(n), &needed));
+  OrtTensorTypeAndShapeInfo *x = nullptr, *made = nullptr;
+  QCOMPILER_TRY(api->ShapeInferContext_GetInputTypeShape(context, kX, &x));
   QCOMPILER_TRY(api->GetDimensionsCount(x, &rank));
-  if (rank == 0) return api->CreateStatus(ORT_INVALID_ARGUMENT, "ai.qcompiler::MatMulNBits: x is a scalar");
+  if (rank == 0) return nullptr;
   std::vector<int64_t> dims(rank);
   std::vector<const char*> names(rank);
   QCOMPILER_TRY(api->GetDimensions(x, dims.data(), rank));
   QCOMPILER_TRY(api->GetSymbolicDimensions(x, names.data(), rank));
   dims.back() = n;
   names.back() = "";
-  QCOMPILER_TRY(api->SetTensorElementType(y, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
-  QCOMPILER_TRY(api->SetDimensions(y, dims.data(), rank));
-  return api->SetSymbolicDimensions(y, names.data(), rank);
+  QCOMPILER_TRY(api->CreateTensorTypeAndShapeInfo(&made));
+  const TypeAndShape y(api, made);
+  QCOMPILER_TRY(api->SetTensorElementType(made, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
+  QCOMPILER_TRY(api->SetDimensions(made, dims.data(), rank));
+  QCOMPILER_TRY(api->SetSymbolicDimensions(made, names.data(), rank));
+  return api->ShapeInferContext_SetOutputTypeShape(context, 0, made);
 }
 
-// y has the shape of x, but N for K; symbolic dimensions keep their names.
+// What cannot be inferred stays open: ONNX Runtime drops a status that comes back from here, which would
+// leak, and Create and Compute refuse in words.
 OrtStatus* InferShape(const OrtCustomOp* op, OrtShapeInferContext* context) {
   const OrtApi* api = static_cast<const Op*>(op)->api;
-  const OrtOpAttr* attribute = nullptr;
-  int64_t n = 0;
-  size_t needed = 0;
-  QCOMPILER_TRY(api->ShapeInferContext_GetAttribute(context, "N", &attribute));
-  QCOMPILER_TRY(api->ReadOpAttr(attribute, ORT_OP_ATTR_INT, &n, sizeof(n), &needed));
-  OrtTensorTypeAndShapeInfo *x = nullptr, *y = nullptr;
-  QCOMPILER_TRY(api->ShapeInferContext_GetInputTypeShape(context, kX, &x));
-  QCOMPILER_TRY(api->CreateTensorTypeAndShapeInfo(&y));
-  OrtStatus* status = InferFrom(api, x, y, n);
-  if (status == nullptr) status = api->ShapeInferContext_SetOutputTypeShape(context, 0, y);
-  api->ReleaseTensorTypeAndShapeInfo(y);
-  return status;
+  try {
+    if (OrtStatus* status = Infer(api, context)) api->ReleaseStatus(status);
+  } catch (...) {
+    return nullptr;
+  }
+  return nullptr;
 }
 
 void Destroy(void* kernel) { delete static_cast<MatMulNBits*>(kernel); }

@@ -15,6 +15,20 @@
 
 namespace qcompiler {
 
+// A type and shape that are ours to release.
+class TypeAndShape {
+ public:
+  TypeAndShape(const OrtApi* api, OrtTensorTypeAndShapeInfo* info) : api_(api), info_(info) {}
+  TypeAndShape(const TypeAndShape&) = delete;
+  TypeAndShape& operator=(const TypeAndShape&) = delete;
+  ~TypeAndShape() { api_->ReleaseTensorTypeAndShapeInfo(info_); }
+  OrtTensorTypeAndShapeInfo* get() const { return info_; }
+
+ private:
+  const OrtApi* api_;
+  OrtTensorTypeAndShapeInfo* info_;
+};
+
 struct Tensor {
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   std::vector<int64_t> dims;
@@ -29,9 +43,8 @@ struct Tensor {
   OrtStatus* Read(const OrtApi* api, const OrtValue* value) {
     OrtTensorTypeAndShapeInfo* info = nullptr;
     QCOMPILER_TRY(api->GetTensorTypeAndShape(value, &info));
-    OrtStatus* status = ReadInfo(api, info);
-    api->ReleaseTensorTypeAndShapeInfo(info);
-    if (status != nullptr) return status;
+    const TypeAndShape held(api, info);
+    QCOMPILER_TRY(ReadInfo(api, info));
     void* found = nullptr;
     // The API has no function for reading alone.
     QCOMPILER_TRY(api->GetTensorMutableData(const_cast<OrtValue*>(value), &found));

@@ -4,7 +4,7 @@
 //
 // Activations are quantized too, to 8 bits for each row and group of weights, symmetric about 0:
 //
-//   a[m, k] = round(x[m, k] / s[m, g]),   s[m, g] = max |x[m, group g]| / 127         (half to even)
+//   a[m, k] = round(x[m, k] (127 / max)),   s[m, g] = max / 127,   max = max |x[m, group g]|   (half to even)
 //
 // so that a group's part of the sum is  s[m, g] scale[n, g] (sum a code - zero_point sum a), the brackets
 // exact in int32. A group whose activations hold NaN or infinity makes the whole row of y NaN.
@@ -108,9 +108,8 @@ struct ActivationSizes {
 };
 ActivationSizes SizesFor(int64_t m, const PackedWeights& weights);
 
-// The first row of kernels.inc that runs on the CPU, or the one of that name; nullptr where there is none
-// such or it does not run here.
-const Kernel* ChooseKernel(const CpuFeatures& cpu, const char* name);
+// The first row of kernels.inc that runs on the CPU.
+const Kernel* ChooseKernel(const CpuFeatures& cpu);
 
 // All rows, for tests and benchmarks.
 const Kernel* Kernels(int* count);

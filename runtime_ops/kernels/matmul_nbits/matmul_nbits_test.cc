@@ -112,7 +112,9 @@ std::vector<float> Run(const Kernel& kernel, const Problem& problem, const Packe
   activations.codes = reinterpret_cast<int8_t*>(codes.data());
   activations.scales = reinterpret_cast<float*>(scales.data());
   activations.sums = reinterpret_cast<int32_t*>(sums.data());
-  kernel.quantize(problem.x.data(), weights, &activations, 0, activations.tiles());
+  const int64_t tiles = activations.tiles();
+  kernel.quantize(problem.x.data(), weights, &activations, 0, tiles / 2);
+  kernel.quantize(problem.x.data(), weights, &activations, tiles / 2, tiles);
   std::vector<float> y(static_cast<size_t>(c.m * c.n) + kRows, -1.0f);
   const int64_t pairs = (weights.blocks + 1) / 2;
   kernel.multiply(activations, weights, y.data(), 0, pairs / 2, scratch.data());
@@ -135,7 +137,7 @@ void Compare(const char* name, const Case& c, const std::vector<float>& y,
   for (size_t i = 0; i < y.size(); ++i) {
     largest = std::max(largest, std::fabs(static_cast<double>(expected[i])));
     const double difference = std::fabs(static_cast<double>(y[i]) - static_cast<double>(expected[i]));
-    if (!(difference <= error)) error = difference;  // NaN stays
+    if (difference > error || difference != difference) error = difference;  // NaN stays: nothing is greater
   }
   if (error <= epsilons * kEpsilon * largest) return;
   std::printf("%s: N %lld K %lld group %lld bits %d %s M %lld: error %g of %g\n", name,
@@ -144,8 +146,9 @@ void Compare(const char* name, const Case& c, const std::vector<float>& y,
   ++failures;
 }
 
-void Check(const Case& c, const std::vector<const Kernel*>& kernels, const Kernel& reference) {
-  const Problem problem(c);
+void CheckProblem(const Problem& problem, const std::vector<const Kernel*>& kernels,
+                  const Kernel& reference) {
+  const Case& c = problem.shape;
   PackedWeights weights;
   if (!Pack(problem.stored, &weights)) std::abort();
   const std::vector<float> expected = Run(reference, problem, weights);
@@ -157,21 +160,46 @@ void Check(const Case& c, const std::vector<const Kernel*>& kernels, const Kerne
     Compare(kernel->name, c, Run(*kernel, problem, weights), expected, epsilons);
 }
 
-// A row with NaN or infinity is NaN, and the others do not feel it.
+void Check(const Case& c, const std::vector<const Kernel*>& kernels, const Kernel& reference) {
+  CheckProblem(Problem(c), kernels, reference);
+}
+
+// A row with NaN or infinity is NaN wherever in its group that stands, and the others do not feel it.
 void CheckNonFinite(const Kernel& kernel) {
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-    Problem problem({20, 70, 32, 4, true, 15});
-    problem.x[70 * 3 + 69] = bad;
-    PackedWeights weights;
-    if (!Pack(problem.stored, &weights)) std::abort();
-    const std::vector<float> y = Run(kernel, problem, weights);
-    for (int m = 0; m < 15; ++m) {
-      for (int n = 0; n < 20; ++n) {
-        if (std::isnan(y[static_cast<size_t>(m * 20 + n)]) == (m == 3)) continue;
-        std::printf("%s: row %d of x holds %f, row %d of y holds %f\n", kernel.name, 3,
-                    static_cast<double>(bad), m, static_cast<double>(y[static_cast<size_t>(m * 20 + n)]));
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity}) {
+    for (const int place : {0, 5, 31, 40, 63, 64, 69}) {
+      Problem problem({20, 70, 32, 4, true, 15});
+      problem.x[static_cast<size_t>(70 * 3 + place)] = bad;
+      PackedWeights weights;
+      if (!Pack(problem.stored, &weights)) std::abort();
+      const std::vector<float> y = Run(kernel, problem, weights);
+      for (int i = 0; i < 15 * 20; ++i) {
+        if (std::isnan(y[static_cast<size_t>(i)]) == (i / 20 == 3)) continue;
+        std::printf("%s: row 3 of x holds %f at %d, row %d of y holds %f\n", kernel.name,
+                    static_cast<double>(bad), place, i / 20, static_cast<double>(y[static_cast<size_t>(i)]));
         ++failures;
         return;
+      }
+    }
+  }
+}
+
+// The largest sums there are: activations all alike or of alternating sign, codes and zero points at their
+// ends.
+void CheckExtremes(const std::vector<const Kernel*>& kernels, const Kernel& reference) {
+  for (const int bits : {2, 3, 4, 8}) {
+    for (const uint8_t codes : {0x00, 0xff}) {
+      for (const uint8_t points : {0x00, 0xff}) {
+        for (const bool alternating : {false, true}) {
+          const Case c{20, 300, 128, bits, false, 5};
+          Problem problem(c);
+          std::fill(problem.codes.begin(), problem.codes.end(), codes);
+          std::fill(problem.zero_points.begin(), problem.zero_points.end(), points);
+          for (size_t i = 0; i < problem.x.size(); ++i)
+            problem.x[i] = alternating && i % 2 == 1 ? -3.0f : 3.0f;
+          CheckProblem(problem, kernels, reference);
+        }
       }
     }
   }
@@ -206,6 +234,7 @@ int Main() {
   // Every height of a tile, and a row that is cut into several panels.
   for (int64_t m = 1; m <= 24; ++m) Check({40, 200, 64, 4, false, m}, kernels, reference);
   Check({35, 3000, 128, 4, false, 14}, kernels, reference);
+  CheckExtremes(kernels, reference);
   CheckNonFinite(reference);
   for (const Kernel* kernel : kernels) CheckNonFinite(*kernel);
   if (failures == 0) std::printf("%zu kernels agree with the reference\n", kernels.size());

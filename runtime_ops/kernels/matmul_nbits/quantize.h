@@ -50,11 +50,12 @@ struct Sum {
   }
 };
 
-// Where x[0 .. kChunk) of a row of which `left` are there lies: in the row, or in `padded` with zeros behind.
-QCOMPILER_INLINE const float* ChunkAt(const float* x, int64_t left, float* padded) {
-  if (left >= kChunk) return x;
+// Where x[k .. k + kChunk) of a group of which `count` are there lies: in x, or in `padded` with zeros
+// behind.
+QCOMPILER_INLINE const float* ChunkAt(const float* x, int64_t k, int64_t count, float* padded) {
+  if (k + kChunk <= count) return x + k;
   std::memset(padded, 0, kChunk * sizeof(float));
-  if (left > 0) std::memcpy(padded, x, static_cast<size_t>(left) * sizeof(float));
+  if (k < count) std::memcpy(padded, x + k, static_cast<size_t>(count - k) * sizeof(float));
   return padded;
 }
 
@@ -65,7 +66,7 @@ inline int32_t LargestBits(const float* x, int64_t group, int64_t count) {
   float padded[kChunk];
   for (int64_t k = 0; k < group; k += kChunk) {
     Floats16 chunk;
-    std::memcpy(&chunk, ChunkAt(x + k, count - k, padded), sizeof(chunk));
+    std::memcpy(&chunk, ChunkAt(x, k, count, padded), sizeof(chunk));
     const Ints16 bits = reinterpret_cast<Ints16>(chunk) & 0x7fffffff;
     largest = bits > largest ? bits : largest;
   }
@@ -81,7 +82,7 @@ inline int32_t RoundGroup(const float* x, int64_t group, int64_t count, float in
   float padded[kChunk];
   for (int64_t k = 0; k < group; k += kChunk) {
     Floats16 chunk;
-    std::memcpy(&chunk, ChunkAt(x + k, count - k, padded), sizeof(chunk));
+    std::memcpy(&chunk, ChunkAt(x, k, count, padded), sizeof(chunk));
     const Floats16 shifted = chunk * inverse + kRounding;
     const Ints16 codes = reinterpret_cast<Ints16>(shifted) - kRoundingBits;
     sums += codes;

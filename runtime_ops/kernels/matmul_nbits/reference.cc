@@ -40,7 +40,7 @@ void QuantizeReference(const float* x, const PackedWeights& weights, Activations
         float largest = 0;
         for (int64_t k = 0; k < count; ++k) {
           const float size = std::fabs(source[first + k]);
-          if (!(size <= largest)) largest = size;  // NaN too
+          if (size > largest || size != size) largest = size;  // NaN stays: nothing is greater
         }
         const bool finite = largest <= kLargestFloat;
         const float inverse = finite && largest > kSmallestMaximum ? 127.0f / largest : 0.0f;

@@ -5,9 +5,9 @@
 // codes of a strip are unpacked to bytes once for as many columns as the scratch holds, and every tile of
 // activations goes over them.
 //
-// Everything here has internal linkage, and nothing of the standard library's inline functions is called: the
-// linker keeps one copy of those for all files, and it could be the one with instructions that this CPU has
-// not.
+// Functions here have internal linkage, and none of the standard library's inline ones is called: of those
+// the linker keeps one copy for all files, which could be the one with instructions that this CPU has not.
+// (What matmul_nbits.h defines in its structs is inlined wherever it is optimized.)
 #ifndef QCOMPILER_RUNTIME_OPS_KERNELS_MATMUL_NBITS_TILE_H_
 #define QCOMPILER_RUNTIME_OPS_KERNELS_MATMUL_NBITS_TILE_H_
 
