@@ -27,7 +27,7 @@ INT8_ACTIVATIONS = 4
 MAX_GROUP = 128
 """Most activations that share a scale."""
 SMALLEST = np.float32(1e-36)
-"""Of a group's largest activation: below it all of the group count as 0."""
+"""Of a group's largest activation: up to it all of the group count as 0."""
 
 _BODY = f"""
 <domain: "{OUR_DOMAIN}", opset_import: ["" : 21, "{STOCK_DOMAIN}" : 1]>
@@ -96,7 +96,7 @@ def _rounded(x: npt.NDArray[np.float32], group: int) -> npt.NDArray[np.float64]:
     largest = np.abs(parts).max(-1, keepdims=True)
     largest = np.where(np.isfinite(largest), largest, np.float32(np.nan))
     with np.errstate(invalid="ignore", divide="ignore"):
-        inverse = np.where(largest < SMALLEST, np.float32(0), np.float32(127) / largest)
+        inverse = np.where(largest <= SMALLEST, np.float32(0), np.float32(127) / largest)
         codes = np.rint(parts * inverse)
         back = codes.astype(np.float64) * (largest / np.float32(127))
     return back.reshape(*x.shape[:-1], groups * group)[..., :k]
