@@ -4,10 +4,12 @@ python -m benchmarks.cpu_gemm                      one thread, all shapes: about
 python -m benchmarks.cpu_gemm --threads 2 --json   as a list of rows: n, k, m, bits, group, symmetric, threads, ours_us, ort_us, limit_share
 python -m benchmarks.cpu_gemm --sizes 576x576 --rows 1 16
 
-Both sessions run in turn, for at least SECONDS together; the least time of each counts. The share is of what the machine can do at most:
-the time to read the weights' bytes from memory, or to multiply at the peak of its 8-bit instructions, whichever is longer, over ours.
-Both limits are measured first (runtime_ops/benchmarks/limits.cc). Weights that fit the caches are not read from memory: only the second
-limit counts for them.
+From the root of the sources and with -m, as all benchmarks: `python benchmarks/cpu_gemm.py` does not find what they share.
+
+Both sessions run in turn, for at least SECONDS together; the least time of each counts. Between runs no thread spins. The share is of
+what the machine can do at most: the time to read the weights' bytes from memory, or to multiply at the peak of its 8-bit instructions,
+whichever is longer, over ours. Both limits are measured first (runtime_ops/benchmarks/limits.cc). Weights that fit the caches are not
+read from memory: only the second limit counts for them.
 """
 
 import argparse
@@ -111,6 +113,8 @@ def model(n: int, k: int, scheme: QuantScheme, ours: bool) -> tuple[bytes, int]:
 def _session(source: bytes, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    # Else the threads of the session that rests would spin on the cores of the one that is measured.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     register(options)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
