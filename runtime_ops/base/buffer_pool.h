@@ -58,6 +58,7 @@ class BufferPool {
 
  private:
   void TakeBack(AlignedBuffer buffer) {
+    if (buffer.data() == nullptr) return;  // there was no memory
     const std::lock_guard<std::mutex> lock(mutex_);
     free_.push_back(std::move(buffer));
   }
