@@ -13,8 +13,6 @@ namespace qcompiler {
 namespace matmul_nbits {
 namespace {
 
-constexpr int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // Activations that are worked on together, groups being multiples of it, as vectors of the compiler's: it
 // takes as many registers as they need.
 constexpr int kChunk = 16;

@@ -13,86 +13,16 @@
 
 #include <cmath>
 #include <cstring>
-#include <utility>
 
 #include "kernels/matmul_nbits/kernels.h"
 #include "kernels/matmul_nbits/quantize.h"
-#include "kernels/matmul_nbits/units.h"
+#include "kernels/matmul_nbits/strip.h"
 
 namespace qcompiler {
 namespace matmul_nbits {
 namespace {
 
 constexpr int64_t kAhead = 2048;  // bytes that memory is asked for in advance when a matrix is read once
-
-// 0 .. kCount - 1 at compile time. What is unrolled below are folds over these, in functions that take sums
-// by reference: with lambdas, or loops over arrays, g++ 12 keeps the sums in memory beside the registers.
-template <int... i>
-using Indices = std::integer_sequence<int, i...>;
-template <int kCount>
-using UpTo = std::make_integer_sequence<int, kCount>;
-
-// Units that are worked on together: groups are multiples of 16, which is 4 quads.
-template <class Unit>
-constexpr int kTogether = Unit::kQuads >= 4 ? 1 : 4 / Unit::kQuads;
-
-// Where a strip's weights are, from its first group on.
-template <class Isa>
-struct Strip {
-  static constexpr int kRowsOfStrip = Isa::kVectors * Isa::kLanes;
-
-  const uint8_t* codes[Isa::kVectors];  // of the register's first row
-  const float* scales[Isa::kVectors];
-  const uint8_t* zero_points[Isa::kVectors];  // nullptr where symmetric
-  int64_t group_bytes;
-
-  Strip(const PackedWeights& weights, int64_t index, int64_t first_group)
-      : group_bytes(weights.group_bytes()) {
-    for (int v = 0; v < Isa::kVectors; ++v) {
-      // Of an odd number of blocks the last one is taken twice, and stored once.
-      const int64_t row = index * kRowsOfStrip + v * Isa::kLanes, lane = row % kRows;
-      const int64_t cell = Least(row / kRows, weights.blocks - 1) * weights.groups + first_group;
-      codes[v] = weights.codes.data() + cell * group_bytes + lane * 4;
-      scales[v] = reinterpret_cast<const float*>(weights.scales.data()) + cell * kRows + lane;
-      zero_points[v] = weights.symmetric() ? nullptr : weights.zero_points.data() + cell * kRows + lane;
-    }
-  }
-};
-
-// The codes of a strip as bytes: [quad][register][4 kLanes].
-template <class Isa, class Unit, int... i>
-QCOMPILER_INLINE void StoreQuads(Indices<i...>, const uint8_t* lines, uint8_t* out) {
-  constexpr int kQuad = Isa::kVectors * 4 * Isa::kLanes;
-  (Isa::Store(out + i * kQuad,
-              Unit::template Quad<i % Unit::kQuads>(lines + i / Unit::kQuads * Unit::kBytes)),
-   ...);
-}
-
-template <class Isa, class Unit>
-QCOMPILER_INLINE void StoreUnits(const uint8_t* lines, int64_t units, uint8_t* out) {
-  constexpr int kQuads = Unit::kQuads * kTogether<Unit>, kQuad = Isa::kVectors * 4 * Isa::kLanes;
-  for (int64_t unit = 0; unit < units; unit += kTogether<Unit>) {
-    StoreQuads<Isa, Unit>(UpTo<kQuads>(), lines + unit * Unit::kBytes, out + unit * Unit::kQuads * kQuad);
-  }
-}
-
-template <class Isa, int kBits>
-void Unpack(const Strip<Isa>& strip, int64_t group, int64_t groups, uint8_t* panel) {
-  using Of = Unit<Isa, kBits>;
-  constexpr int kBytes = 4 * Isa::kLanes, kQuad = Isa::kVectors * kBytes;
-  const int64_t units = group / (4 * Of::kQuads);
-  for (int64_t g = 0; g < groups; ++g) {
-    for (int v = 0; v < Isa::kVectors; ++v) {
-      const uint8_t* lines = strip.codes[v] + g * strip.group_bytes;
-      uint8_t* out = panel + g * (group / 4) * kQuad + v * kBytes;
-      StoreUnits<Isa, Of>(lines, units, out);
-      if constexpr (kBits == 3) {
-        if (group % 32 != 0)
-          StoreUnits<Isa, HalfUnit<Isa>>(lines + units * Of::kBytes, 1, out + units * 8 * kQuad);
-      }
-    }
-  }
-}
 
 // Sums of products of kHeight rows with a strip: exact ones of a group.
 template <class Isa, int kHeight>
@@ -311,23 +241,11 @@ TileFunction<Isa> ForHeight(int height) {
   return Tile<Isa, kBits, kHeight, kPanel>;
 }
 
-// total [rows][kRowsOfStrip] from or to the columns of y that exist.
-template <class Isa>
-void LoadTotal(const float* y, int64_t stride, int rows, int64_t columns, float* total) {
-  constexpr int64_t kStride = Strip<Isa>::kRowsOfStrip;
-  for (int m = 0; m < rows; ++m) {
-    std::memcpy(total + m * kStride, y + m * stride,
-                sizeof(float) * static_cast<size_t>(Least(columns, kStride)));
-  }
-}
-
-template <class Isa>
-void StoreTotal(const float* total, int64_t stride, int rows, int64_t columns, float* y) {
-  constexpr int64_t kStride = Strip<Isa>::kRowsOfStrip;
-  for (int m = 0; m < rows; ++m) {
-    std::memcpy(y + m * stride, total + m * kStride,
-                sizeof(float) * static_cast<size_t>(Least(columns, kStride)));
-  }
+// The columns of a strip that y has, row by row: from total [rows][kRowsOfStrip] to y, or back.
+inline void CopyRows(const float* from, int64_t from_stride, float* to, int64_t to_stride, int rows,
+                     int64_t columns) {
+  const size_t bytes = sizeof(float) * static_cast<size_t>(columns);
+  for (int m = 0; m < rows; ++m) std::memcpy(to + m * to_stride, from + m * from_stride, bytes);
 }
 
 template <class Isa, int kBits>
@@ -345,7 +263,7 @@ void MultiplyBits(const Activations& x, const PackedWeights& weights, float* y, 
       const int64_t column = strip * kStride;
       std::memset(total, 0, sizeof(float) * static_cast<size_t>(x.height) * kStride);
       multiply(x.codes, x.scales, x.sums, Strip<Isa>(weights, strip, 0), nullptr, group, groups, total);
-      StoreTotal<Isa>(total, weights.n, x.height, weights.n - column, y + column);
+      CopyRows(total, kStride, y + column, weights.n, x.height, Least(weights.n - column, kStride));
     }
     return;
   }
@@ -355,7 +273,7 @@ void MultiplyBits(const Activations& x, const PackedWeights& weights, float* y, 
   for (int64_t first = 0; first < groups; first += at_once) {
     const int64_t count = Least(at_once, groups - first);
     for (int64_t strip = first_strip; strip < last_strip; ++strip) {
-      const int64_t column = strip * kStride;
+      const int64_t column = strip * kStride, columns = Least(weights.n - column, kStride);
       const Strip<Isa> here(weights, strip, first);
       Unpack<Isa, kBits>(here, group, count, scratch);
       for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -364,12 +282,12 @@ void MultiplyBits(const Activations& x, const PackedWeights& weights, float* y, 
         if (first == 0) {
           std::memset(total, 0, sizeof(float) * static_cast<size_t>(rows) * kStride);
         } else {
-          LoadTotal<Isa>(of_y, weights.n, rows, weights.n - column, total);
+          CopyRows(of_y, weights.n, total, kStride, rows, columns);
         }
         const int64_t cell = tile * x.height * groups + first * rows;
         (rows == x.height ? full : last)(x.codes + (tile * x.height * groups + first * rows) * group,
                                          x.scales + cell, x.sums + cell, here, scratch, group, count, total);
-        StoreTotal<Isa>(total, weights.n, rows, weights.n - column, of_y);
+        CopyRows(total, kStride, of_y, weights.n, rows, columns);
       }
     }
   }

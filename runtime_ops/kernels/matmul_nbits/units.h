@@ -28,6 +28,8 @@ namespace qcompiler {
 namespace matmul_nbits {
 namespace {
 
+constexpr int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // A unit is the smallest run of lines whose codes are whole quads: kQuads of them in kBytes.
 template <class Isa, int kBits>
 struct Unit {
