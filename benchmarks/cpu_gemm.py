@@ -27,7 +27,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.measure.results import markdown
-from qcompiler.graph.sparse_matmul import OUR_DOMAIN
+from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.quant import packing
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.runtime import register

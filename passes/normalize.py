@@ -14,8 +14,8 @@ from onnx_ir.passes import common
 
 from qcompiler.graph.census import take_census
 from qcompiler.graph.edits import Names, all_graphs, all_nodes
+from qcompiler.graph.operator_body import is_ours
 from qcompiler.graph.shape_inference import infer_types
-from qcompiler.graph.sparse_matmul import is_ours
 
 FIRST_OVERRIDABLE = 4  # IR version from which on an initializer that is an input is a default, not a constant
 SMALLEST_LIFTED = 16  # elements; smaller Constant nodes are shapes and scalars and stay where they are

@@ -13,8 +13,9 @@ from onnxscript import version_converter
 
 from qcompiler.errors import InputError
 from qcompiler.graph.edits import all_nodes
+from qcompiler.graph.operator_body import is_ours
 from qcompiler.graph.quiet import quiet
-from qcompiler.graph.sparse_matmul import is_ours, provide
+from qcompiler.graph.sparse_matmul import provide
 
 
 class RaiseOpset(ir.passes.InPlacePass):

@@ -10,8 +10,8 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph.edits import drop_unused
 from qcompiler.graph.kernel_node import DOMAIN, LoweredNode
+from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import INT8_ACTIVATIONS, OP, provide
-from qcompiler.graph.sparse_matmul import OUR_DOMAIN
 
 X, CODES, SCALES, ZERO_POINTS, ROW_INDEX, BIAS = range(6)
 _SIZES = ("K", "N", "bits", "block_size")

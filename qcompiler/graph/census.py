@@ -12,7 +12,7 @@ import onnx_ir as ir
 from qcompiler.graph.correction_form import correction_at
 from qcompiler.graph.extract import is_constant
 from qcompiler.graph.offset_product import is_group_sum, is_offset_part
-from qcompiler.graph.sparse_matmul import OUR_DOMAIN
+from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.stacked_product import StackedProduct, stacked_product
 from qcompiler.graph.weight_form import is_in_codes
 from qcompiler.graph.weights import (

@@ -19,8 +19,9 @@ from qcompiler.graph.edits import Names, constant, set_info
 from qcompiler.graph.kernel_node import DOMAIN
 from qcompiler.graph.node_chain import producer_of
 from qcompiler.graph.offset_product import is_offset_part, with_offsets
+from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.quantized import KEYS
-from qcompiler.graph.sparse_matmul import OP, OUR_DOMAIN, provide
+from qcompiler.graph.sparse_matmul import OP, provide
 from qcompiler.graph.stored_corrections import StoredCorrections, StoredLowRank
 from qcompiler.graph.weight_form import is_in_codes
 from qcompiler.graph.weights import ConstantView, constant_view

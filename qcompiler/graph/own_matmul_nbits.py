@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnx.parser
 import onnx_ir as ir
 
 from qcompiler.graph.kernel_node import DOMAIN as STOCK_DOMAIN
-from qcompiler.graph.sparse_matmul import OUR_DOMAIN, VERSION
+from qcompiler.graph.operator_body import OUR_DOMAIN, provide_body
 
 OP = "MatMulNBits"
 INT8_ACTIVATIONS = 4
@@ -43,15 +41,8 @@ _BODY = f"""
 
 
 def provide(model: ir.Model) -> None:
-    """Gives the model the operator's body, at the model's opset, and the import of its domain, where it has none."""
-    model.graph.opset_imports.setdefault(OUR_DOMAIN, VERSION)
-    opset = model.graph.opset_imports[""]
-    known = model.functions.get((OUR_DOMAIN, OP, ""))
-    if known is not None and known.opset_imports.get("") == opset:
-        return
-    function = ir.serde.deserialize_function(onnx.parser.parse_function(_BODY))
-    function.opset_imports[""] = opset  # ONNX Runtime inlines one of the same versions
-    model.functions[function.identifier()] = function
+    """Gives the model the operator's body; see ``provide_body``."""
+    provide_body(model, OP, _BODY)
 
 
 def reference(

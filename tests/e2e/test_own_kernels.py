@@ -11,7 +11,7 @@ import pytest
 from qcompiler import runtime
 from qcompiler.api import CompiledModel
 from qcompiler.errors import ResourceError
-from qcompiler.graph.sparse_matmul import OUR_DOMAIN
+from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.report.inspect_model import inspect
 from qcompiler.runtime import create_session
 from tests.compiled_models import EIGHT_BIT, Compile, loaded_model, normal, tied_decoder, two_layers

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from qcompiler.graph import sparse_matmul
+from qcompiler.graph.operator_body import OUR_DOMAIN, VERSION
 from qcompiler.graph.sparse_matmul import FEW
 from qcompiler.passes.normalize import Normalize
 from qcompiler.quant.outliers import Outliers
@@ -47,7 +48,7 @@ def _model(
         model.graph.register_initializer(value)
         inputs.append(value)
     old = model.graph[0]
-    node = ir.node(sparse_matmul.OP, inputs, domain=sparse_matmul.OUR_DOMAIN, outputs=[ir.Value(name="y")])
+    node = ir.node(sparse_matmul.OP, inputs, domain=OUR_DOMAIN, outputs=[ir.Value(name="y")])
     node.outputs[0].type, node.outputs[0].shape = old.outputs[0].type, old.outputs[0].shape
     model.graph.outputs[:] = [node.outputs[0]]
     model.graph.remove(old, safe=True)
@@ -113,7 +114,7 @@ def test_a_model_gets_the_body_once() -> None:
     for _ in range(2):
         sparse_matmul.provide(model)
         assert len(model.functions) == 1
-        assert model.graph.opset_imports[sparse_matmul.OUR_DOMAIN] == sparse_matmul.VERSION
+        assert model.graph.opset_imports[OUR_DOMAIN] == VERSION
 
 
 def test_the_body_follows_the_opset_of_the_model() -> None:

@@ -7,7 +7,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qcompiler.graph.sparse_matmul import OP, OUR_DOMAIN, VERSION, provide
+from qcompiler.graph.operator_body import OUR_DOMAIN, VERSION
+from qcompiler.graph.sparse_matmul import OP, provide
 from qcompiler.passes.raise_opset import RaiseOpset
 from tests.small_models import Array, apply_pass, assert_equal_outputs, make_model, run, weight
 

@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qcompiler.graph.sparse_matmul import OUR_DOMAIN
+from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.passes.use_own_kernels import UseOwnKernels
 from tests.small_models import Array, apply_pass, assert_equal_outputs, make_model, op_types, run, weight
 

@@ -14,9 +14,9 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
+from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import provide, reference
 from qcompiler.graph.session_errors import SESSION_ERRORS
-from qcompiler.graph.sparse_matmul import OUR_DOMAIN
 from qcompiler.quant import packing
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.runtime import register

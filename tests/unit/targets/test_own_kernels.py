@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from qcompiler.errors import PromiseError
+from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import provide
-from qcompiler.graph.sparse_matmul import OUR_DOMAIN
 from qcompiler.targets import own_kernels
 from tests.small_models import make_model, save_model
 
