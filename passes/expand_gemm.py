@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.graph.edits import Names, add_initializer, all_nodes, replace_value
+from qcompiler.graph.edits import Names, add_initializer, all_nodes, drop_unused, replace_value
 from qcompiler.graph.weights import constant_view
 
 
@@ -81,6 +81,8 @@ class _Expansion:
         if not result.is_graph_output():
             output.name, result.name = result.name, output.name  # the value keeps its name
         graph.remove(gemm, safe=True)
+        if addend is not None and addend.is_initializer():
+            drop_unused(addend)  # beta was taken into a copy, or is 0
         return product
 
     def _emit(

@@ -26,7 +26,8 @@ using matmul_nbits::StoredWeights;
 constexpr size_t kX = 0, kCodes = 1, kScales = 2, kZeroPoints = 3, kBias = 4, kInputs = 5;
 constexpr int64_t kRowsAtOnce = 504;  // bounds the memory for activations; a multiple of every kernel's tile,
                                       // and unpacking weights is 1 % of the work from here on
-constexpr int64_t kAlone = 1 << 20;   // multiplications that are done before a second thread has woken up
+constexpr int64_t kAlone =
+    1 << 20;  // multiplications: some 10 us of work, not measured against waking a second thread
 constexpr int64_t kMost = int64_t{1} << 31;  // of N and of K: what they multiply to stays within int64
 
 // Of all nodes together: those of one run follow one another, so that one buffer serves them all.

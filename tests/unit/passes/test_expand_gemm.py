@@ -68,6 +68,7 @@ def test_every_shape_of_the_addend(shape: tuple[int, ...], beta: float) -> None:
         run(model, {"x": _x(3, 16)}, optimize=False), run(after, {"x": _x(3, 16)}, optimize=False), ROUNDING
     )
     assert op_types(after) == ["MatMul", "Add"], "a constant addend takes beta in"
+    assert len(after.graph.initializers) == 2, "and does not stay beside its multiple"
 
 
 def test_float16_keeps_its_type() -> None:
