@@ -114,6 +114,7 @@ def dry_run(
     tokenizer: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     target: str = "ort",
+    function_body: bool = True,
     settings: Sequence[str | Setting] = (),
     options: Options | None = None,
 ) -> DryRun:
@@ -123,7 +124,8 @@ def dry_run(
         QCompilerError: as ``compile``, but for what ``refusals`` says.
     """
     options = options or Options()
-    job = _look_up(model, recipe, settings, target, output, calibration, tokenizer, options)
+    goal = find_target(target, function_body)
+    job = _look_up(model, recipe, settings, goal, output, calibration, tokenizer, options)
     run_passes(job.model, preparing_passes(job.recipe), [])
     planned = plan_weights(job.model, job.recipe)
     planned.check(job.target.supports)
@@ -151,6 +153,7 @@ def compile(
     tokenizer: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     target: str = "ort",
+    function_body: bool = True,
     settings: Sequence[str | Setting] = (),
     options: Options | None = None,
     progress: Progress | None = None,
@@ -164,6 +167,8 @@ def compile(
         calibration: text, arrays or an iterable of feeds (see docs/calibration.md); None samples data from the model.
         tokenizer: tokenizer.json, for text; default: the one in the model's folder.
         output: folder; default ``./<stem>-<recipe>``.
+        target: where it is to run; ``function_body=False`` (``--no-function-body``) leaves out what runs in place of our
+            operators where our library is not registered.
         progress: called with (what is at hand, done, of how many).
         tell: called with a line on what becomes of an unfinished compile to the same place.
     Raises:
@@ -174,7 +179,8 @@ def compile(
     options = options or Options()
     progress = progress or (lambda what, done, total: None)
     tell = tell or (lambda line: None)
-    job = _look_up(model, recipe, settings, target, output, calibration, tokenizer, options)
+    goal = find_target(target, function_body)
+    job = _look_up(model, recipe, settings, goal, output, calibration, tokenizer, options)
     loaded, resolved = job.model, job.recipe
     unfinished = has_checkpoints(work_folder(job.place))
     with (
@@ -197,7 +203,9 @@ def compile(
             samples, length = resolved.calibration.samples, resolved.calibration.length
             data = make_feeds(loaded, calibration, job.tokenizer, samples, length, options.seed, progress)
         run = None if data is None else CalibrationRun(data.feeds, work, options.memory_limit // 4)
-        fingerprint = make_fingerprint(job.source, resolved, options.seed, job.target.name, data)
+        fingerprint = make_fingerprint(
+            job.source, resolved, options.seed, job.target.name, function_body, data
+        )
         checkpoints = Checkpoints(work, store, fingerprint)
         resumed = sum(len(part.get("weights", ())) for part in checkpoints.found)
         if resumed:
@@ -266,7 +274,7 @@ def _look_up(
     model: str | os.PathLike[str],
     recipe: str | os.PathLike[str] | Recipe,
     settings: Iterable[str | Setting],
-    target: str,
+    goal: Target,
     output: str | os.PathLike[str] | None,
     calibration: str | os.PathLike[str] | Feeds | None,
     tokenizer: str | os.PathLike[str] | None,
@@ -274,7 +282,6 @@ def _look_up(
 ) -> _Job:
     source = model_file.model_path(model)
     resolved = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).with_settings(settings)
-    goal = find_target(target)
     check_stop(options.stop_after, pass_names(resolved, goal))
     if calibration is not None and _is_data(calibration):
         check_exists(calibration)

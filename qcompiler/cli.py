@@ -92,6 +92,11 @@ def cli() -> None:
 @click.option("--tokenizer", metavar="FILE", help="For text; default tokenizer.json beside MODEL.")
 @click.option("--target", default="ort", show_default=True, help="Where it will run (qcompile targets).")
 @click.option(
+    "--no-function-body",
+    is_flag=True,
+    help="With --target qcompiler: a model that runs with our library alone.",
+)
+@click.option(
     "--set",
     "settings",
     metavar="KEY=VALUE",
@@ -125,9 +130,8 @@ def cli() -> None:
 @_traceback
 def compile_verb(
     model: str, recipe: str, output: str | None, calib: str | None, tokenizer: str | None, target: str,
-    settings: tuple[str, ...], budget: str | None, max_kl: float | None, seed: int, memory_limit: int, force: bool, dry_run: bool,
-    dump_ir: str | None, verify_each: bool, stop_after: str | None, resume: bool,
-    as_json: bool,
+    no_function_body: bool, settings: tuple[str, ...], budget: str | None, max_kl: float | None, seed: int, memory_limit: int,
+    resume: bool, force: bool, dry_run: bool, dump_ir: str | None, verify_each: bool, stop_after: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize MODEL into a folder."""
     from qcompiler import api
@@ -144,7 +148,7 @@ def compile_verb(
 
         ahead = api.dry_run(
             model, recipe, calibration=calib, tokenizer=tokenizer, output=output, target=target,
-            settings=changes, options=options,
+            function_body=not no_function_body, settings=changes, options=options,
         )  # fmt: skip
         show = plan_json if as_json else plan_table
         _show(show(ahead.plan, ahead.source, ahead.peak_bytes, ahead.refusals))
@@ -152,7 +156,8 @@ def compile_verb(
     with progress_shown(quiet=as_json) as progress:
         result = api.compile(
             model, recipe, calibration=calib, tokenizer=tokenizer, output=output, target=target,
-            settings=changes, options=options, progress=progress, tell=lambda line: click.echo(line, err=True),
+            function_body=not no_function_body, settings=changes, options=options, progress=progress,
+            tell=lambda line: click.echo(line, err=True),
         )  # fmt: skip
     if as_json:
         _show({**asdict(result.report), "output": str(result.path)})

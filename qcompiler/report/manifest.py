@@ -19,7 +19,12 @@ def make_manifest(fingerprint: dict[str, Any], saved: Path) -> dict[str, Any]:
 
 
 def make_fingerprint(
-    source: Path, recipe: Recipe, seed: int, target: str, data: CalibrationFeeds | None
+    source: Path,
+    recipe: Recipe,
+    seed: int,
+    target: str,
+    function_body: bool,
+    data: CalibrationFeeds | None,
 ) -> dict[str, Any]:
     """Everything that the bytes of the result follow from, but for the kind of CPU and the number of threads."""
     return {
@@ -28,6 +33,7 @@ def make_fingerprint(
         "calibration": None if data is None else data.sha256,
         "seed": seed,
         "target": target,
+        "function_body": function_body,
         "machine": platform.machine(),
         "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
     }

@@ -1,7 +1,7 @@
 """The targets: one file each, one row each in the table below."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qcompiler.errors import RecipeError
@@ -22,6 +22,7 @@ class Target:
             whether outliers stand beside it.
         lowering: passes from the middle form to the target's operators.
         verify: reload the saved model and raise PromiseError unless every quantized node runs as it should.
+        without_bodies: the same target, its models without the bodies of our operators; None where they have none.
     """
 
     name: str
@@ -30,7 +31,17 @@ class Target:
     remark: Callable[[QuantScheme, bool, bool], list[str]]
     lowering: Callable[[Recipe], list[NamedPass]]
     verify: Callable[[Path, list[NamedPass]], dict[str, int]]
+    without_bodies: "Target | None" = None
 
+
+_OWN_KERNELS = Target(
+    "qcompiler",
+    "ONNX Runtime with our operators (ai.qcompiler::MatMulNBits); without our library the same file runs on its own",
+    ort.supports,
+    ort.remark,
+    own_kernels.lowering,
+    own_kernels.verify,
+)
 
 TARGETS = (
     Target(
@@ -41,24 +52,35 @@ TARGETS = (
         ort.lowering,
         ort.verify,
     ),
-    Target(
-        "qcompiler",
-        "ONNX Runtime with our operators (ai.qcompiler::MatMulNBits); without our library the same file runs on its own",
-        ort.supports,
-        ort.remark,
-        own_kernels.lowering,
-        own_kernels.verify,
+    replace(
+        _OWN_KERNELS,
+        without_bodies=replace(
+            _OWN_KERNELS,
+            lowering=own_kernels.lowering_without_bodies,
+            verify=own_kernels.verify_with_library,
+        ),
     ),
 )
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str, function_body: bool = True) -> Target:
     """The target of that name.
 
+    Args:
+        function_body: whether models carry the bodies of our operators.
+
     Raises:
-        RecipeError: there is none; names the nearest.
+        RecipeError: there is none (names the nearest), or its models have no bodies to leave out.
     """
-    for target in TARGETS:
-        if target.name == name:
-            return target
-    raise RecipeError(f"target {name!r}: not known; {nearest(name, [target.name for target in TARGETS])}")
+    found = next((target for target in TARGETS if target.name == name), None)
+    if found is None:
+        raise RecipeError(f"target {name!r}: not known; {nearest(name, [target.name for target in TARGETS])}")
+    if function_body:
+        return found
+    if found.without_bodies is None:
+        names = ", ".join(target.name for target in TARGETS if target.without_bodies is not None)
+        raise RecipeError(
+            f"target {name}: --no-function-body leaves out what runs where our library is not, and models for {name} do not "
+            f"use it; drop the option, or take --target {names}"
+        )
+    return found.without_bodies

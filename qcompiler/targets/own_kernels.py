@@ -1,17 +1,22 @@
 """Target `qcompiler`: as `ort`, with products on our own kernels.
 
 The saved model carries the stock node as the body of each of our operators, so it also runs where our library is not registered. Both
-ways are tried after saving.
+ways are tried after saving. Without bodies (``--no-function-body``) it needs the library, and only that way is tried.
 """
 
 from pathlib import Path
 
+from qcompiler.graph import own_matmul_nbits
 from qcompiler.pass_manager import NamedPass
+from qcompiler.passes.drop_operator_bodies import DropOperatorBodies
 from qcompiler.passes.use_own_kernels import UseOwnKernels
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import register
 from qcompiler.targets import ort
 from qcompiler.targets.running_nodes import verify_loads, verify_running
+
+WITH_KERNELS = (own_matmul_nbits.OP,)
+"""Operators of our domain that the library has; the others run as their bodies everywhere."""
 
 
 def lowering(recipe: Recipe) -> list[NamedPass]:
@@ -24,6 +29,18 @@ def lowering(recipe: Recipe) -> list[NamedPass]:
     ]
 
 
+def lowering_without_bodies(recipe: Recipe) -> list[NamedPass]:
+    """The same, and bodies that the library makes superfluous left out."""
+    return [
+        *lowering(recipe),
+        NamedPass(
+            "drop_operator_bodies",
+            DropOperatorBodies(WITH_KERNELS),
+            "last: the passes before it provide bodies with the operators",
+        ),
+    ]
+
+
 def verify(model: Path, passes: list[NamedPass]) -> dict[str, int]:
     """Count what runs on our kernels, and on ONNX Runtime's, after its optimizer.
 
@@ -31,6 +48,15 @@ def verify(model: Path, passes: list[NamedPass]) -> dict[str, int]:
         PromiseError, ResourceError: see ``verify_running``; also where this installation has no library of ours.
         PromiseError: the model does not load without the library.
     """
-    running = verify_running(model, passes, register)
+    running = verify_with_library(model, passes)
     verify_loads(model, "without our library")
     return running
+
+
+def verify_with_library(model: Path, passes: list[NamedPass]) -> dict[str, int]:
+    """The same of a model without bodies, which loads with the library alone.
+
+    Raises:
+        PromiseError, ResourceError: see ``verify_running``; also where this installation has no library of ours.
+    """
+    return verify_running(model, passes, register)

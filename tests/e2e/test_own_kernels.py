@@ -1,5 +1,6 @@
 """compile(target="qcompiler"): products run on our kernels, and on ONNX Runtime's where our library is not."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,3 +75,32 @@ def test_a_model_of_an_old_opset(quantize: Compile) -> None:
     compiled = quantize(model, target="qcompiler")
     assert compiled.report.running == {"ai.qcompiler::MatMulNBits": 1}
     assert OUR_DOMAIN in {opset.domain for opset in loaded_model(compiled).opset_import}
+
+
+def test_without_bodies_a_model_needs_our_library(quantize: Compile) -> None:
+    compiled = quantize(two_layers(), target="qcompiler", function_body=False)
+    assert compiled.report.running == {"ai.qcompiler::MatMulNBits": 2}
+    assert not loaded_model(compiled).functions
+    feeds = {"x": normal(5, 64)}
+    with_body = quantize(two_layers(), target="qcompiler")
+    assert with_body.path.stat().st_size > compiled.path.stat().st_size
+    (expected,), (found,) = (create_session(made.path).run(None, feeds) for made in (with_body, compiled))
+    np.testing.assert_array_equal(expected, found)
+    assert inspect(compiled.path).products == inspect(with_body.path).products
+    manifests = [json.loads((made.folder / "manifest.json").read_text()) for made in (with_body, compiled)]
+    assert [manifest["function_body"] for manifest in manifests] == [True, False]
+
+
+def test_without_library_and_bodies_the_error_says_what_to_do(quantize: Compile) -> None:
+    compiled = quantize(two_layers(), target="qcompiler", function_body=False)
+    with pytest.raises(
+        ResourceError, match=r"that are not registered; call qcompiler\.register on your session options"
+    ):
+        create_session(compiled.path, session_options=ort.SessionOptions())
+
+
+def test_outliers_keep_their_body_since_no_kernel_adds_them(quantize: Compile) -> None:
+    spqr = ["algorithm=[{name: spqr, share: 0.01}]", "calib.samples=1"]
+    compiled = quantize(two_layers(), "w4a16-spqr", target="qcompiler", function_body=False, settings=spqr)
+    assert [function.name for function in loaded_model(compiled).functions] == ["SparseMatMul"]
+    assert create_session(compiled.path).run(None, {"x": normal(5, 64)})[0].shape == (5, 32)
