@@ -1,5 +1,7 @@
 #include "op_library.h"
 
+#include <initializer_list>
+
 #include "ops/matmul_nbits.h"
 
 namespace {
@@ -11,7 +13,10 @@ constexpr char kDomain[] = "ai.qcompiler";
 struct SharedDomain {
   explicit SharedDomain(const OrtApi* owner) : api(owner) {
     status = api->CreateCustomOpDomain(kDomain, &domain);
-    if (status == nullptr) status = api->CustomOpDomain_Add(domain, qcompiler::MatMulNBitsOp(api));
+    for (const OrtCustomOp* op : {qcompiler::MatMulNBitsOp(api), qcompiler::MatMulNBitsPairOp(api),
+                                  qcompiler::MatMulNBitsTripleOp(api)}) {
+      if (status == nullptr) status = api->CustomOpDomain_Add(domain, op);
+    }
   }
 
   const OrtApi* api;

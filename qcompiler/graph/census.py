@@ -13,6 +13,7 @@ from qcompiler.graph.correction_form import correction_at
 from qcompiler.graph.extract import is_constant
 from qcompiler.graph.offset_product import is_group_sum, is_offset_part
 from qcompiler.graph.operator_body import OUR_DOMAIN
+from qcompiler.graph.own_matmul_nbits import JOINED, OP
 from qcompiler.graph.stacked_product import StackedProduct, stacked_product
 from qcompiler.graph.weight_form import is_in_codes
 from qcompiler.graph.weights import (
@@ -117,6 +118,8 @@ class _Found:
 def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
     """Weights, or why this product has none, or None for a node that is no product."""
     if node.domain == OUR_DOMAIN:
+        if node.op_type in _QUANTIZED_OPS:
+            return ALREADY_QUANTIZED
         beside = correction_at(node)
         return None if beside is None else f"{ALREADY_A_CORRECTION}: {beside.kind} beside a quantized weight"
     if node.domain not in ("", "ai.onnx"):
@@ -145,7 +148,7 @@ def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
 
 _QUANTIZED_OPS = frozenset(
     {
-        "MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+        OP, *JOINED.values(), "MatMulBnb4", "GatherBlockQuantized", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
         "QLinearMatMul", "QLinearConv", "QGemm", "ConvInteger", "QMoE",
     }
 )  # fmt: skip

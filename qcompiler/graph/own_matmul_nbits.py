@@ -7,7 +7,10 @@ N ceil(K / block_size) block_size bits / 8 bytes of any shape; scales float32 or
 [N ceil(G bits / 8)] or none for 2^(bits - 1); bias float32 [N] or none. Our kernels compute with activations that are rounded to 8 bits
 for each row and block of weights, blocks of more than 128 in parts.
 
-The model carries the operator's body, one stock node: where our library is not registered, ONNX Runtime runs that.
+``MatMulNBitsPair`` and ``MatMulNBitsTriple`` are two and three of them on one x, which is rounded once: inputs x, then codes, scales,
+zero_points and bias of each; K, bits and block_size are the same for all, and N_0, N_1, N_2 the columns of each output.
+
+The model carries the operator's body, a stock node for each product: where our library is not registered, ONNX Runtime runs that.
 """
 
 from typing import Any
@@ -27,22 +30,48 @@ MAX_GROUP = 128
 SMALLEST = np.float32(1e-36)
 """Of a group's largest activation: up to it all of the group count as 0."""
 
-_BODY = f"""
+JOINED = {2: "MatMulNBitsPair", 3: "MatMulNBitsTriple"}
+"""Products on one x to the operator for so many of them."""
+INPUTS_OF_EACH = 4
+"""codes, scales, zero_points, bias: inputs 1 to 4 of the first product, the next four of the second."""
+
+
+def operator(products: int) -> str:
+    """The operator for so many products on one x: 1 to 3."""
+    return OP if products == 1 else JOINED[products]
+
+
+def columns_attribute(op: str, product: int) -> str:
+    """The attribute with the number of columns of an operator's product."""
+    return "N" if op == OP else f"N_{product}"
+
+
+def provide(model: ir.Model, products: int = 1) -> None:
+    """Gives the model the body of ``operator(products)``; see ``provide_body``."""
+    op = operator(products)
+    provide_body(model, op, _body(op, products))
+
+
+def _body(op: str, products: int) -> str:
+    numbers = range(products)
+    inputs = ", ".join(f"codes_{i}, scales_{i}, zero_points_{i}, bias_{i}" for i in numbers)
+    nodes = "".join(
+        f"""
+    cells_{i} = Shape (scales_{i})
+    shape_{i} = Concat <axis = 0> (cells_{i}, rest)
+    blocks_{i} = Reshape (codes_{i}, shape_{i})
+    y_{i} = {STOCK_DOMAIN}.MatMulNBits <K: int = @K, N: int = @{columns_attribute(op, i)}, bits: int = @bits, block_size: int = @block_size,
+        accuracy_level = {INT8_ACTIVATIONS}> (x, blocks_{i}, scales_{i}, zero_points_{i}, , bias_{i})"""
+        for i in numbers
+    )
+    columns = ", ".join(columns_attribute(op, i) for i in numbers)
+    outputs = ", ".join(f"y_{i}" for i in numbers)
+    return f"""
 <domain: "{OUR_DOMAIN}", opset_import: ["" : 21, "{STOCK_DOMAIN}" : 1]>
-{OP} <K, N, bits, block_size> (x, codes, scales, zero_points, bias) => (y) {{
-    rest = Constant <value_ints = [-1]> ()
-    cells = Shape (scales)
-    shape = Concat <axis = 0> (cells, rest)
-    blocks = Reshape (codes, shape)
-    y = {STOCK_DOMAIN}.MatMulNBits <K: int = @K, N: int = @N, bits: int = @bits, block_size: int = @block_size,
-        accuracy_level = {INT8_ACTIVATIONS}> (x, blocks, scales, zero_points, , bias)
+{op} <K, {columns}, bits, block_size> (x, {inputs}) => ({outputs}) {{
+    rest = Constant <value_ints = [-1]> (){nodes}
 }}
 """
-
-
-def provide(model: ir.Model) -> None:
-    """Gives the model the operator's body; see ``provide_body``."""
-    provide_body(model, OP, _BODY)
 
 
 def reference(

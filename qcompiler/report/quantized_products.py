@@ -1,6 +1,6 @@
 """Quantized weights of any ONNX model, as its nodes say them: shapes, bits, groups, bytes; no code is read.
 
-Known are com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized, DequantizeLinear of a constant
+Known are com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized, our MatMulNBits alone and joined, DequantizeLinear of a constant
 (the middle form, and QDQ of other tools), the middle forms of codebooks and of weights with offsets, and the QLinear and Integer operators.
 """
 
@@ -17,6 +17,7 @@ from qcompiler.graph.edits import all_nodes
 from qcompiler.graph.node_chain import constants_behind, is_computed
 from qcompiler.graph.offset_form import OffsetForm, offset_form
 from qcompiler.graph.offset_product import offset_of
+from qcompiler.graph.own_matmul_nbits import INPUTS_OF_EACH, JOINED, OP, columns_attribute
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, layout_of
 from qcompiler.graph.stored_quantized import Layout
 from qcompiler.graph.weights import Role, constant_view
@@ -70,8 +71,8 @@ def read_products(model: ir.Model) -> list[StoredWeight]:
     order = {node: index for index, node in enumerate(all_nodes(model))}
     read = [found for node in order for found in _readers(node)]
     weights: dict[tuple[ir.Value, int], StoredWeight] = {}
-    for reader, holder, turned in sorted(read, key=lambda found: order[found[0]]):
-        found = _read(reader, holder, turned)
+    for reader, holder, turned, product in sorted(read, key=lambda found: order[found[0]]):
+        found = _read(reader, holder, turned, product)
         if found is None:
             continue
         source, stored = found
@@ -104,6 +105,15 @@ class _Places:
     scales: int | None
     zero_points: int | None
 
+    def of(self, product: int) -> "_Places":
+        """Those of a later product of the same node."""
+        first = product * INPUTS_OF_EACH
+        return _Places(
+            self.codes + first,
+            None if self.scales is None else self.scales + first,
+            None if self.zero_points is None else self.zero_points + first,
+        )
+
 
 _PLACES = {
     "MatMulNBits": _Places(1, 2, 3),
@@ -119,28 +129,31 @@ _PLACES = {
     "DequantizeLinear": _Places(0, 1, 2),
 }
 _WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
-_BLOCKWISE = {"MatMulNBits": 0, "MatMulBnb4": 0, "GatherBlockQuantized": 128, "DequantizeLinear": 0}
+_OURS = {OP: 1, **{op: products for products, op in JOINED.items()}}
+"""Operators of products that are found in MatMulNBits' places, with how many of them they hold."""
+_PLACES |= dict.fromkeys(_OURS, _PLACES[OP])
+_BLOCKWISE = {**dict.fromkeys(_OURS, 0), "MatMulBnb4": 0, "GatherBlockQuantized": 128, "DequantizeLinear": 0}
 """Operators whose ``block_size`` says the group, with its default."""
 
 
-def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool]]:
-    """(node that computes, node that holds the weight, the weight is transposed in between)."""
+def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool, int]]:
+    """(node that computes, node that holds the weight, the weight is transposed in between, which of the node's products)."""
     if codebook_form(node) is not None or offset_form(node) is not None:
         for user, index in node.outputs[0].uses():
             if _WEIGHT_INPUT.get(user.op_type) == index:
-                yield user, node, False
+                yield user, node, False, 0
             elif user.op_type == "Transpose" and codebook_form(user) is None and offset_form(user) is None:
-                yield from ((reader, node, True) for reader in _products_of(user))
+                yield from ((reader, node, True, 0) for reader in _products_of(user))
         return
     if node.op_type != "DequantizeLinear":
         if node.op_type in _PLACES:
-            yield node, node, False
+            yield from ((node, node, False, product) for product in range(_OURS.get(node.op_type, 1)))
         return
     for user, index in node.outputs[0].uses():
         if user.op_type == "Transpose":
-            yield from ((reader, node, True) for reader in _products_of(user))
+            yield from ((reader, node, True, 0) for reader in _products_of(user))
         elif _WEIGHT_INPUT.get(user.op_type) == index:
-            yield user, node, False
+            yield user, node, False, 0
 
 
 def _products_of(transpose: ir.Node) -> list[ir.Node]:
@@ -154,21 +167,21 @@ def _groups_rows(node: ir.Node, lies: Layout, turned: bool) -> bool:
     return (lies == "nk") is not (by_rows is not turned)
 
 
-def _read(node: ir.Node, holder: ir.Node, turned: bool) -> tuple[ir.Value, StoredWeight] | None:
+def _read(node: ir.Node, holder: ir.Node, turned: bool, product: int) -> tuple[ir.Value, StoredWeight] | None:
     form = codebook_form(holder)
     if form is not None:
         return form.source, _of_form(node, holder, form)
     offsets = offset_form(holder)
     if offsets is not None:
         return offsets.source, _of_offsets(node, holder, offsets, turned)
-    places = _PLACES[holder.op_type]
+    places = _PLACES[holder.op_type].of(product)
     codes = _constant(holder, places.codes)
     if codes is None or codes.const_value is None:
         return None  # codes that are activations
     scales, zero_points = _constant(holder, places.scales), _constant(holder, places.zero_points)
     tensor = codes.const_value
     bits = holder.attributes.get_int("bits", 4) if holder.op_type in _PACKED else int(tensor.dtype.bitwidth)
-    shape = _shape(node, holder, tensor, bits, turned)
+    shape = _shape(node, holder, tensor, bits, turned, product)
     if len(shape) < 2:
         return None
     granularity, group = _granularity(holder, shape, scales)
@@ -243,7 +256,7 @@ def _name(node: ir.Node, codes: ir.Value) -> str:
     return name
 
 
-_PACKED = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"})
+_PACKED = frozenset({*_OURS, "MatMulBnb4", "GatherBlockQuantized"})
 """Operators that say their bits in an attribute, since the codes may be bytes that hold several."""
 
 
@@ -255,10 +268,11 @@ def _constant(node: ir.Node, index: int | None) -> ir.Value | None:
 
 
 def _shape(
-    node: ir.Node, holder: ir.Node, tensor: ir.TensorProtocol, bits: int, turned: bool
+    node: ir.Node, holder: ir.Node, tensor: ir.TensorProtocol, bits: int, turned: bool, product: int
 ) -> tuple[int, ...]:
-    if holder.op_type in ("MatMulNBits", "MatMulBnb4"):
-        return holder.attributes.get_int("N", 0), holder.attributes.get_int("K", 0)
+    if holder.op_type in _OURS or holder.op_type == "MatMulBnb4":
+        rows = columns_attribute(OP if holder.op_type == "MatMulBnb4" else holder.op_type, product)
+        return holder.attributes.get_int(rows, 0), holder.attributes.get_int("K", 0)
     shape = tuple(int(d) for d in tensor.shape.numpy())
     if holder.op_type == "GatherBlockQuantized":
         return (*shape[:-1], shape[-1] * 8 // bits) if tensor.dtype == ir.DataType.UINT8 else shape

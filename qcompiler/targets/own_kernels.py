@@ -9,13 +9,14 @@ from pathlib import Path
 from qcompiler.graph import own_matmul_nbits
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.drop_operator_bodies import DropOperatorBodies
+from qcompiler.passes.join_products import JoinProducts
 from qcompiler.passes.use_own_kernels import UseOwnKernels
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import register
 from qcompiler.targets import ort
 from qcompiler.targets.running_nodes import verify_loads, verify_running
 
-WITH_KERNELS = (own_matmul_nbits.OP,)
+WITH_KERNELS = (own_matmul_nbits.OP, *own_matmul_nbits.JOINED.values())
 """Operators of our domain that the library has; the others run as their bodies everywhere."""
 
 
@@ -24,8 +25,9 @@ def lowering(recipe: Recipe) -> list[NamedPass]:
     return [
         *ort.lowering(recipe),
         NamedPass(
-            "use_own_kernels", UseOwnKernels(), "last: it takes over what became MatMulNBits, bias and all"
+            "use_own_kernels", UseOwnKernels(), "late: it takes over what became MatMulNBits, bias and all"
         ),
+        NamedPass("join_products", JoinProducts(), "after it: what it joins are nodes of our operator"),
     ]
 
 

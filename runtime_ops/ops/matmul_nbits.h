@@ -1,4 +1,5 @@
-// ai.qcompiler::MatMulNBits: y = x W^T, W of 2, 3, 4 or 8 bits with a scale for each group.
+// ai.qcompiler::MatMulNBits: y = x W^T, W of 2, 4 or 8 bits with a scale for each group.
+// ai.qcompiler::MatMulNBitsPair, MatMulNBitsTriple: two or three of them on one x, which is quantized once.
 #ifndef QCOMPILER_RUNTIME_OPS_OPS_MATMUL_NBITS_H_
 #define QCOMPILER_RUNTIME_OPS_OPS_MATMUL_NBITS_H_
 
@@ -6,14 +7,16 @@
 
 namespace qcompiler {
 
-// What ONNX Runtime is told of the operator; lives as long as the library. `api` is the one ONNX Runtime of
+// What ONNX Runtime is told of the operators; lives as long as the library. `api` is the one ONNX Runtime of
 // the process.
 //
-// Inputs: x float32 [.., K]; codes uint8 [N, G, block_size bits / 8] and scales float32 or float16 [N, G]
-// (any rank, as many elements), both constant; zero_points uint8 [N, ceil(G bits / 8)], constant, optional
-// (2^(bits - 1)); bias float32 [N], optional. Attributes: K, N, bits (2, 3, 4, 8), block_size (a multiple of
-// 16). Output: y float32 [.., N].
+// Inputs: x float32 [.., K], and for each product: codes uint8 [N, G, block_size bits / 8] and scales float32
+// or float16 [N, G] (any rank, as many elements), both constant; zero_points uint8 [N, ceil(G bits / 8)],
+// constant, optional (2^(bits - 1)); bias float32 [N], optional. Attributes: K, N (of several: N_0, N_1,
+// N_2), bits (2, 4, 8), block_size (a multiple of 16). Outputs: y float32 [.., N] of each product.
 const OrtCustomOp* MatMulNBitsOp(const OrtApi* api);
+const OrtCustomOp* MatMulNBitsPairOp(const OrtApi* api);
+const OrtCustomOp* MatMulNBitsTripleOp(const OrtApi* api);
 
 }  // namespace qcompiler
 

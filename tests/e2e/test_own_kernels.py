@@ -46,6 +46,18 @@ def test_a_tied_weight_is_stored_once(quantize: Compile) -> None:
     assert len(stored) == 1
 
 
+def test_products_on_one_x_are_one_node_and_each_is_reported(quantize: Compile) -> None:
+    model = make_model(
+        "g (float[M,64] x) => (float[M,32] y) { q = MatMul(x, a) k = MatMul(x, b) v = MatMul(x, c) s = Add(q, k) y = Mul(s, v) }",
+        {name: weight(64, 32, seed=index) for index, name in enumerate("abc")},
+    )
+    ours, stock = (quantize(model, target=target) for target in ("qcompiler", "ort"))
+    assert ours.report.running == {"ai.qcompiler::MatMulNBitsTriple": 3}
+    _check(ours, model, {"x": normal(5, 64)})
+    reported = [[replace(p, share=0, op="") for p in inspect(c.path).products] for c in (ours, stock)]
+    assert reported[0] == reported[1] and len(reported[0]) == 3
+
+
 def test_the_same_weights_are_reported_as_of_the_target_ort(quantize: Compile) -> None:
     ours, stock = (
         inspect(quantize(two_layers(), target=target).path).products for target in ("qcompiler", "ort")

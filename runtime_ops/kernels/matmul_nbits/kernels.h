@@ -15,8 +15,8 @@ constexpr float kSmallestMaximum =
   constexpr int kMaxTile##suffix = tile;                                                               \
   void Quantize##suffix(const float* x, const PackedWeights& weights, Activations* out, int64_t begin, \
                         int64_t end);                                                                  \
-  void Multiply##suffix(const Activations& x, const PackedWeights& weights, float* y, int64_t begin,   \
-                        int64_t end, uint8_t* scratch);
+  void Multiply##suffix(const Activations& x, const PackedWeights& weights, const Columns& columns,    \
+                        int64_t begin, int64_t end, uint8_t* scratch);
 #include "kernels/matmul_nbits/kernels.inc"
 #undef QCOMPILER_KERNEL
 

@@ -44,9 +44,11 @@ struct StoredWeights {
   const uint8_t* zero_points;  // [N, ceil(ceil(K / group) bits / 8)], or nullptr: 2^(bits - 1)
 };
 
-// The same in the order of the kernels.
+// The same in the order of the kernels: of one matrix, or of several with the same k, bits and group, of
+// which each begins at a multiple of kPairRows.
 struct PackedWeights {
-  int64_t n = 0, k = 0;
+  int64_t k = 0;
+  int64_t rows = 0;  // what fills up all matrices but the last included
   int bits = 0;
   int64_t group = 0;          // that of the kernel, at most kMaxGroup, a multiple of 16
   int64_t groups = 0;         // along K
@@ -62,7 +64,7 @@ struct PackedWeights {
 };
 
 // False where there is no memory.
-bool Pack(const StoredWeights& stored, PackedWeights* packed);
+bool Pack(const StoredWeights* matrices, size_t count, PackedWeights* packed);
 
 // Rows of activation, quantized, in tiles of `height` rows (the last one may have fewer).
 struct Activations {
@@ -80,6 +82,16 @@ struct Activations {
   }
 };
 
+// Where columns of y go: of row m and column n, first <= n < end, to y[m * stride + n - first].
+struct Columns {
+  float* y;
+  int64_t stride;
+  int64_t first, end;  // first is a multiple of kPairRows
+
+  // The first column of what follows.
+  int64_t next() const { return (end + kPairRows - 1) / kPairRows * kPairRows; }
+};
+
 // One implementation; a row of kernels.inc.
 struct Kernel {
   const char* name;
@@ -90,10 +102,10 @@ struct Kernel {
   void (*quantize)(const float* x, const PackedWeights& weights, Activations* out, int64_t begin,
                    int64_t end);
 
-  // y [M, N] (row stride N) for pairs of blocks [begin, end); `scratch` has kScratchBytes at a multiple
+  // y for pairs of blocks [begin, end), which are `columns`'; `scratch` has kScratchBytes at a multiple
   // of 64.
-  void (*multiply)(const Activations& x, const PackedWeights& weights, float* y, int64_t begin, int64_t end,
-                   uint8_t* scratch);
+  void (*multiply)(const Activations& x, const PackedWeights& weights, const Columns& columns, int64_t begin,
+                   int64_t end, uint8_t* scratch);
 };
 
 // Rows of a tile for m rows in all: as equal as can be, since a short tile costs nearly as much as a full

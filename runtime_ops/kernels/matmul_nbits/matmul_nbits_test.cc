@@ -95,30 +95,38 @@ std::vector<double> Define(const Problem& problem, int64_t group) {
   return y;
 }
 
-// y [M, N] of one kernel, its blocks in two calls; what it must not write is watched.
-std::vector<float> Run(const Kernel& kernel, const Problem& problem, const PackedWeights& weights) {
-  const Case& c = problem.shape;
-  const ActivationSizes sizes = SizesFor(c.m, weights);
+// The columns that one kernel makes, in two calls.
+void RunInto(const Kernel& kernel, const Problem& problem, const PackedWeights& weights,
+             const Columns& columns) {
+  const int64_t m = problem.shape.m;
+  const ActivationSizes sizes = SizesFor(m, weights);
   AlignedBuffer codes, scales, sums, scratch;
   if (!codes.Allocate(sizes.codes) || !scales.Allocate(sizes.scales) || !sums.Allocate(sizes.sums) ||
       !scratch.Allocate(kScratchBytes)) {
     std::abort();
   }
   Activations activations;
-  activations.m = c.m;
+  activations.m = m;
   activations.groups = weights.groups;
   activations.group = weights.group;
-  activations.height = TileHeight(c.m, kernel);
+  activations.height = TileHeight(m, kernel);
   activations.codes = reinterpret_cast<int8_t*>(codes.data());
   activations.scales = reinterpret_cast<float*>(scales.data());
   activations.sums = reinterpret_cast<int32_t*>(sums.data());
   const int64_t tiles = activations.tiles();
   kernel.quantize(problem.x.data(), weights, &activations, 0, tiles / 2);
   kernel.quantize(problem.x.data(), weights, &activations, tiles / 2, tiles);
+  const int64_t begin = columns.first / kPairRows, end = columns.next() / kPairRows;
+  const int64_t middle = (begin + end) / 2;
+  kernel.multiply(activations, weights, columns, begin, middle, scratch.data());
+  kernel.multiply(activations, weights, columns, middle, end, scratch.data());
+}
+
+// y [M, N] of one kernel; what it must not write is watched.
+std::vector<float> Run(const Kernel& kernel, const Problem& problem, const PackedWeights& weights) {
+  const Case& c = problem.shape;
   std::vector<float> y(static_cast<size_t>(c.m * c.n) + kRows, -1.0f);
-  const int64_t pairs = (weights.blocks + 1) / 2;
-  kernel.multiply(activations, weights, y.data(), 0, pairs / 2, scratch.data());
-  kernel.multiply(activations, weights, y.data(), pairs / 2, pairs, scratch.data());
+  RunInto(kernel, problem, weights, {y.data(), c.n, 0, c.n});
   for (size_t i = static_cast<size_t>(c.m * c.n); i < y.size(); ++i) {
     if (y[i] != -1.0f) {
       std::printf("%s wrote past the end of y\n", kernel.name);
@@ -150,7 +158,7 @@ void CheckProblem(const Problem& problem, const std::vector<const Kernel*>& kern
                   const Kernel& reference) {
   const Case& c = problem.shape;
   PackedWeights weights;
-  if (!Pack(problem.stored, &weights)) std::abort();
+  if (!Pack(&problem.stored, 1, &weights)) std::abort();
   const std::vector<float> expected = Run(reference, problem, weights);
   // Every group rounds its part and the sum once each, a kernel that multiplies and adds in one step the
   // first not at all.
@@ -172,7 +180,7 @@ void CheckNonFinite(const Kernel& kernel) {
       Problem problem({20, 70, 32, 4, true, 15});
       problem.x[static_cast<size_t>(70 * 3 + place)] = bad;
       PackedWeights weights;
-      if (!Pack(problem.stored, &weights)) std::abort();
+      if (!Pack(&problem.stored, 1, &weights)) std::abort();
       const std::vector<float> y = Run(kernel, problem, weights);
       for (int i = 0; i < 15 * 20; ++i) {
         if (std::isnan(y[static_cast<size_t>(i)]) == (i / 20 == 3)) continue;
@@ -182,6 +190,30 @@ void CheckNonFinite(const Kernel& kernel) {
         return;
       }
     }
+  }
+}
+
+// Matrices that are packed together are multiplied as each alone, with zero points and without.
+void CheckTogether(const Kernel& kernel) {
+  const Problem problems[] = {Problem({10, 100, 32, 4, true, 13}), Problem({40, 100, 32, 4, false, 13}),
+                              Problem({50, 100, 32, 4, true, 13})};
+  StoredWeights parts[3];
+  for (int i = 0; i < 3; ++i) parts[i] = problems[i].stored;
+  PackedWeights together;
+  if (!Pack(parts, 3, &together)) std::abort();
+  Columns columns{nullptr, 0, 0, 0};
+  for (int i = 0; i < 3; ++i) {
+    Problem problem = problems[i];
+    problem.x = problems[0].x;
+    PackedWeights alone;
+    if (!Pack(&problem.stored, 1, &alone)) std::abort();
+    const std::vector<float> expected = Run(kernel, problem, alone);
+    columns = {nullptr, problem.shape.n, columns.next(), columns.next() + problem.shape.n};
+    std::vector<float> y(expected.size());
+    columns.y = y.data();
+    RunInto(kernel, problem, together, columns);
+    // Symmetric ones may be taken as with zero points in the middle: the same integers.
+    Compare(kernel.name, problem.shape, y, expected, 0.0);
   }
 }
 
@@ -235,9 +267,12 @@ int Main() {
   for (int64_t m = 1; m <= 24; ++m) Check({40, 200, 64, 4, false, m}, kernels, reference);
   Check({35, 3000, 128, 4, false, 14}, kernels, reference);
   CheckExtremes(kernels, reference);
-  CheckNonFinite(reference);
-  for (const Kernel* kernel : kernels) CheckNonFinite(*kernel);
-  if (failures == 0) std::printf("%zu kernels agree with the reference\n", kernels.size());
+  kernels.push_back(&reference);
+  for (const Kernel* kernel : kernels) {
+    CheckNonFinite(*kernel);
+    CheckTogether(*kernel);
+  }
+  if (failures == 0) std::printf("%zu kernels agree with the reference\n", kernels.size() - 1);
   return failures == 0 ? 0 : 1;
 }
 

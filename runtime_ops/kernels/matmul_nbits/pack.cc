@@ -1,6 +1,7 @@
 // From the layout of com.microsoft::MatMulNBits to lines of 16 rows (see matmul_nbits.h).
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "kernels/matmul_nbits/matmul_nbits.h"
 
@@ -68,41 +69,54 @@ void PackRow(const uint8_t* row, int64_t begin, int64_t end, int bits, int64_t g
   }
 }
 
-}  // namespace
-
-bool Pack(const StoredWeights& stored, PackedWeights* packed) {
-  packed->n = stored.n;
-  packed->k = stored.k;
-  packed->bits = stored.bits;
-  packed->group = KernelGroup(stored.group, stored.k);
-  packed->groups = (stored.k + packed->group - 1) / packed->group;
-  packed->blocks = (stored.n + kRows - 1) / kRows;
-  const size_t cells = static_cast<size_t>(packed->blocks * packed->groups);
-  if (!packed->codes.Allocate(cells * packed->group_bytes())) return false;
-  if (!packed->scales.Allocate(cells * kRows * sizeof(float))) return false;
-  if (stored.zero_points != nullptr && !packed->zero_points.Allocate(cells * kRows)) return false;
-  std::memset(packed->codes.data(), 0, packed->codes.size());
-  std::memset(packed->scales.data(), 0, packed->scales.size());
-  if (!packed->symmetric()) std::memset(packed->zero_points.data(), 0, packed->zero_points.size());
-
+// One matrix into the rows of `packed` from `first_row` on.
+void PackMatrix(const StoredWeights& stored, int64_t first_row, PackedWeights* packed) {
   const int64_t stored_groups = (stored.k + stored.group - 1) / stored.group;
   const int64_t row_bytes = stored_groups * (stored.group * stored.bits / 8);
   const int64_t zero_point_bytes = (stored_groups * stored.bits + 7) / 8;
   float* scales = reinterpret_cast<float*>(packed->scales.data());
   for (int64_t n = 0; n < stored.n; ++n) {
-    const int64_t block = n / kRows, lane = n % kRows;
+    const int64_t block = (first_row + n) / kRows, lane = (first_row + n) % kRows;
     for (int64_t group = 0; group < packed->groups; ++group) {
       const int64_t begin = group * packed->group, end = std::min(begin + packed->group, stored.k);
       const int64_t cell = block * packed->groups + group, source = begin / stored.group;
       PackRow(stored.codes + n * row_bytes, begin, end, stored.bits, packed->group,
               packed->codes.data() + cell * packed->group_bytes() + lane * 4);
       scales[cell * kRows + lane] = stored.scales[n * stored_groups + source];
-      if (!packed->symmetric()) {
-        packed->zero_points.data()[cell * kRows + lane] =
-            static_cast<uint8_t>(ReadBits(stored.zero_points + n * zero_point_bytes, source, stored.bits));
-      }
+      if (packed->symmetric()) continue;
+      packed->zero_points.data()[cell * kRows + lane] = static_cast<uint8_t>(
+          stored.zero_points == nullptr
+              ? 1u << (stored.bits - 1)
+              : ReadBits(stored.zero_points + n * zero_point_bytes, source, stored.bits));
     }
   }
+}
+
+}  // namespace
+
+bool Pack(const StoredWeights* matrices, size_t count, PackedWeights* packed) {
+  const StoredWeights& first = matrices[0];
+  packed->k = first.k;
+  packed->bits = first.bits;
+  packed->group = KernelGroup(first.group, first.k);
+  packed->groups = (first.k + packed->group - 1) / packed->group;
+  packed->rows = 0;
+  std::vector<int64_t> first_rows(count);
+  bool symmetric = true;
+  for (size_t i = 0; i < count; ++i) {
+    first_rows[i] = (packed->rows + kPairRows - 1) / kPairRows * kPairRows;
+    packed->rows = first_rows[i] + matrices[i].n;
+    symmetric = symmetric && matrices[i].zero_points == nullptr;
+  }
+  packed->blocks = (packed->rows + kRows - 1) / kRows;
+  const size_t cells = static_cast<size_t>(packed->blocks * packed->groups);
+  if (!packed->codes.Allocate(cells * packed->group_bytes())) return false;
+  if (!packed->scales.Allocate(cells * kRows * sizeof(float))) return false;
+  if (!symmetric && !packed->zero_points.Allocate(cells * kRows)) return false;
+  std::memset(packed->codes.data(), 0, packed->codes.size());
+  std::memset(packed->scales.data(), 0, packed->scales.size());
+  if (!symmetric) std::memset(packed->zero_points.data(), 0, packed->zero_points.size());
+  for (size_t i = 0; i < count; ++i) PackMatrix(matrices[i], first_rows[i], packed);
   return true;
 }
 

@@ -60,11 +60,11 @@ void QuantizeReference(const float* x, const PackedWeights& weights, Activations
   }
 }
 
-void MultiplyReference(const Activations& x, const PackedWeights& weights, float* y, int64_t begin,
-                       int64_t end, uint8_t*) {
+void MultiplyReference(const Activations& x, const PackedWeights& weights, const Columns& columns,
+                       int64_t begin, int64_t end, uint8_t*) {
   const int64_t group = weights.group, groups = weights.groups;
   const float* scales = reinterpret_cast<const float*>(weights.scales.data());
-  for (int64_t n = begin * 2 * kRows; n < std::min(end * 2 * kRows, weights.n); ++n) {
+  for (int64_t n = begin * kPairRows; n < std::min(end * kPairRows, columns.end); ++n) {
     const int64_t block = n / kRows;
     const int lane = static_cast<int>(n % kRows);
     for (int64_t m = 0; m < x.m; ++m) {
@@ -82,7 +82,7 @@ void MultiplyReference(const Activations& x, const PackedWeights& weights, float
         }
         total += static_cast<float>(sum) * (x.scales[of_x] * scales[cell * kRows + lane]);
       }
-      y[m * weights.n + n] = total;
+      columns.y[m * columns.stride + n - columns.first] = total;
     }
   }
 }

@@ -249,21 +249,22 @@ inline void CopyRows(const float* from, int64_t from_stride, float* to, int64_t 
 }
 
 template <class Isa, int kBits>
-void MultiplyBits(const Activations& x, const PackedWeights& weights, float* y, int64_t begin, int64_t end,
-                  uint8_t* scratch) {
+void MultiplyBits(const Activations& x, const PackedWeights& weights, const Columns& columns, int64_t begin,
+                  int64_t end, uint8_t* scratch) {
   constexpr int64_t kStride = Strip<Isa>::kRowsOfStrip;
   constexpr int kPanelBits = kBits == 8 ? 8 : 4;  // bytes of a panel below 8 bits are alike
   alignas(kLine) float total[Isa::kMaxTile * kStride];
   const int64_t group = weights.group, groups = weights.groups, tiles = x.tiles();
   const int64_t first_strip = begin * kPairRows / kStride;
-  const int64_t last_strip = Least(end * kPairRows, weights.blocks * kRows + kStride - 1) / kStride;
+  const int64_t last_strip = Least(end * kPairRows, columns.end + kStride - 1) / kStride;
   if (tiles == 1) {
     const TileFunction<Isa> multiply = ForHeight<Isa, kBits, false>(x.height);
     for (int64_t strip = first_strip; strip < last_strip; ++strip) {
       const int64_t column = strip * kStride;
       std::memset(total, 0, sizeof(float) * static_cast<size_t>(x.height) * kStride);
       multiply(x.codes, x.scales, x.sums, Strip<Isa>(weights, strip, 0), nullptr, group, groups, total);
-      CopyRows(total, kStride, y + column, weights.n, x.height, Least(weights.n - column, kStride));
+      CopyRows(total, kStride, columns.y + column - columns.first, columns.stride, x.height,
+               Least(columns.end - column, kStride));
     }
     return;
   }
@@ -273,38 +274,38 @@ void MultiplyBits(const Activations& x, const PackedWeights& weights, float* y, 
   for (int64_t first = 0; first < groups; first += at_once) {
     const int64_t count = Least(at_once, groups - first);
     for (int64_t strip = first_strip; strip < last_strip; ++strip) {
-      const int64_t column = strip * kStride, columns = Least(weights.n - column, kStride);
+      const int64_t column = strip * kStride, width = Least(columns.end - column, kStride);
       const Strip<Isa> here(weights, strip, first);
       Unpack<Isa, kBits>(here, group, count, scratch);
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int rows = x.rows_of(tile);
-        float* of_y = y + tile * x.height * weights.n + column;
+        float* of_y = columns.y + tile * x.height * columns.stride + column - columns.first;
         if (first == 0) {
           std::memset(total, 0, sizeof(float) * static_cast<size_t>(rows) * kStride);
         } else {
-          CopyRows(of_y, weights.n, total, kStride, rows, columns);
+          CopyRows(of_y, columns.stride, total, kStride, rows, width);
         }
         const int64_t cell = tile * x.height * groups + first * rows;
         (rows == x.height ? full : last)(x.codes + (tile * x.height * groups + first * rows) * group,
                                          x.scales + cell, x.sums + cell, here, scratch, group, count, total);
-        CopyRows(total, kStride, of_y, weights.n, rows, columns);
+        CopyRows(total, kStride, of_y, columns.stride, rows, width);
       }
     }
   }
 }
 
 template <class Isa>
-void MultiplyWith(const Activations& x, const PackedWeights& weights, float* y, int64_t begin, int64_t end,
-                  uint8_t* scratch) {
+void MultiplyWith(const Activations& x, const PackedWeights& weights, const Columns& columns, int64_t begin,
+                  int64_t end, uint8_t* scratch) {
   switch (weights.bits) {
     case 2:
-      return MultiplyBits<Isa, 2>(x, weights, y, begin, end, scratch);
+      return MultiplyBits<Isa, 2>(x, weights, columns, begin, end, scratch);
     case 3:
-      return MultiplyBits<Isa, 3>(x, weights, y, begin, end, scratch);
+      return MultiplyBits<Isa, 3>(x, weights, columns, begin, end, scratch);
     case 4:
-      return MultiplyBits<Isa, 4>(x, weights, y, begin, end, scratch);
+      return MultiplyBits<Isa, 4>(x, weights, columns, begin, end, scratch);
     default:
-      return MultiplyBits<Isa, 8>(x, weights, y, begin, end, scratch);
+      return MultiplyBits<Isa, 8>(x, weights, columns, begin, end, scratch);
   }
 }
 
@@ -318,9 +319,9 @@ void MultiplyWith(const Activations& x, const PackedWeights& weights, float* y, 
                         int64_t end) {                                                                 \
     QuantizeHere(x, weights, out, begin, end);                                                         \
   }                                                                                                    \
-  void Multiply##suffix(const Activations& x, const PackedWeights& weights, float* y, int64_t begin,   \
-                        int64_t end, uint8_t* scratch) {                                               \
-    MultiplyWith<Isa>(x, weights, y, begin, end, scratch);                                             \
+  void Multiply##suffix(const Activations& x, const PackedWeights& weights, const Columns& columns,    \
+                        int64_t begin, int64_t end, uint8_t* scratch) {                                \
+    MultiplyWith<Isa>(x, weights, columns, begin, end, scratch);                                       \
   }
 
 #endif  // QCOMPILER_RUNTIME_OPS_KERNELS_MATMUL_NBITS_TILE_H_

@@ -7,9 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from onnx import helper, numpy_helper
 
+from qcompiler.graph.operator_body import OUR_DOMAIN
+from qcompiler.graph.own_matmul_nbits import JOINED, provide
 from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.runtime import register
 from tests.nbits_product import Product, activations, assert_close, assert_near, branches
@@ -136,6 +140,66 @@ def test_branches_read_a_weight_of_the_outer_graph() -> None:
     x = activations(5, 600)
     for first, rows in ((True, x), (False, -x)):
         assert_close(product, running.run(None, {"x": x, "first": np.array(first)})[0], rows)
+
+
+def joined(products: list[Product]) -> onnx.ModelProto:
+    """Products of one K, bits and block size as one node, its outputs y_0, y_1 ..."""
+    inputs, stored = ["x"], []
+    for index, product in enumerate(products):
+        for name in ("codes", "scales", "zero_points", "bias"):
+            inputs.append(f"{name}_{index}" if name in product.constants else "")
+            if name in product.constants:
+                stored.append(numpy_helper.from_array(product.constants[name], inputs[-1]))
+    numbers = range(len(products))
+    attributes = {name: products[0].attributes[name] for name in ("K", "bits", "block_size")}
+    attributes |= {f"N_{index}": products[index].n for index in numbers}
+    outputs = [f"y_{index}" for index in numbers]
+    node = helper.make_node(
+        JOINED[len(products)], inputs, outputs, "products", domain=OUR_DOMAIN, **attributes
+    )
+    x = helper.make_tensor_value_info("x", 1, ["M", products[0].k])
+    graph = helper.make_graph(
+        [node], "g", [x], [helper.make_tensor_value_info(y, 1, None) for y in outputs], stored
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(OUR_DOMAIN, 1)]
+    loaded = ir.serde.deserialize_model(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    provide(loaded, len(products))
+    return ir.serde.serialize_model(loaded)
+
+
+@pytest.mark.parametrize("m", [0, 1, 5, 600])
+@pytest.mark.parametrize("sizes", [(40, 16), (1, 33), (17, 64, 40), (96, 32, 32)])
+def test_joined_products_have_the_numbers_of_each(sizes: tuple[int, ...], m: int) -> None:
+    products = [
+        Product(n, symmetric=index == 1, biased=index != 1, scale_type=(np.float32, np.float16)[index % 2])
+        for index, n in enumerate(sizes)
+    ]
+    x = activations(m, 100)
+    for product, found in zip(products, session(joined(products)).run(None, {"x": x}), strict=True):
+        assert_close(product, found, x)
+
+
+def test_joined_products_have_their_body_and_their_shapes() -> None:
+    products = [Product(17, biased=True), Product(40, symmetric=True), Product(16)]
+    model = joined(products)
+    assert [output.shape for output in session(model).get_outputs()] == [["M", 17], ["M", 40], ["M", 16]]
+    x = activations(3, 100)
+    for product, found in zip(products, session(model, ours=False).run(None, {"x": x}), strict=True):
+        alone = session(product.model(["M", 100]), ours=False).run(None, {"x": x})[0]
+        np.testing.assert_array_equal(found, alone)
+
+
+def test_a_joined_product_that_is_wrong_is_refused() -> None:
+    model = joined([Product(40), Product(16)])
+    (columns,) = (a for a in model.graph.node[0].attribute if a.name == "N_1")
+    columns.i = 17
+    with pytest.raises(
+        SESSION_ERRORS, match="products: codes has 1024 elements; the attributes make it 1088"
+    ):
+        session(model, optimized=False)
+    model.graph.node[0].attribute.remove(columns)
+    with pytest.raises(SESSION_ERRORS, match="products: attribute N_1 is missing"):
+        session(model, optimized=False)
 
 
 def _without(product: Product, name: str) -> onnx.ModelProto:

@@ -1,0 +1,143 @@
+#include "ops/product.h"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <thread>
+
+#include "base/buffer_pool.h"
+
+namespace qcompiler {
+
+using matmul_nbits::Activations;
+using matmul_nbits::Columns;
+using matmul_nbits::Kernel;
+using matmul_nbits::kPairRows;
+using matmul_nbits::PackedWeights;
+
+// Of all nodes together: those of one run follow one another, so that one buffer serves them all.
+struct Scratch {
+  BufferPool activations, panels;
+
+  // The one there is, as long as any kernel has it.
+  static std::shared_ptr<Scratch> Shared() {
+    static std::mutex mutex;
+    static std::weak_ptr<Scratch> shared;
+    const std::lock_guard<std::mutex> lock(mutex);
+    std::shared_ptr<Scratch> found = shared.lock();
+    if (found == nullptr) shared = found = std::make_shared<Scratch>();
+    return found;
+  }
+};
+
+namespace {
+
+constexpr int64_t kRowsAtOnce = 504;  // bounds the memory for activations; a multiple of every kernel's tile,
+                                      // and unpacking weights is 1 % of the work from here on
+constexpr int64_t kAlone =
+    1 << 20;  // multiplications: some 10 us of work, not measured against waking a second thread
+
+struct Share {
+  const Kernel* kernel;
+  const PackedWeights* weights;
+  Activations* activations;
+  const float* x;
+  int64_t first_row;  // of x in y
+  const Product::Output* outputs;
+  const std::vector<int64_t>* n;  // columns of each output
+  BufferPool* panels;
+  int64_t tasks;
+  std::atomic<bool> failed;
+};
+
+void QuantizeShare(void* data, size_t i) {
+  Share& share = *static_cast<Share*>(data);
+  const int64_t tiles = share.activations->tiles(), index = static_cast<int64_t>(i);
+  share.kernel->quantize(share.x, *share.weights, share.activations, tiles * index / share.tasks,
+                         tiles * (index + 1) / share.tasks);
+}
+
+void AddBias(const Columns& columns, int64_t m, int64_t begin, int64_t end, const float* bias) {
+  for (int64_t row = 0; row < m; ++row) {
+    float* y = columns.y + row * columns.stride;
+    for (int64_t n = begin - columns.first; n < end - columns.first; ++n) y[n] += bias[n];
+  }
+}
+
+void MultiplyShare(void* data, size_t i) {
+  Share& share = *static_cast<Share*>(data);
+  const int64_t pairs = (share.weights->blocks + 1) / 2, index = static_cast<int64_t>(i);
+  const int64_t begin = pairs * index / share.tasks, end = pairs * (index + 1) / share.tasks;
+  const BufferPool::Lent panel = share.panels->Lend(matmul_nbits::kScratchBytes);
+  if (panel.data() == nullptr) {
+    share.failed = true;
+    return;
+  }
+  Columns columns{nullptr, 0, 0, 0};
+  for (size_t output = 0; output < share.n->size(); ++output) {
+    const int64_t n = (*share.n)[output];
+    columns = {share.outputs[output].y + share.first_row * n, n, columns.next(), columns.next() + n};
+    const int64_t first = std::max(begin, columns.first / kPairRows);
+    const int64_t last = std::min(end, columns.next() / kPairRows);
+    if (first >= last) continue;
+    share.kernel->multiply(*share.activations, *share.weights, columns, first, last, panel.data());
+    if (const float* bias = share.outputs[output].bias) {
+      AddBias(columns, share.activations->m, first * kPairRows, std::min(last * kPairRows, columns.end),
+              bias);
+    }
+  }
+}
+
+}  // namespace
+
+OrtStatus* Product::Create(const Node& node, const matmul_nbits::StoredWeights* parts, size_t count) {
+  if (!matmul_nbits::Pack(parts, count, &weights_)) return node.Fail("no memory for its weights");
+  for (size_t part = 0; part < count; ++part) n_.push_back(parts[part].n);
+  kernel_ = matmul_nbits::ChooseKernel(DetectCpu());
+  scratch_ = Scratch::Shared();
+  threads_ = std::max(1u, std::thread::hardware_concurrency());  // asked once: it reads files
+  return nullptr;
+}
+
+OrtStatus* Product::Multiply(const Node& node, const OrtKernelContext* context, const float* x, int64_t m,
+                             const Output* outputs) const {
+  for (int64_t first = 0; first < m; first += kRowsAtOnce) {
+    QCOMPILER_TRY(MultiplyRows(node, context, x + first * weights_.k, std::min(kRowsAtOnce, m - first), first,
+                               outputs));
+  }
+  return nullptr;
+}
+
+OrtStatus* Product::MultiplyRows(const Node& node, const OrtKernelContext* context, const float* x, int64_t m,
+                                 int64_t first_row, const Output* outputs) const {
+  const matmul_nbits::ActivationSizes sizes = matmul_nbits::SizesFor(m, weights_);
+  const BufferPool::Lent buffer = scratch_->activations.Lend(sizes.codes + sizes.scales + sizes.sums);
+  if (buffer.data() == nullptr) return node.Fail("no memory for its activations");
+  Activations activations;
+  activations.m = m;
+  activations.groups = weights_.groups;
+  activations.group = weights_.group;
+  activations.height = matmul_nbits::TileHeight(m, *kernel_);
+  activations.codes = reinterpret_cast<int8_t*>(buffer.data());
+  activations.scales = reinterpret_cast<float*>(buffer.data() + sizes.codes);
+  activations.sums = reinterpret_cast<int32_t*>(buffer.data() + sizes.codes + sizes.scales);
+
+  Share share{kernel_, &weights_, &activations, x, first_row, outputs, &n_, &scratch_->panels, 1, {false}};
+  const int64_t pairs = (weights_.blocks + 1) / 2;
+  const bool alone = m * weights_.rows * weights_.k < kAlone || threads_ == 1;
+  const auto run = [&](void (*function)(void*, size_t), int64_t items) -> OrtStatus* {
+    share.tasks =
+        alone ? 1 : std::min(items, 4 * threads_);  // 4: a thread that is late leaves its last part to others
+    if (share.tasks > 1) {
+      return node.api()->KernelContext_ParallelFor(context, function, static_cast<size_t>(share.tasks), 0,
+                                                   &share);
+    }
+    function(&share, 0);
+    return nullptr;
+  };
+  QCOMPILER_TRY(run(QuantizeShare, activations.tiles()));
+  QCOMPILER_TRY(run(MultiplyShare, pairs));
+  return share.failed ? node.Fail("no memory for a panel of weights") : nullptr;
+}
+
+}  // namespace qcompiler
