@@ -1,5 +1,6 @@
 #include "op_library.h"
 
+#include <cstdio>
 #include <initializer_list>
 
 #include "ops/matmul_nbits.h"
@@ -8,13 +9,21 @@ namespace {
 
 constexpr char kDomain[] = "ai.qcompiler";
 
+// Before 1.24 ONNX Runtime crashes when it is about to ask for the shapes of a node that leaves out an
+// optional input and has a later one. Not asked, it runs with shapes that are open until then.
+bool InfersShapes(const char* version) {
+  int major = 0, minor = 0;
+  return std::sscanf(version, "%d.%d", &major, &minor) == 2 && (major > 1 || minor >= 24);
+}
+
 // The domain outlives every session and is never released: ONNX Runtime may be unloaded before our
 // destructors run.
 struct SharedDomain {
-  explicit SharedDomain(const OrtApi* owner) : api(owner) {
+  SharedDomain(const OrtApi* owner, bool infers) : api(owner) {
     status = api->CreateCustomOpDomain(kDomain, &domain);
-    for (const OrtCustomOp* op : {qcompiler::MatMulNBitsOp(api), qcompiler::MatMulNBitsPairOp(api),
-                                  qcompiler::MatMulNBitsTripleOp(api)}) {
+    for (const OrtCustomOp* op :
+         {qcompiler::MatMulNBitsOp(api, infers), qcompiler::MatMulNBitsPairOp(api, infers),
+          qcompiler::MatMulNBitsTripleOp(api, infers)}) {
       if (status == nullptr) status = api->CustomOpDomain_Add(domain, op);
     }
   }
@@ -31,7 +40,7 @@ OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base)
   if (api == nullptr) {
     return base->GetApi(1)->CreateStatus(ORT_FAIL, "qcompiler's operators need ONNX Runtime 1.17 or newer");
   }
-  static const SharedDomain shared(api);
+  static const SharedDomain shared(api, InfersShapes(base->GetVersionString()));
   if (shared.status != nullptr) {
     return api->CreateStatus(ORT_FAIL, "qcompiler could not create its operator domain ai.qcompiler");
   }

@@ -65,14 +65,15 @@ inline OrtStatus* InferAttribute(const OrtApi* api, const OrtShapeInferContext* 
 template <class K>
 class CustomOp : public OrtCustomOp {
  public:
-  // Lives as long as the library. `api` is that of the process's one ONNX Runtime.
-  static const OrtCustomOp* Get(const OrtApi* api) {
-    static const CustomOp op(api);
+  // Lives as long as the library. `api` is that of the process's one ONNX Runtime; without `infers_shapes`
+  // it is given nothing that infers them.
+  static const OrtCustomOp* Get(const OrtApi* api, bool infers_shapes) {
+    static const CustomOp op(api, infers_shapes);
     return &op;
   }
 
  private:
-  explicit CustomOp(const OrtApi* api) : OrtCustomOp{}, api_(api) {
+  CustomOp(const OrtApi* api, bool infers_shapes) : OrtCustomOp{}, api_(api) {
     version = kOrtApiVersion;
     GetName = [](const OrtCustomOp*) { return K::kName; };
     GetExecutionProviderType = [](const OrtCustomOp*) { return static_cast<const char*>(nullptr); };  // CPU
@@ -88,7 +89,7 @@ class CustomOp : public OrtCustomOp {
     GetVariadicOutputMinArity = GetVariadicOutputHomogeneity = One;
     CreateKernelV2 = Create;
     KernelComputeV2 = Compute;
-    InferOutputShapeFn = Infer;
+    InferOutputShapeFn = infers_shapes ? Infer : nullptr;
     GetStartVersion = One;
     GetEndVersion = [](const OrtCustomOp*) { return 2147483647; };
   }

@@ -153,8 +153,14 @@ OrtStatus* MatMulNBits<kProducts>::Infer(const OrtApi* api, OrtShapeInferContext
 
 }  // namespace
 
-const OrtCustomOp* MatMulNBitsOp(const OrtApi* api) { return CustomOp<MatMulNBits<1>>::Get(api); }
-const OrtCustomOp* MatMulNBitsPairOp(const OrtApi* api) { return CustomOp<MatMulNBits<2>>::Get(api); }
-const OrtCustomOp* MatMulNBitsTripleOp(const OrtApi* api) { return CustomOp<MatMulNBits<3>>::Get(api); }
+const OrtCustomOp* MatMulNBitsOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<1>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMulNBitsPairOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<2>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMulNBitsTripleOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<3>>::Get(api, infers_shapes);
+}
 
 }  // namespace qcompiler

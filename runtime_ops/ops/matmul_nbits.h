@@ -8,15 +8,15 @@
 namespace qcompiler {
 
 // What ONNX Runtime is told of the operators; lives as long as the library. `api` is the one ONNX Runtime of
-// the process.
+// the process, `infers_shapes` whether it may be asked to infer them.
 //
 // Inputs: x float32 [.., K], and for each product: codes uint8 [N, G, block_size bits / 8] and scales float32
 // or float16 [N, G] (any rank, as many elements), both constant; zero_points uint8 [N, ceil(G bits / 8)],
 // constant, optional (2^(bits - 1)); bias float32 [N], optional. Attributes: K, N (of several: N_0, N_1,
 // N_2), bits (2, 4, 8), block_size (a multiple of 16). Outputs: y float32 [.., N] of each product.
-const OrtCustomOp* MatMulNBitsOp(const OrtApi* api);
-const OrtCustomOp* MatMulNBitsPairOp(const OrtApi* api);
-const OrtCustomOp* MatMulNBitsTripleOp(const OrtApi* api);
+const OrtCustomOp* MatMulNBitsOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMulNBitsPairOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMulNBitsTripleOp(const OrtApi* api, bool infers_shapes);
 
 }  // namespace qcompiler
 

@@ -44,8 +44,10 @@ OrtStatus* Node::Constant(const OrtKernelInfo* info, size_t index, const char* w
   const OrtValue* value = nullptr;
   QCOMPILER_TRY(api_->KernelInfoGetConstantInput_tensor(info, index, &constant, &value));
   if (constant == 0 || value == nullptr) {
-    return Refuse(std::string(what) +
-                  " is not constant; it has to be, since it is laid out anew when the session is created");
+    return Refuse(
+        std::string(what) +
+        " is not constant; it has to be, since it is laid out anew when the session is created. One that a "
+        "branch or loop shares with the graph around it is for ONNX Runtime 1.29 and newer");
   }
   QCOMPILER_TRY(tensor->Read(api_, value));
   if (tensor->count() == count) return nullptr;
