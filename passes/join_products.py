@@ -3,7 +3,7 @@
 *Given* ai.qcompiler::MatMulNBits nodes on one x, such as queries, keys and values, or gate and up.
 *Result* one MatMulNBitsPair or MatMulNBitsTriple for two or three of them, on the same initializers, in the place of the first; it
 carries the body of its operator. Nodes with other bits, blocks or notes of ours stay apart, and so do those with a part of their own
-beside them (low rank, outliers), which is found again by the node that it belongs to.
+beside them (offsets, low rank, outliers), which is found again by the node that it belongs to.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph.correction_form import corrections_of
 from qcompiler.graph.kernel_node import LoweredNode
+from qcompiler.graph.offset_product import offset_of
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import INPUTS_OF_EACH, JOINED, OP, columns_attribute, operator, provide
 from qcompiler.graph.quantized import KEYS
@@ -65,7 +66,7 @@ def _stands_alone(node: ir.Node) -> bool:
     """Whether all it reads beside x is there from the start, and nothing is found by it."""
     if any(value is not None and value.producer() is not None for value in node.inputs[1:]):
         return False
-    return next(iter(corrections_of(node)), None) is None
+    return offset_of(node) is None and next(iter(corrections_of(node)), None) is None
 
 
 def _join(nodes: list[ir.Node]) -> list[LoweredNode]:

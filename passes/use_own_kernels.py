@@ -1,6 +1,7 @@
 """Give ONNX Runtime's MatMulNBits nodes to our operator of that name, which has faster kernels.
 
-*Given* com.microsoft::MatMulNBits with accuracy_level 4 on float32 activations, its weight constant, its scales [N, G].
+*Given* com.microsoft::MatMulNBits with accuracy_level 4 on float32 activations, its weight constant, its scales [N, G] constant or computed
+of constants, which ONNX Runtime folds when it loads the model.
 *Result* ai.qcompiler::MatMulNBits of the same name, on the same bytes; the model carries the operator's body, which is the node that was
 there. A weight that is tied to an embedding is read without the Reshape that the stock node needs.
 """
@@ -10,8 +11,10 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph.edits import drop_unused
 from qcompiler.graph.kernel_node import DOMAIN, LoweredNode
+from qcompiler.graph.node_chain import is_foldable
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import INT8_ACTIVATIONS, OP, provide
+from qcompiler.passes.left_alone import LeftAlone
 
 X, CODES, SCALES, ZERO_POINTS, ROW_INDEX, BIAS = range(6)
 _SIZES = ("K", "N", "bits", "block_size")
@@ -33,7 +36,7 @@ class UseOwnKernels(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         before = len(self.lowered)
-        reasons: dict[str, list[str]] = {}
+        left = LeftAlone()
         # Not in functions: there it is the body of our operator.
         for node in list(RecursiveGraphIterator(model.graph)):
             if node.op_type != OP or node.domain != DOMAIN:
@@ -42,10 +45,8 @@ class UseOwnKernels(ir.passes.InPlacePass):
             if reason is None:
                 self.lowered.append(_take_over(node))
             else:
-                reasons.setdefault(reason, []).append(node.name or OP)
-        for reason, names in reasons.items():
-            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            self.left.append(f"{names[0]}{more}: {reason}; ONNX Runtime's own kernel runs it")
+                left.add(node, reason)
+        self.left += left.lines("ONNX Runtime's own kernel runs it")
         if len(self.lowered) > before:
             provide(model)
         return ir.passes.PassResult(model, modified=len(self.lowered) > before)
@@ -66,12 +67,15 @@ def _obstacle(node: ir.Node) -> str | None:
         return "it has a g_idx"
     if zero_points is not None and zero_points.dtype != ir.DataType.UINT8:
         return "its zero points are floats"
-    constant = [_bytes_of(node), node.inputs[SCALES], *([] if zero_points is None else [zero_points])]
+    constant = [_bytes_of(node), *([] if zero_points is None else [zero_points])]
     if not all(
         value is not None and value.is_initializer() and not value.is_graph_input() for value in constant
     ):
         return "its weight is not constant"
-    return _scales_obstacle(node)
+    scales = node.inputs[SCALES]
+    if scales is None or not is_foldable(scales):
+        return "its weight is not constant"
+    return _scales_obstacle(node, scales)
 
 
 def _attribute_obstacle(node: ir.Node) -> str | None:
@@ -85,12 +89,13 @@ def _attribute_obstacle(node: ir.Node) -> str | None:
     return None
 
 
-def _scales_obstacle(node: ir.Node) -> str | None:
+def _scales_obstacle(node: ir.Node, scales: ir.Value) -> str | None:
     """Our kernels count the scales alone, but the body takes [N, G] from their shape."""
-    scales = node.inputs[SCALES]
-    assert scales is not None and scales.const_value is not None
     k, n, block_size = (node.attributes.get_int(name) for name in ("K", "N", "block_size"))
-    shape, expected = list(scales.const_value.shape), [n, -(-k // block_size)]
+    found = scales.shape if scales.const_value is None else scales.const_value.shape
+    if found is None:
+        return "its scales are of unknown shape"
+    shape, expected = list(found), [n, -(-k // block_size)]
     if shape == expected:
         return None
     return f"its scales have shape {shape}; reshape them to [N, G] = {expected}, which a run without our library needs"

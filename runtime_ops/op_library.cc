@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <initializer_list>
 
+#include "ops/matmul_codebook.h"
 #include "ops/matmul_nbits.h"
 
 namespace {
@@ -23,7 +24,7 @@ struct SharedDomain {
     status = api->CreateCustomOpDomain(kDomain, &domain);
     for (const OrtCustomOp* op :
          {qcompiler::MatMulNBitsOp(api, infers), qcompiler::MatMulNBitsPairOp(api, infers),
-          qcompiler::MatMulNBitsTripleOp(api, infers)}) {
+          qcompiler::MatMulNBitsTripleOp(api, infers), qcompiler::MatMulCodebookOp(api, infers)}) {
       if (status == nullptr) status = api->CustomOpDomain_Add(domain, op);
     }
   }

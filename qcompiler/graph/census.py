@@ -148,8 +148,8 @@ def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
 
 _QUANTIZED_OPS = frozenset(
     {
-        OP, *JOINED.values(), "MatMulBnb4", "GatherBlockQuantized", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
-        "QLinearMatMul", "QLinearConv", "QGemm", "ConvInteger", "QMoE",
+        OP, *JOINED.values(), "MatMulBnb4", "MatMulCodebook", "GatherBlockQuantized", "DynamicQuantizeMatMul", "MatMulInteger",
+        "MatMulIntegerToFloat", "QLinearMatMul", "QLinearConv", "QGemm", "ConvInteger", "QMoE",
     }
 )  # fmt: skip
 

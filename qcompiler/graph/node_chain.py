@@ -112,6 +112,22 @@ def integers_of(node: ir.Node, index: int) -> npt.NDArray[np.int64] | None:
     return None if tensor is None or tensor.dtype != ir.DataType.INT64 else tensor.numpy()
 
 
+def is_foldable(value: ir.Value) -> bool:
+    """Whether it is constant, or computed from constants alone, which ONNX Runtime does when it loads a model."""
+    stack = [value]
+    while stack:
+        source = stack.pop()
+        if source.is_graph_input():
+            return False
+        if ir.convenience.get_const_tensor(source) is not None:
+            continue
+        node = source.producer()
+        if node is None or not node.inputs:
+            return False
+        stack += [each for each in node.inputs if each is not None]
+    return True
+
+
 def constants_behind(*values: ir.Value | None) -> dict[ir.Value, ir.TensorProtocol]:
     """The numbers that values are computed from: constants of two dimensions, so no shapes."""
     found: dict[ir.Value, ir.TensorProtocol] = {}

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from qcompiler.graph.edits import Names, add_initializer, replace_value, set_info
 from qcompiler.graph.node_chain import producer_of
+from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.weights import constant_view
 
 
@@ -132,7 +133,9 @@ def is_offset_part(node: ir.Node) -> bool:
     if node.op_type != "MatMul" or len(node.outputs[0].uses()) != 1 or node.inputs[0] is None:
         return False
     ((add, index),) = node.outputs[0].uses()
-    product = producer_of(add, 0, "MatMulNBits", "com.microsoft")
+    product = producer_of(add, 0, "MatMulNBits", "com.microsoft") or producer_of(
+        add, 0, "MatMulNBits", OUR_DOMAIN
+    )
     if add.op_type != "Add" or index != 1 or product is None:
         return False
     sums = node.inputs[0].producer()

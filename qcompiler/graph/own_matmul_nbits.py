@@ -96,7 +96,7 @@ def reference(
     w = (codes - np.repeat(points, block_size, 1)[:, :k].astype(np.float64)) * np.repeat(
         scales, block_size, 1
     )[:, :k]
-    y = _rounded(x, _activation_group(block_size, k)) @ w.T
+    y = rounded_activations(x, block_size) @ w.T
     total: npt.NDArray[np.float64] = y if bias is None else y + bias
     return total.astype(np.float32)
 
@@ -108,9 +108,13 @@ def _activation_group(block_size: int, k: int) -> int:
     return max(size for size in range(16, min(block_size, MAX_GROUP) + 1, 16) if block_size % size == 0)
 
 
-def _rounded(x: npt.NDArray[np.float32], group: int) -> npt.NDArray[np.float64]:
-    """x as 8 bits hold it: round(x 127 / max |x|) max |x| / 127 for each row and group; NaN in a group with NaN or infinity."""
+def rounded_activations(x: npt.NDArray[np.float32], block_size: int) -> npt.NDArray[np.float64]:
+    """x [.., K] as 8 bits hold it: round(x 127 / max |x|) max |x| / 127 for each row and block, or its parts of MAX_GROUP.
+
+    NaN in a part with NaN or infinity.
+    """
     k = x.shape[-1]
+    group = _activation_group(block_size, k)
     groups = -(-k // group)
     parts = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -k % group)]).reshape(*x.shape[:-1], groups, group)
     largest = np.abs(parts).max(-1, keepdims=True)

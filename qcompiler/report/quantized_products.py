@@ -1,6 +1,6 @@
 """Quantized weights of any ONNX model, as its nodes say them: shapes, bits, groups, bytes; no code is read.
 
-Known are com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized, our MatMulNBits alone and joined, DequantizeLinear of a constant
+Known are com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized, ours, DequantizeLinear of a constant
 (the middle form, and QDQ of other tools), the middle forms of codebooks and of weights with offsets, and the QLinear and Integer operators.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.graph import own_matmul_codebook
 from qcompiler.graph.census import product_names, reaches_output
 from qcompiler.graph.codebook_form import CodebookForm, codebook_form, double_scales
 from qcompiler.graph.correction_form import corrected_output, corrections_of
@@ -118,6 +119,7 @@ class _Places:
 _PLACES = {
     "MatMulNBits": _Places(1, 2, 3),
     "MatMulBnb4": _Places(1, 2, None),
+    "MatMulCodebook": _Places(1, 2, None),
     "GatherBlockQuantized": _Places(0, 2, 3),
     "QLinearMatMul": _Places(3, 4, 5),
     "QLinearConv": _Places(3, 4, 5),
@@ -129,10 +131,16 @@ _PLACES = {
     "DequantizeLinear": _Places(0, 1, 2),
 }
 _WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
+_CODEBOOKS = frozenset({own_matmul_codebook.STOCK_OP, own_matmul_codebook.OP})
 _OURS = {OP: 1, **{op: products for products, op in JOINED.items()}}
 """Operators of products that are found in MatMulNBits' places, with how many of them they hold."""
 _PLACES |= dict.fromkeys(_OURS, _PLACES[OP])
-_BLOCKWISE = {**dict.fromkeys(_OURS, 0), "MatMulBnb4": 0, "GatherBlockQuantized": 128, "DequantizeLinear": 0}
+_BLOCKWISE = {
+    **dict.fromkeys(_OURS, 0),
+    **dict.fromkeys(_CODEBOOKS, 0),
+    "GatherBlockQuantized": 128,
+    "DequantizeLinear": 0,
+}
 """Operators whose ``block_size`` says the group, with its default."""
 
 
@@ -190,7 +198,7 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool, product: int) -> tuple[i
     if rows:
         granularity, group = "group", block
     double = None
-    if holder.op_type == "MatMulBnb4" and scales is None and holder.inputs[2] is not None:
+    if holder.op_type in _CODEBOOKS and scales is None and holder.inputs[2] is not None:
         double = double_scales(holder.inputs[2])
     sides = [value.const_value for value in (codes, scales, zero_points) if value is not None]
     computed = _computed(holder, scales)
@@ -256,7 +264,7 @@ def _name(node: ir.Node, codes: ir.Value) -> str:
     return name
 
 
-_PACKED = frozenset({*_OURS, "MatMulBnb4", "GatherBlockQuantized"})
+_PACKED = frozenset({*_OURS, *_CODEBOOKS, "GatherBlockQuantized"})
 """Operators that say their bits in an attribute, since the codes may be bytes that hold several."""
 
 
@@ -270,8 +278,8 @@ def _constant(node: ir.Node, index: int | None) -> ir.Value | None:
 def _shape(
     node: ir.Node, holder: ir.Node, tensor: ir.TensorProtocol, bits: int, turned: bool, product: int
 ) -> tuple[int, ...]:
-    if holder.op_type in _OURS or holder.op_type == "MatMulBnb4":
-        rows = columns_attribute(OP if holder.op_type == "MatMulBnb4" else holder.op_type, product)
+    if holder.op_type in _OURS or holder.op_type in _CODEBOOKS:
+        rows = columns_attribute(holder.op_type, product) if holder.op_type in _OURS else "N"
         return holder.attributes.get_int(rows, 0), holder.attributes.get_int("K", 0)
     shape = tuple(int(d) for d in tensor.shape.numpy())
     if holder.op_type == "GatherBlockQuantized":
@@ -293,7 +301,7 @@ def _granularity(holder: ir.Node, shape: tuple[int, ...], scales: ir.Value | Non
 
 
 def _dtype(holder: ir.Node, tensor: ir.TensorProtocol, bits: int) -> str:
-    if holder.op_type == "MatMulBnb4":
+    if holder.op_type in _CODEBOOKS:
         return "nf4" if holder.attributes.get_int("quant_type", 1) else "fp4"
     if holder.op_type in _PACKED and tensor.dtype == ir.DataType.UINT8:
         return f"uint{bits}"

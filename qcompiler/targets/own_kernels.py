@@ -6,17 +6,18 @@ ways are tried after saving. Without bodies (``--no-function-body``) it needs th
 
 from pathlib import Path
 
-from qcompiler.graph import own_matmul_nbits
+from qcompiler.graph import own_matmul_codebook, own_matmul_nbits
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.drop_operator_bodies import DropOperatorBodies
 from qcompiler.passes.join_products import JoinProducts
+from qcompiler.passes.use_own_codebooks import UseOwnCodebooks
 from qcompiler.passes.use_own_kernels import UseOwnKernels
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import register
 from qcompiler.targets import ort
 from qcompiler.targets.running_nodes import verify_loads, verify_running
 
-WITH_KERNELS = (own_matmul_nbits.OP, *own_matmul_nbits.JOINED.values())
+WITH_KERNELS = (own_matmul_nbits.OP, *own_matmul_nbits.JOINED.values(), own_matmul_codebook.OP)
 """Operators of our domain that the library has; the others run as their bodies everywhere."""
 
 
@@ -26,6 +27,11 @@ def lowering(recipe: Recipe) -> list[NamedPass]:
         *ort.lowering(recipe),
         NamedPass(
             "use_own_kernels", UseOwnKernels(), "late: it takes over what became MatMulNBits, bias and all"
+        ),
+        NamedPass(
+            "use_own_codebooks",
+            UseOwnCodebooks(recipe.accuracy_level),
+            "beside it: it takes over what became MatMulBnb4",
         ),
         NamedPass("join_products", JoinProducts(), "after it: what it joins are nodes of our operator"),
     ]

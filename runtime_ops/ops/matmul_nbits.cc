@@ -11,7 +11,6 @@
 namespace qcompiler {
 namespace {
 
-using matmul_nbits::Columns;
 using matmul_nbits::StoredWeights;
 
 constexpr size_t kX = 0;
@@ -44,13 +43,14 @@ class MatMulNBits {
   }();
 
   OrtStatus* Create(const OrtApi* api, const OrtKernelInfo* info);
-  OrtStatus* Compute(OrtKernelContext* context) const;
+  OrtStatus* Compute(OrtKernelContext* context) const {
+    return product_.Compute(node_, context, kX, kBias, kInputsOfEach);
+  }
   const OrtApi* api() const { return node_.api(); }
   static OrtStatus* Infer(const OrtApi* api, OrtShapeInferContext* context);
 
  private:
   OrtStatus* ReadSizes(const OrtKernelInfo* info, StoredWeights* parts) const;
-  OrtStatus* Bias(const OrtKernelContext* context, size_t index, int64_t n, const float** bias) const;
 
   Node node_;
   Product product_;
@@ -99,46 +99,6 @@ OrtStatus* MatMulNBits<kProducts>::Create(const OrtApi* api, const OrtKernelInfo
     part.zero_points = static_cast<const uint8_t*>(zero_points.data);
   }
   return product_.Create(node_, parts, kProducts);
-}
-
-template <int kProducts>
-OrtStatus* MatMulNBits<kProducts>::Bias(const OrtKernelContext* context, size_t index, int64_t n,
-                                        const float** bias) const {
-  size_t inputs = 0;
-  QCOMPILER_TRY(api()->KernelContext_GetInputCount(context, &inputs));
-  if (inputs <= index) return nullptr;
-  const OrtValue* value = nullptr;
-  QCOMPILER_TRY(api()->KernelContext_GetInput(context, index, &value));
-  if (value == nullptr) return nullptr;
-  Tensor found;
-  QCOMPILER_TRY(found.Read(api(), value));
-  if (found.count() != n) return node_.Refuse("bias has not N = " + std::to_string(n) + " elements");
-  *bias = static_cast<const float*>(found.data);
-  return nullptr;
-}
-
-template <int kProducts>
-OrtStatus* MatMulNBits<kProducts>::Compute(OrtKernelContext* context) const {
-  const OrtValue* value = nullptr;
-  QCOMPILER_TRY(api()->KernelContext_GetInput(context, kX, &value));
-  Tensor x;
-  QCOMPILER_TRY(x.Read(api(), value));
-  if (x.dims.empty() || x.dims.back() != product_.k()) {
-    return node_.Refuse("the last dimension of x is not K = " + std::to_string(product_.k()));
-  }
-  const int64_t m = x.count() / product_.k();
-  Product::Output outputs[kProducts];
-  for (size_t p = 0; p < kProducts; ++p) {
-    x.dims.back() = product_.n(p);
-    outputs[p].bias = nullptr;
-    QCOMPILER_TRY(Bias(context, p * kInputsOfEach + kBias, product_.n(p), &outputs[p].bias));
-    OrtValue* output = nullptr;
-    void* y = nullptr;
-    QCOMPILER_TRY(api()->KernelContext_GetOutput(context, p, x.dims.data(), x.dims.size(), &output));
-    QCOMPILER_TRY(api()->GetTensorMutableData(output, &y));
-    outputs[p].y = static_cast<float*>(y);
-  }
-  return product_.Multiply(node_, context, static_cast<const float*>(x.data), m, outputs);
 }
 
 template <int kProducts>

@@ -46,8 +46,9 @@ OrtStatus* Node::Constant(const OrtKernelInfo* info, size_t index, const char* w
   if (constant == 0 || value == nullptr) {
     return Refuse(
         std::string(what) +
-        " is not constant; it has to be, since it is laid out anew when the session is created. One that a "
-        "branch or loop shares with the graph around it is for ONNX Runtime 1.29 and newer");
+        " is not constant; it has to be, since it is laid out anew when the session is created, or to be "
+        "computed from constants with the session's graph optimizations on. One that a branch or loop shares "
+        "with the graph around it is for ONNX Runtime 1.29 and newer");
   }
   QCOMPILER_TRY(tensor->Read(api_, value));
   if (tensor->count() == count) return nullptr;

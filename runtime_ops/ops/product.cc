@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <string>
 #include <thread>
 
 #include "base/buffer_pool.h"
@@ -99,11 +100,46 @@ OrtStatus* Product::Create(const Node& node, const matmul_nbits::StoredWeights* 
   return nullptr;
 }
 
-OrtStatus* Product::Multiply(const Node& node, const OrtKernelContext* context, const float* x, int64_t m,
-                             const Output* outputs) const {
+OrtStatus* Product::Bias(const Node& node, const OrtKernelContext* context, size_t index, int64_t n,
+                         const float** bias) const {
+  *bias = nullptr;
+  size_t inputs = 0;
+  QCOMPILER_TRY(node.api()->KernelContext_GetInputCount(context, &inputs));
+  if (inputs <= index) return nullptr;
+  const OrtValue* value = nullptr;
+  QCOMPILER_TRY(node.api()->KernelContext_GetInput(context, index, &value));
+  if (value == nullptr) return nullptr;
+  Tensor found;
+  QCOMPILER_TRY(found.Read(node.api(), value));
+  if (found.count() != n) return node.Refuse("bias has not N = " + std::to_string(n) + " elements");
+  *bias = static_cast<const float*>(found.data);
+  return nullptr;
+}
+
+OrtStatus* Product::Compute(const Node& node, OrtKernelContext* context, size_t x_index, size_t bias,
+                            size_t step) const {
+  const OrtApi* api = node.api();
+  const OrtValue* value = nullptr;
+  QCOMPILER_TRY(api->KernelContext_GetInput(context, x_index, &value));
+  Tensor x;
+  QCOMPILER_TRY(x.Read(api, value));
+  if (x.dims.empty() || x.dims.back() != weights_.k) {
+    return node.Refuse("the last dimension of x is not K = " + std::to_string(weights_.k));
+  }
+  const int64_t m = x.count() / weights_.k;
+  Output outputs[kMostProducts];
+  for (size_t product = 0; product < n_.size(); ++product) {
+    x.dims.back() = n_[product];
+    QCOMPILER_TRY(Bias(node, context, bias + product * step, n_[product], &outputs[product].bias));
+    OrtValue* output = nullptr;
+    void* y = nullptr;
+    QCOMPILER_TRY(api->KernelContext_GetOutput(context, product, x.dims.data(), x.dims.size(), &output));
+    QCOMPILER_TRY(api->GetTensorMutableData(output, &y));
+    outputs[product].y = static_cast<float*>(y);
+  }
   for (int64_t first = 0; first < m; first += kRowsAtOnce) {
-    QCOMPILER_TRY(MultiplyRows(node, context, x + first * weights_.k, std::min(kRowsAtOnce, m - first), first,
-                               outputs));
+    QCOMPILER_TRY(MultiplyRows(node, context, static_cast<const float*>(x.data) + first * weights_.k,
+                               std::min(kRowsAtOnce, m - first), first, outputs));
   }
   return nullptr;
 }

@@ -14,24 +14,27 @@ struct Scratch;
 
 class Product {
  public:
+  static constexpr size_t kMostProducts = 3;
   static constexpr int64_t kMost = int64_t{1} << 31;  // of N and of K: what they multiply to stays in int64
 
-  // Lays weights out for the kernel of this CPU: of several products with the same K, bits and group.
+  // Lays weights out for the kernel of this CPU: of up to kMostProducts with the same K, bits and group.
   OrtStatus* Create(const Node& node, const matmul_nbits::StoredWeights* parts, size_t count);
+
+  static constexpr size_t kNoBias = SIZE_MAX;
+  // A node's outputs, one for each product, from its input `x`, float32 [.., K], and biases [N], if any:
+  // inputs `bias`, `bias` + `step` and so on.
+  OrtStatus* Compute(const Node& node, OrtKernelContext* context, size_t x, size_t bias,
+                     size_t step = 0) const;
 
   // y [M, N] of one product, and its bias [N] or nullptr.
   struct Output {
     float* y;
     const float* bias;
   };
-  // x [M, K]; one output for each product.
-  OrtStatus* Multiply(const Node& node, const OrtKernelContext* context, const float* x, int64_t m,
-                      const Output* outputs) const;
-
-  int64_t n(size_t product) const { return n_[product]; }
-  int64_t k() const { return weights_.k; }
 
  private:
+  OrtStatus* Bias(const Node& node, const OrtKernelContext* context, size_t index, int64_t n,
+                  const float** bias) const;
   OrtStatus* MultiplyRows(const Node& node, const OrtKernelContext* context, const float* x, int64_t m,
                           int64_t first_row, const Output* outputs) const;
 

@@ -58,6 +58,47 @@ def test_products_on_one_x_are_one_node_and_each_is_reported(quantize: Compile) 
     assert reported[0] == reported[1] and len(reported[0]) == 3
 
 
+@pytest.mark.parametrize("double_quant", ["false", "true"])
+def test_tables_run_on_our_kernels(double_quant: str, quantize: Compile) -> None:
+    settings = ["bits=4", "dtype=nf4", "group_size=32", f"double_quant={double_quant}"]
+    ours, stock = (
+        quantize(two_layers(), target=target, settings=settings) for target in ("qcompiler", "ort")
+    )
+    assert ours.report.running == {
+        "ai.qcompiler::MatMulCodebook": 1,
+        "ai.qcompiler::MatMulNBits": 1,
+    }  # its head has 8 bits
+    x = {"x": normal(5, 64)}
+    with_library, without = _outputs(ours, x)
+    np.testing.assert_array_equal(without[0], create_session(stock.path).run(None, x)[0])
+    assert relative_error(without[0], with_library[0]) < EIGHT_BIT
+    reported = [[replace(p, share=0, op="") for p in inspect(c.path).products] for c in (ours, stock)]
+    assert reported[0] == reported[1] and len(reported[0]) == 2
+
+
+def test_two_level_scales_run_on_our_kernels_and_offsets_stay_beside(quantize: Compile) -> None:
+    model = make_model(
+        "g (float[M,256] x) => (float[M,32] y) { h = MatMul(x, a) y = MatMul(h, b) }",
+        {"a": weight(256, 256), "b": weight(256, 32, seed=1)},
+    )
+    ours, stock = (
+        quantize(
+            model,
+            target=target,
+            settings=["bits=4", "algorithm=kquant", "two_level=true", "symmetric=false", "group_size=32"],
+        )
+        for target in ("qcompiler", "ort")
+    )
+    assert ours.report.running == {"ai.qcompiler::MatMulNBits": 2}
+    for value in _outputs(ours, {"x": normal(5, 256)}):
+        assert (
+            relative_error(create_session(stock.path).run(None, {"x": normal(5, 256)})[0], value[0])
+            < EIGHT_BIT
+        )
+    reported = [[replace(p, share=0, op="") for p in inspect(c.path).products] for c in (ours, stock)]
+    assert reported[0] == reported[1] and len(reported[0]) == 2
+
+
 def test_the_same_weights_are_reported_as_of_the_target_ort(quantize: Compile) -> None:
     ours, stock = (
         inspect(quantize(two_layers(), target=target).path).products for target in ("qcompiler", "ort")

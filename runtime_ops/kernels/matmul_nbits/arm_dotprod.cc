@@ -31,6 +31,9 @@ struct NeonDotprod {
     return FromBytes(vandq_u8(Bytes(a), vdupq_n_u8(static_cast<uint8_t>(byte))));
   }
   static QCOMPILER_INLINE Ints Or(Ints a, Ints b) { return vorrq_s32(a, b); }
+  static QCOMPILER_INLINE Ints Lookup(const uint8_t* table, Ints index) {
+    return FromBytes(vqtbl1q_u8(vld1q_u8(table), Bytes(index)));
+  }
   static QCOMPILER_INLINE Ints Xor80(Ints a) { return FromBytes(veorq_u8(Bytes(a), vdupq_n_u8(0x80))); }
   template <int n>
   static QCOMPILER_INLINE Ints ShiftRight(Ints a) {

@@ -2,6 +2,10 @@
 //
 //   y[m, n] = sum over k of x[m, k] (code[n, k] - zero_point[n, g]) scale[n, g],     g = k / group
 //
+// or, where codes of 4 bits stand for the bytes of a table,
+//
+//   y[m, n] = sum over k of x[m, k] (table[code[n, k]] - 128) scale[n, g]
+//
 // Activations are quantized too, to 8 bits for each row and group of weights, symmetric about 0:
 //
 //   a[m, k] = round(x[m, k] (127 / max)),   s[m, g] = max / 127,   max = max |x[m, group g]|   (half to even)
@@ -42,6 +46,7 @@ struct StoredWeights {
   const uint8_t* codes;  // [N, ceil(K / group), ceil(group bits / 8)]: the lowest bits are the first code
   const float* scales;   // [N, ceil(K / group)]
   const uint8_t* zero_points;  // [N, ceil(ceil(K / group) bits / 8)], or nullptr: 2^(bits - 1)
+  const uint8_t* table;        // of 16 bytes, or nullptr; with 4 bits and without zero points
 };
 
 // The same in the order of the kernels: of one matrix, or of several with the same k, bits and group, of
@@ -55,12 +60,16 @@ struct PackedWeights {
   int64_t blocks = 0;         // of rows
   AlignedBuffer codes;        // [blocks, groups, lines, 64]
   AlignedBuffer scales;       // float32 [blocks, groups, 16]
-  AlignedBuffer zero_points;  // uint8 [blocks, groups, 16]; empty: 2^(bits - 1)
+  AlignedBuffer zero_points;  // uint8 [blocks, groups, 16]; empty: middle()
+  bool has_table = false;
+  alignas(16) uint8_t table[16];
 
   // Lines of a group.
   int64_t lines() const { return bits == 3 ? group / 16 + (group + 31) / 32 : group * bits / 32; }
   int64_t group_bytes() const { return lines() * kLine; }
   bool symmetric() const { return zero_points.size() == 0; }
+  // What counts as 0 where weights are symmetric.
+  int middle() const { return has_table ? 128 : 1 << (bits - 1); }
 };
 
 // False where there is no memory.
@@ -72,7 +81,7 @@ struct Activations {
   int height = 0;  // rows of a tile
   int8_t* codes;   // [tiles][groups][group / 4][rows of the tile][4]
   float* scales;   // [tiles][groups][rows of the tile]
-  int32_t* sums;   // as scales: minus the sum of a group's codes; times 2^(bits - 1) where the weights are
+  int32_t* sums;   // as scales: minus the sum of a group's codes; times middle() where the weights are
                    // symmetric
 
   int64_t tiles() const { return (m + height - 1) / height; }

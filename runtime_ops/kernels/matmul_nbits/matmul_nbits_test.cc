@@ -23,6 +23,7 @@ struct Case {
   int bits;
   bool symmetric;
   int64_t m;
+  bool with_table = false;
 };
 
 struct Problem {
@@ -38,13 +39,23 @@ struct Problem {
     for (uint8_t& zero_point : zero_points) zero_point = static_cast<uint8_t>(random());
     x.resize(static_cast<size_t>(c.m * c.k));
     for (float& value : x) value = normal(random);
-    stored = {
-        c.n, c.k, c.bits, c.group, codes.data(), scales.data(), c.symmetric ? nullptr : zero_points.data()};
+    for (uint8_t& byte : table) byte = static_cast<uint8_t>(random());
+    table[3] = 0;  // the ends
+    table[5] = 255;
+    stored = {c.n,
+              c.k,
+              c.bits,
+              c.group,
+              codes.data(),
+              scales.data(),
+              c.symmetric ? nullptr : zero_points.data(),
+              c.with_table ? table : nullptr};
   }
 
   Case shape;
   std::vector<uint8_t> codes, zero_points;
   std::vector<float> scales, x;
+  uint8_t table[16];
   StoredWeights stored;
 };
 
@@ -72,7 +83,7 @@ std::vector<double> Define(const Problem& problem, int64_t group) {
                                  ? 1 << (c.bits - 1)
                                  : Bits(problem.zero_points, (stored_groups * c.bits + 7) / 8, n, g, c.bits);
       w[static_cast<size_t>(n * c.k + k)] =
-          (code - zero_point) *
+          (c.with_table ? problem.table[code] - 128 : code - zero_point) *
           static_cast<double>(problem.scales[static_cast<size_t>(n * stored_groups + g)]);
     }
   }
@@ -266,6 +277,11 @@ int Main() {
   // Every height of a tile, and a row that is cut into several panels.
   for (int64_t m = 1; m <= 24; ++m) Check({40, 200, 64, 4, false, m}, kernels, reference);
   Check({35, 3000, 128, 4, false, 14}, kernels, reference);
+  for (const int64_t group : {16, 64, 160}) {
+    for (const auto& [n, k] : shapes) {
+      for (const int64_t m : {1, 2, 13, 29}) Check({n, k, group, 4, true, m, true}, kernels, reference);
+    }
+  }
   CheckExtremes(kernels, reference);
   kernels.push_back(&reference);
   for (const Kernel* kernel : kernels) {

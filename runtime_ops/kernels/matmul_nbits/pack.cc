@@ -100,6 +100,8 @@ bool Pack(const StoredWeights* matrices, size_t count, PackedWeights* packed) {
   packed->bits = first.bits;
   packed->group = KernelGroup(first.group, first.k);
   packed->groups = (first.k + packed->group - 1) / packed->group;
+  packed->has_table = first.table != nullptr;
+  if (packed->has_table) std::memcpy(packed->table, first.table, sizeof(packed->table));
   packed->rows = 0;
   std::vector<int64_t> first_rows(count);
   bool symmetric = true;

@@ -95,7 +95,7 @@ inline int32_t RoundGroup(const float* x, int64_t group, int64_t count, float in
 void QuantizeHere(const float* x, const PackedWeights& weights, Activations* out, int64_t begin,
                   int64_t end) {
   const int64_t group = weights.group, groups = weights.groups;
-  const int32_t factor = weights.symmetric() ? 1 << (weights.bits - 1) : 1;
+  const int32_t factor = weights.symmetric() ? weights.middle() : 1;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int rows = out->rows_of(tile);
     int8_t* codes = out->codes + tile * out->height * groups * group;

@@ -29,7 +29,7 @@ int CodeAt(const uint8_t* group, int64_t size, int bits, int64_t k, int row) {
 void QuantizeReference(const float* x, const PackedWeights& weights, Activations* out, int64_t begin,
                        int64_t end) {
   const int64_t group = weights.group, groups = weights.groups;
-  const int factor = weights.symmetric() ? 1 << (weights.bits - 1) : 1;
+  const int factor = weights.symmetric() ? weights.middle() : 1;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int rows = out->rows_of(tile);
     int8_t* codes = out->codes + tile * out->height * groups * group;
@@ -77,8 +77,10 @@ void MultiplyReference(const Activations& x, const PackedWeights& weights, const
         int32_t sum = x.sums[of_x];
         if (!weights.symmetric()) sum *= weights.zero_points.data()[cell * kRows + lane];
         for (int64_t k = 0; k < group; ++k) {
+          const int code =
+              CodeAt(weights.codes.data() + cell * weights.group_bytes(), group, weights.bits, k, lane);
           sum += codes[((g * (group / 4) + k / 4) * rows + row) * 4 + k % 4] *
-                 CodeAt(weights.codes.data() + cell * weights.group_bytes(), group, weights.bits, k, lane);
+                 (weights.has_table ? weights.table[code] : code);
         }
         total += static_cast<float>(sum) * (x.scales[of_x] * scales[cell * kRows + lane]);
       }

@@ -30,9 +30,10 @@ struct Strip {
   const float* scales[Isa::kVectors];
   const uint8_t* zero_points[Isa::kVectors];  // nullptr where symmetric
   int64_t group_bytes;
+  const uint8_t* table;
 
   Strip(const PackedWeights& weights, int64_t index, int64_t first_group)
-      : group_bytes(weights.group_bytes()) {
+      : group_bytes(weights.group_bytes()), table(weights.table) {
     for (int v = 0; v < Isa::kVectors; ++v) {
       // Of an odd number of blocks the last one is taken twice, and stored once.
       const int64_t row = index * kRowsOfStrip + v * Isa::kLanes, lane = row % kRows;
@@ -46,18 +47,19 @@ struct Strip {
 
 // The codes of a strip as bytes: [quad][register][4 kLanes].
 template <class Isa, class Unit, int... i>
-QCOMPILER_INLINE void StoreQuads(Indices<i...>, const uint8_t* lines, uint8_t* out) {
+QCOMPILER_INLINE void StoreQuads(Indices<i...>, const uint8_t* lines, const uint8_t* table, uint8_t* out) {
   constexpr int kQuad = Isa::kVectors * 4 * Isa::kLanes;
   (Isa::Store(out + i * kQuad,
-              Unit::template Quad<i % Unit::kQuads>(lines + i / Unit::kQuads * Unit::kBytes)),
+              Unit::template Quad<i % Unit::kQuads>(lines + i / Unit::kQuads * Unit::kBytes, table)),
    ...);
 }
 
 template <class Isa, class Unit>
-QCOMPILER_INLINE void StoreUnits(const uint8_t* lines, int64_t units, uint8_t* out) {
+QCOMPILER_INLINE void StoreUnits(const uint8_t* lines, int64_t units, const uint8_t* table, uint8_t* out) {
   constexpr int kQuads = Unit::kQuads * kTogether<Unit>, kQuad = Isa::kVectors * 4 * Isa::kLanes;
   for (int64_t unit = 0; unit < units; unit += kTogether<Unit>) {
-    StoreQuads<Isa, Unit>(UpTo<kQuads>(), lines + unit * Unit::kBytes, out + unit * Unit::kQuads * kQuad);
+    StoreQuads<Isa, Unit>(UpTo<kQuads>(), lines + unit * Unit::kBytes, table,
+                          out + unit * Unit::kQuads * kQuad);
   }
 }
 
@@ -70,10 +72,10 @@ void Unpack(const Strip<Isa>& strip, int64_t group, int64_t groups, uint8_t* pan
     for (int v = 0; v < Isa::kVectors; ++v) {
       const uint8_t* lines = strip.codes[v] + g * strip.group_bytes;
       uint8_t* out = panel + g * (group / 4) * kQuad + v * kBytes;
-      StoreUnits<Isa, Of>(lines, units, out);
+      StoreUnits<Isa, Of>(lines, units, strip.table, out);
       if constexpr (kBits == 3) {
         if (group % 32 != 0)
-          StoreUnits<Isa, HalfUnit<Isa>>(lines + units * Of::kBytes, 1, out + units * 8 * kQuad);
+          StoreUnits<Isa, HalfUnit<Isa>>(lines + units * Of::kBytes, 1, strip.table, out + units * 8 * kQuad);
       }
     }
   }

@@ -67,7 +67,8 @@ QCOMPILER_INLINE void AddPacked(Indices<v...>, Sums<Isa, kHeight>& sums, const S
   if constexpr (i % Unit::kQuads == 0) {
     ((v * Isa::kLanes % kRows == 0 ? Isa::Prefetch(strip.codes[v] + at + kFrom + kAhead) : void()), ...);
   }
-  const typename Isa::Ints codes[] = {Unit::template Quad<i % Unit::kQuads>(strip.codes[v] + at + kFrom)...};
+  const typename Isa::Ints codes[] = {
+      Unit::template Quad<i % Unit::kQuads>(strip.codes[v] + at + kFrom, strip.table)...};
   AddQuad<Isa, kBits, i % Sums<Isa, kHeight>::kChains>(UpTo<kHeight>(), sums, codes, x + i * kHeight * 4);
 }
 
@@ -100,23 +101,23 @@ QCOMPILER_INLINE void BeginSymmetric(Indices<v...>, Sums<Isa, kHeight>& sums, ty
   Begin<Isa, kHeight>(Indices<v...>(), sums.at[m], values);
 }
 
-// Codes are less by kOffset than the contract says.
-template <class Isa, int kOffset, int... v>
+// Codes are less by kLess than the contract says.
+template <class Isa, int kLess, int... v>
 QCOMPILER_INLINE void LoadZeroPoints(Indices<v...>, const Strip<Isa>& strip, int64_t g,
                                      typename Isa::Ints (&points)[Isa::kVectors]) {
   ((points[v] = Isa::Widen(strip.zero_points[v] + g * kRows)), ...);
-  if constexpr (kOffset != 0) ((points[v] = Isa::Add(points[v], Isa::Broadcast(-kOffset))), ...);
+  if constexpr (kLess != 0) ((points[v] = Isa::Add(points[v], Isa::Broadcast(-kLess))), ...);
 }
 
-template <class Isa, int kOffset, int kHeight, int... m>
+template <class Isa, int kLess, int kHeight, int... m>
 QCOMPILER_INLINE void BeginGroup(Indices<m...>, Sums<Isa, kHeight>& sums, const Strip<Isa>& strip, int64_t g,
                                  const int32_t* x_sums) {
   constexpr UpTo<Isa::kVectors> kAll;
   if (strip.zero_points[0] != nullptr) {
     typename Isa::Ints points[Isa::kVectors];
-    LoadZeroPoints<Isa, kOffset>(kAll, strip, g, points);
+    LoadZeroPoints<Isa, kLess>(kAll, strip, g, points);
     (BeginRow<Isa, kHeight, m>(kAll, sums, points, x_sums[m]), ...);
-  } else if constexpr (kOffset != 0) {  // the middle is 0
+  } else if constexpr (kLess != 0) {  // the middle is 0
     (BeginSymmetric<Isa, kHeight, m>(kAll, sums, Isa::Zero()), ...);
   } else {
     (BeginSymmetric<Isa, kHeight, m>(kAll, sums, Isa::Broadcast(x_sums[m])), ...);
@@ -193,26 +194,25 @@ template <class Isa, int kBits, int kHeight, bool kPanel>
 void Tile(const int8_t* x, const float* x_scales, const int32_t* x_sums, const Strip<Isa>& strip,
           const uint8_t* panel, int64_t group, int64_t groups, float* total) {
   using Of = Unit<Isa, kBits>;
-  constexpr int kOffset = Isa::kSigned && kBits == 8 ? 128 : 0;
   constexpr int kQuad = Isa::kVectors * 4 * Isa::kLanes;
   constexpr UpTo<kHeight> kAll;
   Totals<Isa, kHeight> totals;
   if constexpr (Totals<Isa, kHeight>::kInRegisters) LoadTotals<Isa>(kAll, totals, total);
   for (int64_t g = 0; g < groups; ++g) {
     Sums<Isa, kHeight> sums;
-    BeginGroup<Isa, kOffset>(kAll, sums, strip, g, x_sums + g * kHeight);
+    BeginGroup<Isa, kOffset<Isa, kBits>>(kAll, sums, strip, g, x_sums + g * kHeight);
     const int8_t* quads = x + g * group * kHeight;
     if constexpr (kPanel) {
       const uint8_t* of_group = panel + g * (group / 4) * kQuad;
       for (int64_t quad = 0; quad < group / 4; quad += 4) {
-        AddPanel<Isa, kBits>(UpTo<4>(), sums, of_group + quad * kQuad, quads + quad * kHeight * 4);
+        AddPanel<Isa, kDotBits<kBits>>(UpTo<4>(), sums, of_group + quad * kQuad, quads + quad * kHeight * 4);
       }
     } else {
       constexpr int kQuads = Of::kQuads * kTogether<Of>;
       const int64_t units = group / (4 * Of::kQuads), first = g * strip.group_bytes;
       for (int64_t unit = 0; unit < units; unit += kTogether<Of>) {
-        AddUnits<Isa, Of, kBits>(UpTo<kQuads>(), sums, strip, first + unit * Of::kBytes,
-                                 quads + unit * Of::kQuads * kHeight * 4);
+        AddUnits<Isa, Of, kDotBits<kBits>>(UpTo<kQuads>(), sums, strip, first + unit * Of::kBytes,
+                                           quads + unit * Of::kQuads * kHeight * 4);
       }
       if constexpr (kBits == 3) {
         if (group % 32 != 0) {
@@ -252,7 +252,7 @@ template <class Isa, int kBits>
 void MultiplyBits(const Activations& x, const PackedWeights& weights, const Columns& columns, int64_t begin,
                   int64_t end, uint8_t* scratch) {
   constexpr int64_t kStride = Strip<Isa>::kRowsOfStrip;
-  constexpr int kPanelBits = kBits == 8 ? 8 : 4;  // bytes of a panel below 8 bits are alike
+  constexpr int kPanelBits = kDotBits<kBits> == 8 ? 8 : 4;  // bytes of a panel below 8 bits are alike
   alignas(kLine) float total[Isa::kMaxTile * kStride];
   const int64_t group = weights.group, groups = weights.groups, tiles = x.tiles();
   const int64_t first_strip = begin * kPairRows / kStride;
@@ -297,6 +297,7 @@ void MultiplyBits(const Activations& x, const PackedWeights& weights, const Colu
 template <class Isa>
 void MultiplyWith(const Activations& x, const PackedWeights& weights, const Columns& columns, int64_t begin,
                   int64_t end, uint8_t* scratch) {
+  if (weights.has_table) return MultiplyBits<Isa, kTable>(x, weights, columns, begin, end, scratch);
   switch (weights.bits) {
     case 2:
       return MultiplyBits<Isa, 2>(x, weights, columns, begin, end, scratch);

@@ -13,8 +13,8 @@
 //   MultiplyPoints(points, sum)   int32; |sum| < 2^15, and points are 0 .. 255, 128 less where kSigned: where
 //                         they are not, the low 16 bits hold sum, and its high ones meet the 0 above points
 //   And, Or (bytes), ShiftRight<n>, ShiftLeft<n> (within 16 bits or bytes; bits from neighbours are masked)
-//   Xor80 (flips the top bit of bytes), Widen (kLanes uint8 to int32)
-//   Dot<bits>(sum, codes, a)   sum + the products of 4 codes and 4 activations in each lane
+//   Lookup (bytes of 0 .. 15 to those of a table), Xor80 (flips the top bit of bytes), Widen (kLanes uint8 to
+//   int32) Dot<bits>(sum, codes, a)   sum + the products of 4 codes and 4 activations in each lane
 //   LoadFloats, StoreFloats, ZeroFloats, BroadcastFloat, ToFloats, MultiplyFloats, MultiplyAdd (x y + z,
 //   rounded once), Prefetch
 #ifndef QCOMPILER_RUNTIME_OPS_KERNELS_MATMUL_NBITS_UNITS_H_
@@ -30,13 +30,22 @@ namespace {
 
 constexpr int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// In place of bits: codes of 4 that stand for bytes of a table.
+constexpr int kTable = 104;
+
+// The bits of what Dot takes, and how much less than the contract says it takes them as.
+template <int kBits>
+constexpr int kDotBits = kBits == kTable ? 8 : kBits;
+template <class Isa, int kBits>
+constexpr int kOffset = Isa::kSigned && kDotBits<kBits> == 8 ? 128 : 0;
+
 // A unit is the smallest run of lines whose codes are whole quads: kQuads of them in kBytes.
 template <class Isa, int kBits>
 struct Unit {
   static constexpr int kQuads = 8 / kBits, kBytes = kLine;
 
   template <int q>
-  static QCOMPILER_INLINE typename Isa::Ints Quad(const uint8_t* at) {
+  static QCOMPILER_INLINE typename Isa::Ints Quad(const uint8_t* at, const uint8_t*) {
     const auto codes = Isa::Load(at);
     if constexpr (kBits == 8) {
       if constexpr (Isa::kSigned) return Isa::Xor80(codes);
@@ -44,6 +53,18 @@ struct Unit {
     } else {
       return Isa::And(Isa::template ShiftRight<kBits * q>(codes), (1 << kBits) - 1);
     }
+  }
+};
+
+template <class Isa>
+struct Unit<Isa, kTable> {
+  static constexpr int kQuads = 2, kBytes = kLine;
+
+  template <int q>
+  static QCOMPILER_INLINE typename Isa::Ints Quad(const uint8_t* at, const uint8_t* table) {
+    const auto bytes = Isa::Lookup(table, Unit<Isa, 4>::template Quad<q>(at, table));
+    if constexpr (Isa::kSigned) return Isa::Xor80(bytes);
+    return bytes;
   }
 };
 
@@ -62,7 +83,7 @@ struct Unit<Isa, 3> {  // 32 k
   static constexpr int kQuads = 8, kBytes = 3 * kLine;
 
   template <int q>
-  static QCOMPILER_INLINE typename Isa::Ints Quad(const uint8_t* at) {
+  static QCOMPILER_INLINE typename Isa::Ints Quad(const uint8_t* at, const uint8_t*) {
     return ThreeBits<Isa, q % 4, q>(at + q / 4 * kLine, at + 2 * kLine);
   }
 };
@@ -72,7 +93,7 @@ struct HalfUnit {  // of 3 bits: the last 16 k of a group
   static constexpr int kQuads = 4, kBytes = 2 * kLine;
 
   template <int q>
-  static QCOMPILER_INLINE typename Isa::Ints Quad(const uint8_t* at) {
+  static QCOMPILER_INLINE typename Isa::Ints Quad(const uint8_t* at, const uint8_t*) {
     return ThreeBits<Isa, q, q>(at, at + kLine);
   }
 };

@@ -33,6 +33,10 @@ struct Avx512Vnni {
     return _mm512_and_si512(a, _mm512_set1_epi8(static_cast<char>(byte)));
   }
   static QCOMPILER_INLINE Ints Or(Ints a, Ints b) { return _mm512_or_si512(a, b); }
+  static QCOMPILER_INLINE Ints Lookup(const uint8_t* table, Ints index) {
+    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), index);
+  }
   static QCOMPILER_INLINE Ints Xor80(Ints a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }
   template <int n>
   static QCOMPILER_INLINE Ints ShiftRight(Ints a) {

@@ -33,6 +33,10 @@ struct Ymm {
     return _mm256_and_si256(a, _mm256_set1_epi8(static_cast<char>(byte)));
   }
   static QCOMPILER_INLINE Ints Or(Ints a, Ints b) { return _mm256_or_si256(a, b); }
+  static QCOMPILER_INLINE Ints Lookup(const uint8_t* table, Ints index) {
+    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), index);
+  }
   static QCOMPILER_INLINE Ints Xor80(Ints a) { return _mm256_xor_si256(a, _mm256_set1_epi8(-128)); }
   template <int n>
   static QCOMPILER_INLINE Ints ShiftRight(Ints a) {
