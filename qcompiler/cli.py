@@ -55,6 +55,20 @@ class _Memory(click.ParamType[int]):
         return int(float(match[1]) * _UNITS[match[2]])
 
 
+class _Dimension(click.ParamType[tuple[str, int]]):
+    """``batch=4`` -> ("batch", 4)."""
+
+    name = "dimension"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        name, _, size = str(value).rpartition("=")
+        if not name or not size.isdecimal() or int(size) < 1:
+            self.fail(f"{value!r} is not NAME=SIZE; write it like batch=4, its size 1 or more", param, ctx)
+        return name, int(size)
+
+
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, no tables.")
 _traceback = click.option(
     "--traceback",
@@ -228,6 +242,68 @@ def eval_verb(
     with progress_shown(quiet=as_json) as progress:
         found = evaluate(Path(model), Path(reference), given, progress)
     _show(asdict(found) if as_json else evaluation_table(found))
+
+
+@cli.command("bench", epilog="Example: qcompile bench out/model.onnx --tokens 512 --threads 2")
+@click.argument("model")
+@click.option(
+    "--against", metavar="MODEL2",
+    help="Default: the same file without our library, where it has operators of ours.",
+)  # fmt: skip
+@click.option(
+    "--tokens", type=click.IntRange(1), help="Of a prefill, where the model takes tokens; default 512."
+)
+@click.option(
+    "--past",
+    type=click.IntRange(0),
+    help="Tokens before the one of a decode, where the model takes a past; default 128.",
+)
+@click.option(
+    "--dim", "dims", metavar="NAME=SIZE", type=_Dimension(), multiple=True,
+    help="Size of a symbolic dimension: --dim batch=4. Repeat for more.",
+)  # fmt: skip
+@click.option(
+    "--data",
+    metavar="PATH",
+    help="Inputs of your own, the first feed: .npz, folder of .npz, .jsonl or module:function.",
+)
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Default: as ONNX Runtime chooses.")
+@click.option(
+    "--runs",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Of each model on each workload, in place of --seconds.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0, min_open=True), help="About, for each workload; default 10.",
+)  # fmt: skip
+@click.option(
+    "--loads",
+    type=click.IntRange(0),
+    default=5,
+    show_default=True,
+    help="In fresh processes, of each model; 0 for none.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of made-up inputs.")
+@_json
+@_traceback
+def bench_verb(
+    model: str, against: str | None, tokens: int | None, past: int | None, dims: tuple[tuple[str, int], ...], data: str | None,
+    threads: int | None, runs: int | None, seconds: float | None, loads: int, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Latency, tokens/s, load time and peak memory of MODEL, in turn with another."""
+    if runs is not None and seconds is not None:
+        raise click.UsageError("--runs and --seconds exclude each other; give one")
+    from qcompiler.bench.bench_table import bench_table
+    from qcompiler.bench.benchmark import BenchSettings, measure
+    from qcompiler.bench.workloads import Sizes
+    from qcompiler.report.progress import progress_shown
+
+    sizes = Sizes(tokens, past, dict(dims), data, seed)
+    settings = BenchSettings(sizes, threads, runs, 10.0 if seconds is None else seconds, loads)
+    with progress_shown(quiet=as_json) as progress:
+        found = measure(model, against, settings, progress)
+    _show(asdict(found) if as_json else bench_table(found))
 
 
 @cli.command("recipes", epilog="Example: qcompile recipes w4a16-awq > mine.yaml")

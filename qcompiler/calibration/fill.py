@@ -69,6 +69,36 @@ def is_filled(spec: InputSpec) -> bool:
     return spec.default is not None or _kind(spec) is not None
 
 
+def past_inputs(inputs: Sequence[InputSpec]) -> list[InputSpec]:
+    """Those that take the keys and values of earlier tokens."""
+    return [spec for spec in inputs if _kind(spec) == "past"]
+
+
+def past_shape(spec: InputSpec, batch: int, length: int, symbols: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a past input that holds ``length`` tokens.
+
+    Args:
+        symbols: sizes that are known; one that is 0 is the length of an empty past.
+
+    Raises:
+        CalibrationError: more than one of its dimensions may be its length.
+    """
+    sizes: list[int] = []
+    for axis, size in enumerate(spec.shape):
+        if isinstance(size, int):
+            sizes.append(size)
+        elif axis == 0:
+            sizes.append(batch)
+        else:
+            sizes.append(symbols.get(str(size)) or length)
+    free = [size for size in spec.shape[1:] if not isinstance(size, int) and not symbols.get(str(size))]
+    if len(free) > 1:
+        raise CalibrationError(
+            f"{spec.name}: cannot tell which dimension of {spec.label} is its length; give it in the data"
+        )
+    return tuple(sizes)
+
+
 def complete_feed(feed: Feed, inputs: Sequence[InputSpec]) -> dict[str, Array]:
     """Arrays for every input, in the order of `inputs`, with the types and ranks that the model asks for.
 
@@ -100,7 +130,7 @@ def complete_feed(feed: Feed, inputs: Sequence[InputSpec]) -> dict[str, Array]:
     batch, sequence = _batch_and_sequence(ready, specs, tokens)
     for spec in missing:
         if _kind(spec) == "past":
-            ready[spec.name] = _empty_past(spec, batch, symbols)
+            ready[spec.name] = np.zeros(past_shape(spec, batch, 0, symbols), spec.dtype)
             _check_shape(ready[spec.name], spec, symbols)
     extent = _extent(ready, feed, inputs, batch, sequence, symbols)
     for spec in missing:
@@ -117,7 +147,7 @@ _KINDS = {
     "positions": r"(.*[._/])?(position_ids|positions|cache_position)",
     "mask": r"(.*[._/])?(attention_mask|attn_mask|input_mask|padding_mask)",
     "zeros": r"(.*[._/])?(token_type_ids|segment_ids)",
-    "false": r"(.*[._/])?use_cache_branch",
+    "has_past": r"(.*[._/])?use_cache_branch",
     "last_position": r"seqlens_k",
     "total": r"total_sequence_length",
 }
@@ -126,7 +156,7 @@ _MOST_DIMENSIONS = {
     "positions": 3,
     "mask": 2,
     "zeros": 2,
-    "false": 1,
+    "has_past": 1,
     "last_position": 2,
     "total": 1,
 }
@@ -198,26 +228,6 @@ def _batch_and_sequence(ready: Feed, specs: Mapping[str, InputSpec], tokens: str
     return 1, 1
 
 
-def _empty_past(spec: InputSpec, batch: int, symbols: Mapping[str, int]) -> Array:
-    """Zeros of length 0 on the axis that grows: the one that is not fixed, known or the batch."""
-    sizes: list[int] = []
-    for axis, size in enumerate(spec.shape):
-        if isinstance(size, int):
-            sizes.append(size)
-        elif axis == 0:
-            sizes.append(batch)
-        else:
-            sizes.append(symbols.get(size, 0) if isinstance(size, str) else 0)
-    free = [
-        size for size in spec.shape[1:] if not isinstance(size, int) and symbols.get(str(size)) in (None, 0)
-    ]
-    if len(free) > 1:
-        raise CalibrationError(
-            f"{spec.name}: cannot tell which dimension of {spec.label} is its length; give it in the data"
-        )
-    return np.zeros(sizes, dtype=spec.dtype)
-
-
 def _extent(
     ready: Feed,
     feed: Feed,
@@ -228,13 +238,13 @@ def _extent(
 ) -> _Extent:
     for spec in inputs:
         if _kind(spec) == "past" and spec.name in ready:
-            axis = _past_axis(spec)
+            axis = past_axis(spec)
             length = ready[spec.name].shape[axis]
             return _Extent(batch, sequence, length, length if spec.name in feed else 0, symbols)
     return _Extent(batch, sequence, 0, 0, symbols)
 
 
-def _past_axis(spec: InputSpec) -> int:
+def past_axis(spec: InputSpec) -> int:
     """The axis that grows: the one after the batch that is not fixed, else S of [B, H, S, D]."""
     free = [axis for axis, size in enumerate(spec.shape) if axis > 0 and not isinstance(size, int)]
     return free[0] if len(free) == 1 else max(len(spec.shape) - 2, 0)
@@ -242,8 +252,8 @@ def _past_axis(spec: InputSpec) -> int:
 
 def _filled(spec: InputSpec, extent: _Extent) -> Array:
     kind = _kind(spec)
-    if kind == "false":
-        return np.zeros([size if isinstance(size, int) else 1 for size in spec.shape], dtype=np.bool_)
+    if kind == "has_past":
+        return np.full([size if isinstance(size, int) else 1 for size in spec.shape], extent.visible > 0)
     total = extent.past + extent.sequence
     if kind == "total":
         return np.full([size if isinstance(size, int) else 1 for size in spec.shape], total)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.calibration.fill import InputSpec, complete_feed, is_filled
+from qcompiler.calibration.fill import InputSpec, complete_feed, is_filled, past_inputs, past_shape
 from qcompiler.errors import CalibrationError
 
 Array = npt.NDArray[Any]
@@ -99,6 +99,7 @@ def random_feeds(
     highs: Mapping[str, int] | None = None,
     sizes: Mapping[str, int] | None = None,
     free_size: int = 64,
+    past: int = 0,
 ) -> Iterator[dict[str, Array]]:
     """Seeded feeds for a model of any kind: normal floats, uniform integers; the rest filled in.
 
@@ -110,13 +111,19 @@ def random_feeds(
             one, 8-bit integers take all their values, wider ones 0 and 1.
         sizes: of symbolic dimensions. Without one, the first dimension is 1 and others are `free_size`.
         free_size: see `sizes`.
+        past: tokens that a cache of keys and values holds; 0 leaves it to be filled in.
 
     Raises:
-        CalibrationError: an input that is neither numbers nor truth values.
+        CalibrationError: an input that is neither numbers nor truth values, or a cache whose length cannot be told.
     """
     symbols = dict(sizes or {})
     drawn = [spec for spec in inputs if not is_filled(spec)]
     shapes = {spec.name: _sizes(spec, symbols, free_size) for spec in drawn}
+    if past:
+        batch = next((shape[0] for shape in shapes.values() if shape), 1)
+        caches = past_inputs(inputs)
+        shapes |= {spec.name: list(past_shape(spec, batch, past, symbols)) for spec in caches}
+        drawn += caches
     for sample in range(samples):
         rng = np.random.default_rng((seed, sample))
         feed = {

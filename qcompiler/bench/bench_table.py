@@ -1,0 +1,113 @@
+"""A benchmark on the terminal."""
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qcompiler.bench.result import Benchmark, LoadResult, Loads, Spread, TimesAsFast, WorkloadResult
+
+
+def bench_table(found: Benchmark) -> RenderableType:
+    """What was measured, times with their spread, memory, then the notes."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_row("model", escape(f"{found.model.path} ({found.model.how})"))
+    if found.against is not None:
+        same = found.against.path == found.model.path
+        name = "the same file" if same else found.against.path
+        facts.add_row("against", escape(f"{name} ({found.against.how})"))
+    threads = "threads as it chooses" if found.threads is None else f"threads: {found.threads}"
+    facts.add_row("on", f"ONNX Runtime {found.onnxruntime}, CPU, {threads}")
+    if found.against is None:
+        counts = [f"{workload.name} {workload.pairs} runs" for workload in found.workloads]
+        counts += [] if found.loads is None else [f"load {found.loads.pairs} processes"]
+        facts.add_row("measured", ", ".join(counts))
+    parts: list[RenderableType] = [facts, "", _times(found)]
+    if found.loads is not None:
+        parts += ["", _memory(found.loads)]
+    return Group(*parts, *(Text(f"note: {note}") for note in found.notes))
+
+
+def _times(found: Benchmark) -> Table:
+    both = found.against is not None
+    table = _table("", "", "median", "p10", "p90", "tokens/s", *(["times as fast"] if both else []))
+    for workload in found.workloads:
+        rows = [("model", workload.model), ("against", workload.against)]
+        for place, (who, runs) in enumerate(rows):
+            if runs is not None:
+                speed = "" if runs.tokens_per_second is None else f"{runs.tokens_per_second:.4g}"
+                ratio = [_ratio(workload.times_as_fast) if place == 0 else ""] if both else []
+                title = _title(workload) if place == 0 else _count(workload.pairs, "runs")
+                table.add_row(escape(title), who if both else "", *_spread(runs.seconds), speed, *ratio)
+    if found.loads is not None:
+        for place, (who, loads) in enumerate(_sides(found.loads)):
+            title = "load" if place == 0 else _count(found.loads.pairs, "processes")
+            ratio = [_ratio(found.loads.times_as_fast) if place == 0 else ""] if both else []
+            table.add_row(title, who if both else "", *_spread(loads.seconds), "", *ratio)
+    return table
+
+
+def _memory(loads: LoadResult) -> Table:
+    table = _table("peak memory", "", "anonymous", "resident")
+    both = loads.against is not None
+    for title, anonymous, resident in (
+        ("loading", "load_anonymous_bytes", "load_resident_bytes"),
+        ("loading and running", "run_anonymous_bytes", "run_resident_bytes"),
+    ):
+        for place, (who, side) in enumerate(_sides(loads)):
+            sizes = [_megabytes(getattr(side, key)) for key in (anonymous, resident)]
+            table.add_row(title if place == 0 else "", who if both else "", *sizes)
+    return table
+
+
+def _sides(loads: LoadResult) -> list[tuple[str, Loads]]:
+    return [("model", loads.model), *([] if loads.against is None else [("against", loads.against)])]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place < 2 else "right", no_wrap=True)
+    return table
+
+
+def _title(workload: WorkloadResult) -> str:
+    """``decode, 1 token after 128``."""
+    if workload.tokens is None:
+        (name, shape), *more = workload.shapes.items()
+        inputs = f"{name} {' x '.join(map(str, shape))}" + (f" and {len(more)} more" if more else "")
+        return f"{workload.name}, {inputs}"
+    counted = f"{workload.tokens} token" + ("" if workload.tokens == 1 else "s")
+    return f"{workload.name}, {counted}" + (f" after {workload.past}" if workload.past else "")
+
+
+def _count(pairs: int, what: str) -> str:
+    return f"{pairs} {what} each, in turn"
+
+
+def _spread(seconds: Spread) -> list[str]:
+    return [format_time(value) for value in (seconds.median, seconds.p10, seconds.p90)]
+
+
+def _ratio(ratio: TimesAsFast | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio.median:.2f} ({ratio.lower_quartile:.2f} to {ratio.upper_quartile:.2f})"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def format_time(seconds: float) -> str:
+    """Three digits: ``41.3 us``, ``702 ms``, ``1.51 s``."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= 0.9995 * size:
+            return _digits(seconds / size, unit)
+    return _digits(seconds / 1e-6, "us")
+
+
+def _digits(value: float, unit: str) -> str:
+    return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.3g} {unit}"
