@@ -1,14 +1,20 @@
 #include "op_library.h"
 
 #include <cstdio>
-#include <initializer_list>
 
 #include "ops/matmul_codebook.h"
 #include "ops/matmul_nbits.h"
+#include "ops/qlinear_matmul.h"
 
 namespace {
 
 constexpr char kDomain[] = "ai.qcompiler";
+
+// Every operator of the domain.
+constexpr const OrtCustomOp* (*kOps[])(const OrtApi* api, bool infers_shapes) = {
+    qcompiler::DynamicQuantMatMulOp, qcompiler::MatMulCodebookOp,    qcompiler::MatMulNBitsOp,
+    qcompiler::MatMulNBitsPairOp,    qcompiler::MatMulNBitsTripleOp, qcompiler::QLinearMatMulOp,
+};
 
 // Before 1.24 ONNX Runtime crashes when it is about to ask for the shapes of a node that leaves out an
 // optional input and has a later one. Not asked, it runs with shapes that are open until then.
@@ -22,10 +28,8 @@ bool InfersShapes(const char* version) {
 struct SharedDomain {
   SharedDomain(const OrtApi* owner, bool infers) : api(owner) {
     status = api->CreateCustomOpDomain(kDomain, &domain);
-    for (const OrtCustomOp* op :
-         {qcompiler::MatMulNBitsOp(api, infers), qcompiler::MatMulNBitsPairOp(api, infers),
-          qcompiler::MatMulNBitsTripleOp(api, infers), qcompiler::MatMulCodebookOp(api, infers)}) {
-      if (status == nullptr) status = api->CustomOpDomain_Add(domain, op);
+    for (const auto op : kOps) {
+      if (status == nullptr) status = api->CustomOpDomain_Add(domain, op(api, infers));
     }
   }
 

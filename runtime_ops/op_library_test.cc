@@ -94,7 +94,8 @@ void SharesOneDomainBetweenSessions() {
   CHECK(domains_created == 1);
   std::string names;
   for (const OrtCustomOp* op : a.domain->ops) names += std::string(op->GetName(op)) + " ";
-  CHECK(names == "MatMulNBits MatMulNBitsPair MatMulNBitsTriple MatMulCodebook ");
+  CHECK(names ==
+        "DynamicQuantMatMul MatMulCodebook MatMulNBits MatMulNBitsPair MatMulNBitsTriple QLinearMatMul ");
   for (const OrtCustomOp* op : a.domain->ops) CHECK(op->InferOutputShapeFn == nullptr);  // from 1.24 on
 }
 

@@ -28,6 +28,7 @@ class Product:
     block_size: int = 32
     symmetric: bool = False
     biased: bool = False
+    one_scale: bool = False
     scale_type: type = np.float32
     attributes: dict[str, int] = field(default_factory=dict)
     constants: dict[str, Array] = field(default_factory=dict)
@@ -39,6 +40,8 @@ class Product:
         codes = rng.integers(0, 1 << self.bits, (self.n, self.k), np.uint8)
         points = None if self.symmetric else rng.integers(0, 1 << self.bits, (self.n, groups), np.uint8)
         scales = rng.uniform(0.01, 0.02, (self.n, groups)).astype(self.scale_type)
+        if self.one_scale:  # in all blocks of a row
+            scales = np.repeat(scales[:, :1], groups, 1)
         bias = rng.standard_normal(self.n).astype(np.float32) if self.biased else None
         stored = {"codes": packing.pack_matmul_nbits(codes, points, scheme), "scales": scales}
         if points is not None:
@@ -50,8 +53,14 @@ class Product:
         object.__setattr__(self, "constants", {**stored, **self.constants})
         object.__setattr__(self, "_numbers", (codes, scales, points, bias))
 
+    @property
+    def numbers(self) -> tuple[Array, Array, Array | None, Array | None]:
+        """Codes [N, K], scales [N, G], zero points [N, G], bias [N], unpacked."""
+        found: tuple[Array, Array, Array | None, Array | None] = self._numbers  # type: ignore[attr-defined]
+        return found
+
     def expected(self, x: Array) -> Array:
-        codes, scales, points, bias = self._numbers  # type: ignore[attr-defined]
+        codes, scales, points, bias = self.numbers
         return reference(x, codes, scales, points, bias, bits=self.bits, block_size=self.block_size)
 
     def weights(self) -> Array:

@@ -91,14 +91,25 @@ def reference(
         codes: [N, K], unpacked, 0 .. 2^bits - 1.
         scales: [N, G]; zero_points: [N, G], unpacked; bias: [N].
     """
-    k = x.shape[-1]
-    points = np.full_like(scales, 1 << (bits - 1)) if zero_points is None else zero_points
-    w = (codes - np.repeat(points, block_size, 1)[:, :k].astype(np.float64)) * np.repeat(
-        scales, block_size, 1
-    )[:, :k]
+    w = weights(codes, scales, zero_points, bits=bits, block_size=block_size)
     y = rounded_activations(x, block_size) @ w.T
     total: npt.NDArray[np.float64] = y if bias is None else y + bias
     return total.astype(np.float32)
+
+
+def weights(
+    codes: npt.NDArray[np.uint8],
+    scales: npt.NDArray[Any],
+    zero_points: npt.NDArray[np.uint8] | None,
+    *,
+    bits: int,
+    block_size: int,
+) -> npt.NDArray[np.float64]:
+    """[N, K]: (code - zero_point) scale; arguments as of ``reference``."""
+    k = codes.shape[1]
+    points = np.full_like(scales, 1 << (bits - 1)) if zero_points is None else zero_points
+    steps: npt.NDArray[np.float64] = np.repeat(scales.astype(np.float64), block_size, 1)[:, :k]
+    return (codes - np.repeat(points, block_size, 1)[:, :k].astype(np.float64)) * steps
 
 
 def _activation_group(block_size: int, k: int) -> int:
@@ -113,8 +124,16 @@ def rounded_activations(x: npt.NDArray[np.float32], block_size: int) -> npt.NDAr
 
     NaN in a part with NaN or infinity.
     """
+    return _rounded(x, _activation_group(block_size, x.shape[-1]))
+
+
+def rounded_rows(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The same with one scale for each row."""
+    return _rounded(x, max(x.shape[-1], 1))
+
+
+def _rounded(x: npt.NDArray[np.float32], group: int) -> npt.NDArray[np.float64]:
     k = x.shape[-1]
-    group = _activation_group(block_size, k)
     groups = -(-k // group)
     parts = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -k % group)]).reshape(*x.shape[:-1], groups, group)
     largest = np.abs(parts).max(-1, keepdims=True)

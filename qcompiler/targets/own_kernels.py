@@ -6,7 +6,7 @@ ways are tried after saving. Without bodies (``--no-function-body``) it needs th
 
 from pathlib import Path
 
-from qcompiler.graph import own_matmul_codebook, own_matmul_nbits
+from qcompiler.graph import own_dynamic_matmul, own_matmul_codebook, own_matmul_nbits, own_qlinear_matmul
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.drop_operator_bodies import DropOperatorBodies
 from qcompiler.passes.join_products import JoinProducts
@@ -17,7 +17,13 @@ from qcompiler.runtime import register
 from qcompiler.targets import ort
 from qcompiler.targets.running_nodes import verify_loads, verify_running
 
-WITH_KERNELS = (own_matmul_nbits.OP, *own_matmul_nbits.JOINED.values(), own_matmul_codebook.OP)
+WITH_KERNELS = (
+    own_dynamic_matmul.OP,
+    own_matmul_codebook.OP,
+    own_matmul_nbits.OP,
+    *own_matmul_nbits.JOINED.values(),
+    own_qlinear_matmul.OP,
+)
 """Operators of our domain that the library has; the others run as their bodies everywhere."""
 
 

@@ -1,5 +1,6 @@
 // ai.qcompiler::MatMulNBits: y = x W^T, W of 2, 4 or 8 bits with a scale for each group.
 // ai.qcompiler::MatMulNBitsPair, MatMulNBitsTriple: two or three of them on one x, which is quantized once.
+// ai.qcompiler::DynamicQuantMatMul: the same with a scale for each row of x.
 #ifndef QCOMPILER_RUNTIME_OPS_OPS_MATMUL_NBITS_H_
 #define QCOMPILER_RUNTIME_OPS_OPS_MATMUL_NBITS_H_
 
@@ -17,6 +18,8 @@ namespace qcompiler {
 const OrtCustomOp* MatMulNBitsOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMulNBitsPairOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMulNBitsTripleOp(const OrtApi* api, bool infers_shapes);
+// With x rounded to 8 bits with one scale for each row, in place of one for each row and block.
+const OrtCustomOp* DynamicQuantMatMulOp(const OrtApi* api, bool infers_shapes);
 
 }  // namespace qcompiler
 

@@ -15,6 +15,7 @@ using matmul_nbits::Columns;
 using matmul_nbits::Kernel;
 using matmul_nbits::kPairRows;
 using matmul_nbits::PackedWeights;
+using matmul_nbits::Rounding;
 
 // Of all nodes together: those of one run follow one another, so that one buffer serves them all.
 struct Scratch {
@@ -38,11 +39,26 @@ constexpr int64_t kRowsAtOnce = 504;  // bounds the memory for activations; a mu
 constexpr int64_t kAlone =
     1 << 20;  // multiplications: some 10 us of work, not measured against waking a second thread
 
+bool TakesBytes(Rounding rounding) {
+  return rounding == Rounding::kSigned || rounding == Rounding::kUnsigned;
+}
+
+ONNXTensorElementDataType TypeOf(Rounding rounding) {
+  if (rounding == Rounding::kSigned) return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+  return rounding == Rounding::kUnsigned ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
+                                         : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+}
+
+const char* NameOf(ONNXTensorElementDataType type) {
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8) return "int8";
+  return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 ? "uint8" : "float32";
+}
+
 struct Share {
   const Kernel* kernel;
   const PackedWeights* weights;
   Activations* activations;
-  const float* x;
+  const void* x;
   int64_t first_row;  // of x in y
   const Product::Output* outputs;
   const std::vector<int64_t>* n;  // columns of each output
@@ -58,10 +74,10 @@ void QuantizeShare(void* data, size_t i) {
                          tiles * (index + 1) / share.tasks);
 }
 
-void AddBias(const Columns& columns, int64_t m, int64_t begin, int64_t end, const float* bias) {
+void AddToRows(const Columns& columns, int64_t m, int64_t begin, int64_t end, const float* added) {
   for (int64_t row = 0; row < m; ++row) {
     float* y = columns.y + row * columns.stride;
-    for (int64_t n = begin - columns.first; n < end - columns.first; ++n) y[n] += bias[n];
+    for (int64_t n = begin - columns.first; n < end - columns.first; ++n) y[n] += added[n];
   }
 }
 
@@ -82,21 +98,40 @@ void MultiplyShare(void* data, size_t i) {
     const int64_t last = std::min(end, columns.next() / kPairRows);
     if (first >= last) continue;
     share.kernel->multiply(*share.activations, *share.weights, columns, first, last, panel.data());
-    if (const float* bias = share.outputs[output].bias) {
-      AddBias(columns, share.activations->m, first * kPairRows, std::min(last * kPairRows, columns.end),
-              bias);
+    for (const float* added : {share.outputs[output].bias, share.outputs[output].correction}) {
+      if (added == nullptr) continue;
+      AddToRows(columns, share.activations->m, first * kPairRows, std::min(last * kPairRows, columns.end),
+                added);
     }
   }
 }
 
 }  // namespace
 
-OrtStatus* Product::Create(const Node& node, const matmul_nbits::StoredWeights* parts, size_t count) {
+OrtStatus* Product::Create(const Node& node, const matmul_nbits::StoredWeights* parts, size_t count,
+                           const ProductInput& input) {
+  input_ = input;
   if (!matmul_nbits::Pack(parts, count, &weights_)) return node.Fail("no memory for its weights");
   for (size_t part = 0; part < count; ++part) n_.push_back(parts[part].n);
   kernel_ = matmul_nbits::ChooseKernel(DetectCpu());
   scratch_ = Scratch::Shared();
   threads_ = std::max(1u, std::thread::hardware_concurrency());  // asked once: it reads files
+  return Correct(node);
+}
+
+// sum over k of scale (code - zero_point) w = scale (sum over k of code w - zero_point sum over k of w): the
+// last part, for codes as kernels take them, is that of a row of which every code is 1.
+OrtStatus* Product::Correct(const Node& node) {
+  if (!TakesBytes(input_.rounding)) return nullptr;
+  const int zero_point = input_.zero_point - (input_.rounding == Rounding::kUnsigned ? 128 : 0);
+  if (zero_point == 0) return nullptr;
+  std::vector<float> correction(static_cast<size_t>(n_[0]));
+  const std::vector<uint8_t> ones(static_cast<size_t>(weights_.k),
+                                  input_.rounding == Rounding::kUnsigned ? 129 : 1);
+  const Output output{correction.data(), nullptr, nullptr};
+  QCOMPILER_TRY(MultiplyRows(node, nullptr, ones.data(), 1, 0, &output));
+  for (float& value : correction) value *= static_cast<float>(-zero_point);
+  correction_ = std::move(correction);
   return nullptr;
 }
 
@@ -126,6 +161,10 @@ OrtStatus* Product::Compute(const Node& node, OrtKernelContext* context, size_t 
   if (x.dims.empty() || x.dims.back() != weights_.k) {
     return node.Refuse("the last dimension of x is not K = " + std::to_string(weights_.k));
   }
+  const ONNXTensorElementDataType type = TypeOf(input_.rounding);
+  if (x.type != type) return node.Refuse(std::string("x is not ") + NameOf(type));
+  const size_t row_bytes =
+      static_cast<size_t>(weights_.k) * (TakesBytes(input_.rounding) ? 1 : sizeof(float));
   const int64_t m = x.count() / weights_.k;
   Output outputs[kMostProducts];
   for (size_t product = 0; product < n_.size(); ++product) {
@@ -136,15 +175,17 @@ OrtStatus* Product::Compute(const Node& node, OrtKernelContext* context, size_t 
     QCOMPILER_TRY(api->KernelContext_GetOutput(context, product, x.dims.data(), x.dims.size(), &output));
     QCOMPILER_TRY(api->GetTensorMutableData(output, &y));
     outputs[product].y = static_cast<float*>(y);
+    outputs[product].correction = correction_.empty() ? nullptr : correction_.data();
   }
   for (int64_t first = 0; first < m; first += kRowsAtOnce) {
-    QCOMPILER_TRY(MultiplyRows(node, context, static_cast<const float*>(x.data) + first * weights_.k,
+    QCOMPILER_TRY(MultiplyRows(node, context,
+                               static_cast<const uint8_t*>(x.data) + static_cast<size_t>(first) * row_bytes,
                                std::min(kRowsAtOnce, m - first), first, outputs));
   }
   return nullptr;
 }
 
-OrtStatus* Product::MultiplyRows(const Node& node, const OrtKernelContext* context, const float* x, int64_t m,
+OrtStatus* Product::MultiplyRows(const Node& node, const OrtKernelContext* context, const void* x, int64_t m,
                                  int64_t first_row, const Output* outputs) const {
   const matmul_nbits::ActivationSizes sizes = matmul_nbits::SizesFor(m, weights_);
   const BufferPool::Lent buffer = scratch_->activations.Lend(sizes.codes + sizes.scales + sizes.sums);
@@ -154,13 +195,15 @@ OrtStatus* Product::MultiplyRows(const Node& node, const OrtKernelContext* conte
   activations.groups = weights_.groups;
   activations.group = weights_.group;
   activations.height = matmul_nbits::TileHeight(m, *kernel_);
+  activations.rounding = input_.rounding;
+  activations.scale = input_.scale;
   activations.codes = reinterpret_cast<int8_t*>(buffer.data());
   activations.scales = reinterpret_cast<float*>(buffer.data() + sizes.codes);
   activations.sums = reinterpret_cast<int32_t*>(buffer.data() + sizes.codes + sizes.scales);
 
   Share share{kernel_, &weights_, &activations, x, first_row, outputs, &n_, &scratch_->panels, 1, {false}};
   const int64_t pairs = (weights_.blocks + 1) / 2;
-  const bool alone = m * weights_.rows * weights_.k < kAlone || threads_ == 1;
+  const bool alone = context == nullptr || m * weights_.rows * weights_.k < kAlone || threads_ == 1;
   const auto run = [&](void (*function)(void*, size_t), int64_t items) -> OrtStatus* {
     share.tasks =
         alone ? 1 : std::min(items, 4 * threads_);  // 4: a thread that is late leaves its last part to others

@@ -12,33 +12,45 @@ namespace qcompiler {
 
 struct Scratch;
 
+// What x is: float32, or 8 bits that stand for scale (code - zero_point).
+struct ProductInput {
+  matmul_nbits::Rounding rounding = matmul_nbits::Rounding::kByGroup;
+  float scale = 0;
+  int zero_point = 0;
+};
+
 class Product {
  public:
   static constexpr size_t kMostProducts = 3;
   static constexpr int64_t kMost = int64_t{1} << 31;  // of N and of K: what they multiply to stays in int64
 
   // Lays weights out for the kernel of this CPU: of up to kMostProducts with the same K, bits and group.
-  OrtStatus* Create(const Node& node, const matmul_nbits::StoredWeights* parts, size_t count);
+  OrtStatus* Create(const Node& node, const matmul_nbits::StoredWeights* parts, size_t count,
+                    const ProductInput& input = {});
 
   static constexpr size_t kNoBias = SIZE_MAX;
-  // A node's outputs, one for each product, from its input `x`, float32 [.., K], and biases [N], if any:
+  // A node's outputs, one for each product, from its input `x` [.., K] and biases [N], if any:
   // inputs `bias`, `bias` + `step` and so on.
   OrtStatus* Compute(const Node& node, OrtKernelContext* context, size_t x, size_t bias,
                      size_t step = 0) const;
 
-  // y [M, N] of one product, and its bias [N] or nullptr.
+  // y [M, N] of one product, and what is added to its rows: [N] each, or nullptr.
   struct Output {
     float* y;
     const float* bias;
+    const float* correction;
   };
 
  private:
+  OrtStatus* Correct(const Node& node);
   OrtStatus* Bias(const Node& node, const OrtKernelContext* context, size_t index, int64_t n,
                   const float** bias) const;
-  OrtStatus* MultiplyRows(const Node& node, const OrtKernelContext* context, const float* x, int64_t m,
+  OrtStatus* MultiplyRows(const Node& node, const OrtKernelContext* context, const void* x, int64_t m,
                           int64_t first_row, const Output* outputs) const;
 
   std::vector<int64_t> n_;
+  ProductInput input_;
+  std::vector<float> correction_;  // [N], for x with a zero point
   matmul_nbits::PackedWeights weights_;
   const matmul_nbits::Kernel* kernel_ = nullptr;
   std::shared_ptr<Scratch> scratch_;

@@ -10,6 +10,7 @@ namespace {
 struct NeonDotprod {
   using Ints = int32x4_t;
   using Floats = float32x4_t;
+  using With128 = NeonDotprod;
   static constexpr int kLanes = 4, kVectors = 4, kMaxTile = kMaxTileNeonDotprod, kSumRows = 1;
   static constexpr bool kSigned = true;
   static constexpr int Chains(int height) { return height == 1 ? 2 : 1; }

@@ -10,7 +10,8 @@
 //
 //   a[m, k] = round(x[m, k] (127 / max)),   s[m, g] = max / 127,   max = max |x[m, group g]|   (half to even)
 //
-// so that a group's part of the sum is  s[m, g] scale[n, g] (sum a code - zero_point sum a), the brackets
+// (or with the maximum of the whole row for all of its groups; or they come as 8 bits already, all with one
+// s), so that a group's part of the sum is  s[m, g] scale[n, g] (sum a code - zero_point sum a), the brackets
 // exact in int32. A group whose activations hold NaN or infinity makes the whole row of y NaN.
 //
 // Layout of packed weights. Rows come in blocks of 16, K in groups. A *line* of 64 bytes has 4 bytes for each
@@ -61,6 +62,7 @@ struct PackedWeights {
   AlignedBuffer codes;        // [blocks, groups, lines, 64]
   AlignedBuffer scales;       // float32 [blocks, groups, 16]
   AlignedBuffer zero_points;  // uint8 [blocks, groups, 16]; empty: middle()
+  bool one_scale = false;     // symmetric, and every row has the same scale in all groups
   bool has_table = false;
   alignas(16) uint8_t table[16];
 
@@ -75,15 +77,27 @@ struct PackedWeights {
 // False where there is no memory.
 bool Pack(const StoredWeights* matrices, size_t count, PackedWeights* packed);
 
+// What activations come as.
+enum class Rounding {
+  kByGroup,   // float32; each group of a row has a scale
+  kByRow,     // float32; each row has a scale
+  kSigned,    // int8 of one scale
+  kUnsigned,  // uint8 of one scale, 128 more than the contract's a
+};
+
 // Rows of activation, quantized, in tiles of `height` rows (the last one may have fewer).
 struct Activations {
   int64_t m = 0, groups = 0, group = 0;
   int height = 0;  // rows of a tile
-  int8_t* codes;   // [tiles][groups][group / 4][rows of the tile][4]
-  float* scales;   // [tiles][groups][rows of the tile]
-  int32_t* sums;   // as scales: minus the sum of a group's codes; times middle() where the weights are
-                   // symmetric
+  Rounding rounding = Rounding::kByGroup;
+  float scale = 0;  // the one of kSigned and kUnsigned
+  int8_t* codes;    // [tiles][groups][group / 4][rows of the tile][4]
+  float* scales;    // [tiles][groups][rows of the tile]
+  int32_t* sums;    // as scales: minus the sum of a group's codes; times middle() where the weights are
+                    // symmetric
 
+  // Whether a row's scales are all the same.
+  bool one_scale() const { return rounding != Rounding::kByGroup; }
   int64_t tiles() const { return (m + height - 1) / height; }
   int rows_of(int64_t tile) const {
     const int64_t left = m - tile * height;
@@ -107,9 +121,9 @@ struct Kernel {
   int max_tile;  // most rows of a tile
   bool (*runs_on)(const CpuFeatures& cpu);
 
-  // Tiles [begin, end) of x [M, K] (row stride K). `out` has its sizes and pointers set.
-  void (*quantize)(const float* x, const PackedWeights& weights, Activations* out, int64_t begin,
-                   int64_t end);
+  // Tiles [begin, end) of x [M, K] (row stride K) of the type that out->rounding says; the rest of `out` is
+  // set too, but for what its pointers point at.
+  void (*quantize)(const void* x, const PackedWeights& weights, Activations* out, int64_t begin, int64_t end);
 
   // y for pairs of blocks [begin, end), which are `columns`'; `scratch` has kScratchBytes at a multiple
   // of 64.
@@ -120,6 +134,9 @@ struct Kernel {
 // Rows of a tile for m rows in all: as equal as can be, since a short tile costs nearly as much as a full
 // one.
 int TileHeight(int64_t m, const Kernel& kernel);
+
+// Sums of so many products of codes and activations are exact in int32.
+constexpr int64_t kMostExact = 65536;
 
 constexpr size_t kScratchBytes = 32 << 10;  // a panel of unpacked codes that leaves room beside it in L2
 

@@ -24,6 +24,10 @@ struct Case {
   bool symmetric;
   int64_t m;
   bool with_table = false;
+  Rounding rounding = Rounding::kByGroup;
+  bool one_scale = false;
+
+  bool in_bytes() const { return rounding == Rounding::kSigned || rounding == Rounding::kUnsigned; }
 };
 
 struct Problem {
@@ -37,8 +41,14 @@ struct Problem {
     for (float& scale : scales) scale = 0.01f * (1.0f + static_cast<float>(random() % 100) / 100.0f);
     if (!c.symmetric) zero_points.resize(static_cast<size_t>(c.n * ((groups * c.bits + 7) / 8)));
     for (uint8_t& zero_point : zero_points) zero_point = static_cast<uint8_t>(random());
+    if (c.one_scale) {
+      for (size_t i = 0; i < scales.size(); ++i) scales[i] = scales[i - i % static_cast<size_t>(groups)];
+    }
     x.resize(static_cast<size_t>(c.m * c.k));
     for (float& value : x) value = normal(random);
+    bytes.resize(x.size());
+    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+    bytes.front() = bytes.back() = c.rounding == Rounding::kUnsigned ? 0 : 0x80;  // -128
     for (uint8_t& byte : table) byte = static_cast<uint8_t>(random());
     table[3] = 0;  // the ends
     table[5] = 255;
@@ -53,8 +63,9 @@ struct Problem {
   }
 
   Case shape;
-  std::vector<uint8_t> codes, zero_points;
+  std::vector<uint8_t> codes, zero_points, bytes;
   std::vector<float> scales, x;
+  float scale_of_bytes = 0.05f;
   uint8_t table[16];
   StoredWeights stored;
 };
@@ -66,6 +77,29 @@ int Bits(const std::vector<uint8_t>& stream, int64_t row_bytes, int64_t row, int
     value |= (stream[static_cast<size_t>(row * row_bytes + bit / 8)] >> (bit % 8) & 1) << i;
   }
   return value;
+}
+
+// Row m of x as the contract rounds it; `group` is the kernel's.
+void RoundRow(const Problem& problem, int64_t group, int64_t m, double* a) {
+  const Case& c = problem.shape;
+  if (c.in_bytes()) {
+    for (int64_t k = 0; k < c.k; ++k) {
+      const uint8_t byte = problem.bytes[static_cast<size_t>(m * c.k + k)];
+      const int code = c.rounding == Rounding::kUnsigned ? byte - 128 : static_cast<int8_t>(byte);
+      a[k] = code * static_cast<double>(problem.scale_of_bytes);
+    }
+    return;
+  }
+  const float* x = problem.x.data() + m * c.k;
+  const int64_t part = c.rounding == Rounding::kByRow ? c.k : group;
+  for (int64_t first = 0; first < c.k; first += part) {
+    const int64_t end = std::min(first + part, c.k);
+    float largest = 0;
+    for (int64_t k = first; k < end; ++k) largest = std::max(largest, std::fabs(x[k]));
+    for (int64_t k = first; k < end; ++k) {
+      a[k] = static_cast<double>(std::nearbyint(x[k] * (127.0f / largest))) * (largest / 127.0f);
+    }
+  }
 }
 
 // y by the formula at the head of matmul_nbits.h, in float64, bit by bit from what is stored; `group` is the
@@ -88,16 +122,7 @@ std::vector<double> Define(const Problem& problem, int64_t group) {
     }
   }
   for (int64_t m = 0; m < c.m; ++m) {
-    const float* x = problem.x.data() + m * c.k;
-    for (int64_t first = 0; first < c.k; first += group) {
-      const int64_t end = std::min(first + group, c.k);
-      float largest = 0;
-      for (int64_t k = first; k < end; ++k) largest = std::max(largest, std::fabs(x[k]));
-      for (int64_t k = first; k < end; ++k) {
-        a[static_cast<size_t>(k)] =
-            static_cast<double>(std::nearbyint(x[k] * (127.0f / largest))) * (largest / 127.0f);
-      }
-    }
+    RoundRow(problem, group, m, a.data());
     for (int64_t n = 0; n < c.n; ++n) {
       const double* row = w.data() + n * c.k;
       y[static_cast<size_t>(m * c.n + n)] = std::inner_product(a.begin(), a.end(), row, 0.0);
@@ -124,9 +149,13 @@ void RunInto(const Kernel& kernel, const Problem& problem, const PackedWeights& 
   activations.codes = reinterpret_cast<int8_t*>(codes.data());
   activations.scales = reinterpret_cast<float*>(scales.data());
   activations.sums = reinterpret_cast<int32_t*>(sums.data());
+  activations.rounding = problem.shape.rounding;
+  activations.scale = problem.scale_of_bytes;
+  const void* x =
+      problem.shape.in_bytes() ? static_cast<const void*>(problem.bytes.data()) : problem.x.data();
   const int64_t tiles = activations.tiles();
-  kernel.quantize(problem.x.data(), weights, &activations, 0, tiles / 2);
-  kernel.quantize(problem.x.data(), weights, &activations, tiles / 2, tiles);
+  kernel.quantize(x, weights, &activations, 0, tiles / 2);
+  kernel.quantize(x, weights, &activations, tiles / 2, tiles);
   const int64_t begin = columns.first / kPairRows, end = columns.next() / kPairRows;
   const int64_t middle = (begin + end) / 2;
   kernel.multiply(activations, weights, columns, begin, middle, scratch.data());
@@ -248,6 +277,22 @@ void CheckExtremes(const std::vector<const Kernel*>& kernels, const Kernel& refe
   }
 }
 
+// The same of activations in 8 bits, -128 among them.
+void CheckExtremeBytes(const std::vector<const Kernel*>& kernels, const Kernel& reference) {
+  for (const int bits : {4, 8}) {
+    for (const uint8_t codes : {0x00, 0xff}) {
+      for (const uint8_t byte : {0x80, 0x7f}) {
+        for (const bool one_scale : {false, true}) {
+          Problem problem({20, 3000, 128, bits, true, 5, false, Rounding::kSigned, one_scale});
+          std::fill(problem.codes.begin(), problem.codes.end(), codes);
+          std::fill(problem.bytes.begin(), problem.bytes.end(), byte);
+          CheckProblem(problem, kernels, reference);
+        }
+      }
+    }
+  }
+}
+
 int Main() {
   const CpuFeatures cpu = DetectCpu();
   int count = 0;
@@ -282,7 +327,21 @@ int Main() {
       for (const int64_t m : {1, 2, 13, 29}) Check({n, k, group, 4, true, m, true}, kernels, reference);
     }
   }
+  for (const Rounding rounding : {Rounding::kByRow, Rounding::kSigned, Rounding::kUnsigned}) {
+    for (const int bits : {2, 3, 4, 8}) {
+      for (const bool one_scale : {false, true}) {
+        for (const auto& [n, k] : shapes) {
+          for (const int64_t m : {1, 13, 29}) {
+            Check({n, k, 32, bits, true, m, false, rounding, one_scale}, kernels, reference);
+            Check({n, k, 256, bits, false, m, false, rounding, one_scale}, kernels, reference);
+          }
+        }
+      }
+    }
+    Check({35, 3000, 128, 8, true, 14, false, rounding, true}, kernels, reference);
+  }
   CheckExtremes(kernels, reference);
+  CheckExtremeBytes(kernels, reference);
   kernels.push_back(&reference);
   for (const Kernel* kernel : kernels) {
     CheckNonFinite(*kernel);

@@ -92,6 +92,16 @@ void PackMatrix(const StoredWeights& stored, int64_t first_row, PackedWeights* p
   }
 }
 
+// Whether every row of a matrix has one scale.
+bool HasOneScale(const StoredWeights& stored) {
+  const int64_t groups = (stored.k + stored.group - 1) / stored.group;
+  for (int64_t n = 0; n < stored.n; ++n) {
+    const float* scales = stored.scales + n * groups;
+    if (!std::all_of(scales, scales + groups, [&](float scale) { return scale == scales[0]; })) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 bool Pack(const StoredWeights* matrices, size_t count, PackedWeights* packed) {
@@ -118,6 +128,7 @@ bool Pack(const StoredWeights* matrices, size_t count, PackedWeights* packed) {
   std::memset(packed->codes.data(), 0, packed->codes.size());
   std::memset(packed->scales.data(), 0, packed->scales.size());
   if (!symmetric) std::memset(packed->zero_points.data(), 0, packed->zero_points.size());
+  packed->one_scale = symmetric && std::all_of(matrices, matrices + count, HasOneScale);
   for (size_t i = 0; i < count; ++i) PackMatrix(matrices[i], first_rows[i], packed);
   return true;
 }

@@ -92,28 +92,74 @@ inline int32_t RoundGroup(const float* x, int64_t group, int64_t count, float in
   return Fold(sums, Sum());
 }
 
-void QuantizeHere(const float* x, const PackedWeights& weights, Activations* out, int64_t begin,
-                  int64_t end) {
+// Bits of max |x| of a row.
+inline int32_t LargestOfRow(const float* x, int64_t k) {
+  int32_t largest = 0;
+  for (int64_t first = 0; first < k; first += kMaxGroup) {
+    const int64_t count = Least(kMaxGroup, k - first);
+    largest = Larger()(largest, LargestBits(x + first, (count + kChunk - 1) / kChunk * kChunk, count));
+  }
+  return largest;
+}
+
+// A row of floats into the tile's place for it: its codes, and a scale and a sum for each group.
+inline void QuantizeRow(const float* x, const PackedWeights& weights, bool by_row, int32_t factor, int rows,
+                        int8_t* codes, float* scales, int32_t* sums) {
+  const int64_t group = weights.group;
+  const int32_t of_row = by_row ? LargestOfRow(x, weights.k) : 0;
+  for (int64_t g = 0; g < weights.groups; ++g) {
+    const int64_t first = g * group, count = Least(group, weights.k - first);
+    const int32_t largest = by_row ? of_row : LargestBits(x + first, group, count);
+    float size;
+    std::memcpy(&size, &largest, sizeof(size));
+    const bool finite = largest < 0x7f800000;
+    const float inverse = finite && size > kSmallestMaximum ? 127.0f / size : 0.0f;
+    // Of what is not finite nothing is rounded: its scale makes the row NaN.
+    const int32_t sum =
+        RoundGroup(x + first, group, finite ? count : 0, inverse, rows * 4, codes + g * group * rows);
+    scales[g * rows] = finite ? size / 127.0f : NAN;
+    sums[g * rows] = -factor * sum;
+  }
+}
+
+// The same of a row that comes in 8 bits; `flip` is what its bytes are xored with.
+inline void ArrangeRow(const uint8_t* x, const PackedWeights& weights, float scale, uint8_t flip,
+                       int32_t factor, int rows, int8_t* codes, float* scales, int32_t* sums) {
+  const int64_t group = weights.group;
+  for (int64_t g = 0; g < weights.groups; ++g) {
+    const int64_t first = g * group, count = Least(group, weights.k - first);
+    int8_t of_group[kMaxGroup] = {};
+    std::memcpy(of_group, x + first, static_cast<size_t>(count));
+    int32_t sum = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      of_group[k] = static_cast<int8_t>(of_group[k] ^ flip);
+      sum += of_group[k];
+    }
+    int8_t* to = codes + g * group * rows;
+    for (int64_t quad = 0; quad < group / 4; ++quad)
+      std::memcpy(to + quad * rows * 4, of_group + quad * 4, 4);
+    scales[g * rows] = scale;
+    sums[g * rows] = -factor * sum;
+  }
+}
+
+void QuantizeHere(const void* x, const PackedWeights& weights, Activations* out, int64_t begin, int64_t end) {
   const int64_t group = weights.group, groups = weights.groups;
   const int32_t factor = weights.symmetric() ? weights.middle() : 1;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int rows = out->rows_of(tile);
-    int8_t* codes = out->codes + tile * out->height * groups * group;
+    const int64_t cells = tile * out->height * groups;
     for (int row = 0; row < rows; ++row) {
-      const float* source = x + (tile * out->height + row) * weights.k;
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t first = g * group, count = Least(group, weights.k - first);
-        const int32_t largest = LargestBits(source + first, group, count);
-        float size;
-        std::memcpy(&size, &largest, sizeof(size));
-        const bool finite = largest < 0x7f800000;
-        const float inverse = finite && size > kSmallestMaximum ? 127.0f / size : 0.0f;
-        const int64_t cell = tile * out->height * groups + g * rows + row;
-        // Of what is not finite nothing is rounded: its scale makes the row NaN.
-        const int32_t sum = RoundGroup(source + first, group, finite ? count : 0, inverse, rows * 4,
-                                       codes + g * group * rows + row * 4);
-        out->scales[cell] = finite ? size / 127.0f : NAN;
-        out->sums[cell] = -factor * sum;
+      const int64_t source = (tile * out->height + row) * weights.k;
+      int8_t* codes = out->codes + cells * group + row * 4;
+      float* scales = out->scales + cells + row;
+      int32_t* sums = out->sums + cells + row;
+      if (out->rounding == Rounding::kByGroup || out->rounding == Rounding::kByRow) {
+        QuantizeRow(static_cast<const float*>(x) + source, weights, out->rounding == Rounding::kByRow, factor,
+                    rows, codes, scales, sums);
+      } else {
+        ArrangeRow(static_cast<const uint8_t*>(x) + source, weights, out->scale,
+                   out->rounding == Rounding::kUnsigned ? 0x80 : 0, factor, rows, codes, scales, sums);
       }
     }
   }

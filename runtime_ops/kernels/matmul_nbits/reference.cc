@@ -24,36 +24,52 @@ int CodeAt(const uint8_t* group, int64_t size, int bits, int64_t k, int row) {
   return group[quad / per_byte * kLine + byte] >> (quad % per_byte * bits) & ((1 << bits) - 1);
 }
 
+// max |x|; NaN where one is NaN.
+float Largest(const float* x, int64_t count) {
+  float largest = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const float size = std::fabs(x[k]);
+    if (size > largest || size != size) largest = size;  // NaN stays: nothing is greater
+  }
+  return largest;
+}
+
 }  // namespace
 
-void QuantizeReference(const float* x, const PackedWeights& weights, Activations* out, int64_t begin,
+void QuantizeReference(const void* x, const PackedWeights& weights, Activations* out, int64_t begin,
                        int64_t end) {
   const int64_t group = weights.group, groups = weights.groups;
   const int factor = weights.symmetric() ? weights.middle() : 1;
+  const bool in_floats = out->rounding == Rounding::kByGroup || out->rounding == Rounding::kByRow;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int rows = out->rows_of(tile);
     int8_t* codes = out->codes + tile * out->height * groups * group;
     for (int row = 0; row < rows; ++row) {
-      const float* source = x + (tile * out->height + row) * weights.k;
+      const int64_t source = (tile * out->height + row) * weights.k;
+      const float* floats = in_floats ? static_cast<const float*>(x) + source : nullptr;
+      const uint8_t* bytes = in_floats ? nullptr : static_cast<const uint8_t*>(x) + source;
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t first = g * group, count = std::min(group, weights.k - first);
-        float largest = 0;
-        for (int64_t k = 0; k < count; ++k) {
-          const float size = std::fabs(source[first + k]);
-          if (size > largest || size != size) largest = size;  // NaN stays: nothing is greater
-        }
+        const float largest = !in_floats                            ? 0
+                              : out->rounding == Rounding::kByGroup ? Largest(floats + first, count)
+                                                                    : Largest(floats, weights.k);
         const bool finite = largest <= kLargestFloat;
         const float inverse = finite && largest > kSmallestMaximum ? 127.0f / largest : 0.0f;
         int32_t sum = 0;
         for (int64_t k = 0; k < group; ++k) {
-          const float value = k < count && finite ? source[first + k] * inverse : 0.0f;
-          const int32_t code =
-              static_cast<int32_t>(std::nearbyint(std::fmin(std::fmax(value, -127.0f), 127.0f)));
+          int32_t code = 0;
+          if (k < count && in_floats && finite) {
+            code = static_cast<int32_t>(
+                std::nearbyint(std::fmin(std::fmax(floats[first + k] * inverse, -127.0f), 127.0f)));
+          } else if (k < count && !in_floats) {
+            code = out->rounding == Rounding::kUnsigned ? bytes[first + k] - 128
+                                                        : static_cast<int8_t>(bytes[first + k]);
+          }
           codes[((g * (group / 4) + k / 4) * rows + row) * 4 + k % 4] = static_cast<int8_t>(code);
           sum += code;
         }
         const int64_t cell = tile * out->height * groups + g * rows + row;
-        out->scales[cell] = finite ? largest / 127.0f : NAN;
+        out->scales[cell] = !in_floats ? out->scale : finite ? largest / 127.0f : NAN;
         out->sums[cell] = -factor * sum;
       }
     }

@@ -248,6 +248,14 @@ inline void CopyRows(const float* from, int64_t from_stride, float* to, int64_t 
   for (int m = 0; m < rows; ++m) std::memcpy(to + m * to_stride, from + m * from_stride, bytes);
 }
 
+// What several groups' sums of x are together, for each of `rows` rows.
+inline void SumGroups(const int32_t* of_groups, int64_t groups, int rows, int32_t* sums) {
+  for (int m = 0; m < rows; ++m) sums[m] = of_groups[m];
+  for (int64_t g = 1; g < groups; ++g) {
+    for (int m = 0; m < rows; ++m) sums[m] += of_groups[g * rows + m];
+  }
+}
+
 template <class Isa, int kBits>
 void MultiplyBits(const Activations& x, const PackedWeights& weights, const Columns& columns, int64_t begin,
                   int64_t end, uint8_t* scratch) {
@@ -257,12 +265,18 @@ void MultiplyBits(const Activations& x, const PackedWeights& weights, const Colu
   const int64_t group = weights.group, groups = weights.groups, tiles = x.tiles();
   const int64_t first_strip = begin * kPairRows / kStride;
   const int64_t last_strip = Least(end * kPairRows, columns.end + kStride - 1) / kStride;
+  // Groups that are alike on both sides are one long group.
+  const bool one_group = weights.one_scale && x.one_scale() && weights.k <= kMostExact && kBits != 3;
+  int32_t sums[Isa::kMaxTile];
   if (tiles == 1) {
     const TileFunction<Isa> multiply = ForHeight<Isa, kBits, false>(x.height);
+    if (one_group) SumGroups(x.sums, groups, x.height, sums);
     for (int64_t strip = first_strip; strip < last_strip; ++strip) {
       const int64_t column = strip * kStride;
+      const Strip<Isa> here(weights, strip, 0);
       std::memset(total, 0, sizeof(float) * static_cast<size_t>(x.height) * kStride);
-      multiply(x.codes, x.scales, x.sums, Strip<Isa>(weights, strip, 0), nullptr, group, groups, total);
+      multiply(x.codes, x.scales, one_group ? sums : x.sums, here, nullptr,
+               one_group ? group * groups : group, one_group ? 1 : groups, total);
       CopyRows(total, kStride, columns.y + column - columns.first, columns.stride, x.height,
                Least(columns.end - column, kStride));
     }
@@ -286,8 +300,14 @@ void MultiplyBits(const Activations& x, const PackedWeights& weights, const Colu
           CopyRows(of_y, columns.stride, total, kStride, rows, width);
         }
         const int64_t cell = tile * x.height * groups + first * rows;
-        (rows == x.height ? full : last)(x.codes + (tile * x.height * groups + first * rows) * group,
-                                         x.scales + cell, x.sums + cell, here, scratch, group, count, total);
+        const TileFunction<Isa> multiply = rows == x.height ? full : last;
+        const int8_t* codes = x.codes + cell * group;
+        if (one_group) {
+          SumGroups(x.sums + cell, count, rows, sums);
+          multiply(codes, x.scales + cell, sums, here, scratch, group * count, 1, total);
+        } else {
+          multiply(codes, x.scales + cell, x.sums + cell, here, scratch, group, count, total);
+        }
         CopyRows(total, kStride, of_y, columns.stride, rows, width);
       }
     }
@@ -298,6 +318,8 @@ template <class Isa>
 void MultiplyWith(const Activations& x, const PackedWeights& weights, const Columns& columns, int64_t begin,
                   int64_t end, uint8_t* scratch) {
   if (weights.has_table) return MultiplyBits<Isa, kTable>(x, weights, columns, begin, end, scratch);
+  if (weights.bits == 8 && (x.rounding == Rounding::kSigned || x.rounding == Rounding::kUnsigned))
+    return MultiplyBits<typename Isa::With128, 8>(x, weights, columns, begin, end, scratch);
   switch (weights.bits) {
     case 2:
       return MultiplyBits<Isa, 2>(x, weights, columns, begin, end, scratch);
@@ -315,14 +337,14 @@ void MultiplyWith(const Activations& x, const PackedWeights& weights, const Colu
 }  // namespace qcompiler
 
 // The functions of a row of kernels.inc.
-#define QCOMPILER_DEFINE_KERNEL(suffix, Isa)                                                           \
-  void Quantize##suffix(const float* x, const PackedWeights& weights, Activations* out, int64_t begin, \
-                        int64_t end) {                                                                 \
-    QuantizeHere(x, weights, out, begin, end);                                                         \
-  }                                                                                                    \
-  void Multiply##suffix(const Activations& x, const PackedWeights& weights, const Columns& columns,    \
-                        int64_t begin, int64_t end, uint8_t* scratch) {                                \
-    MultiplyWith<Isa>(x, weights, columns, begin, end, scratch);                                       \
+#define QCOMPILER_DEFINE_KERNEL(suffix, Isa)                                                          \
+  void Quantize##suffix(const void* x, const PackedWeights& weights, Activations* out, int64_t begin, \
+                        int64_t end) {                                                                \
+    QuantizeHere(x, weights, out, begin, end);                                                        \
+  }                                                                                                   \
+  void Multiply##suffix(const Activations& x, const PackedWeights& weights, const Columns& columns,   \
+                        int64_t begin, int64_t end, uint8_t* scratch) {                               \
+    MultiplyWith<Isa>(x, weights, columns, begin, end, scratch);                                      \
   }
 
 #endif  // QCOMPILER_RUNTIME_OPS_KERNELS_MATMUL_NBITS_TILE_H_

@@ -13,8 +13,10 @@
 //   MultiplyPoints(points, sum)   int32; |sum| < 2^15, and points are 0 .. 255, 128 less where kSigned: where
 //                         they are not, the low 16 bits hold sum, and its high ones meet the 0 above points
 //   And, Or (bytes), ShiftRight<n>, ShiftLeft<n> (within 16 bits or bytes; bits from neighbours are masked)
-//   Lookup (bytes of 0 .. 15 to those of a table), Xor80 (flips the top bit of bytes), Widen (kLanes uint8 to
-//   int32) Dot<bits>(sum, codes, a)   sum + the products of 4 codes and 4 activations in each lane
+//   Xor80 (flips the top bit of bytes), Widen (kLanes uint8 to int32)
+//   Lookup                bytes of 0 .. 15 to those of a table
+//   Dot<bits>(sum, codes, a)   sum + the products of 4 codes and 4 activations, -127 .. 127, in each lane
+//   With128               the same Isa, or one whose Dot takes an activation of -128 too
 //   LoadFloats, StoreFloats, ZeroFloats, BroadcastFloat, ToFloats, MultiplyFloats, MultiplyAdd (x y + z,
 //   rounded once), Prefetch
 #ifndef QCOMPILER_RUNTIME_OPS_KERNELS_MATMUL_NBITS_UNITS_H_

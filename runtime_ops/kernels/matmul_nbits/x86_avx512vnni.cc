@@ -10,6 +10,7 @@ namespace {
 struct Avx512Vnni {
   using Ints = __m512i;
   using Floats = __m512;
+  using With128 = Avx512Vnni;
   static constexpr int kLanes = 16, kVectors = 2, kMaxTile = kMaxTileAvx512Vnni,
                        kSumRows = 4;  // 24 of 32 registers
   static constexpr bool kSigned = false;

@@ -6,6 +6,7 @@ namespace matmul_nbits {
 namespace {
 
 struct AvxVnni : Ymm {
+  using With128 = AvxVnni;
   static constexpr int kMaxTile = kMaxTileAvxVnni, kSumRows = 2;
   static constexpr bool kSigned = false;
   static constexpr int Chains(int height) { return height <= 2 ? 2 : 1; }

@@ -1,0 +1,41 @@
+#include "ops/weights_of_node.h"
+
+#include <string>
+
+#include "ops/product.h"
+
+namespace qcompiler {
+
+OrtStatus* WeightsOfNode::ReadSizes(const Node& node, const OrtKernelInfo* info, const char* columns) {
+  int64_t bits = 0;
+  QCOMPILER_TRY(node.Attribute(info, columns, 1, Product::kMost, &stored.n));
+  QCOMPILER_TRY(node.Attribute(info, "K", 1, Product::kMost, &stored.k));
+  QCOMPILER_TRY(node.Attribute(info, "bits", 2, 8, &bits));
+  if (bits != 2 && bits != 4 && bits != 8)  // 3: the stock node that is the body does not take them
+    return node.Refuse("bits are " + std::to_string(bits) + "; 2, 4 and 8 are possible");
+  QCOMPILER_TRY(node.Attribute(info, "block_size", 16, Product::kMost, &stored.group));
+  if (stored.group % 16 != 0)
+    return node.Refuse("block_size is " + std::to_string(stored.group) + "; a multiple of 16 is needed");
+  stored.bits = static_cast<int>(bits);
+  return nullptr;
+}
+
+OrtStatus* WeightsOfNode::Read(const Node& node, const OrtKernelInfo* info, const char* columns,
+                               size_t first) {
+  QCOMPILER_TRY(ReadSizes(node, info, columns));
+  const int64_t groups = (stored.k + stored.group - 1) / stored.group;
+  Tensor codes, zero_points;
+  QCOMPILER_TRY(
+      node.Constant(info, first, "codes", stored.n * groups * (stored.group * stored.bits / 8), &codes));
+  stored.codes = static_cast<const uint8_t*>(codes.data);
+  QCOMPILER_TRY(node.ConstantFloats(info, first + 1, "scales", stored.n * groups, &widened, &stored.scales));
+  bool has_zero_points = false;
+  QCOMPILER_TRY(node.IsThere(info, first + 2, &has_zero_points));
+  if (!has_zero_points) return nullptr;
+  QCOMPILER_TRY(node.Constant(info, first + 2, "zero_points", stored.n * ((groups * stored.bits + 7) / 8),
+                              &zero_points));
+  stored.zero_points = static_cast<const uint8_t*>(zero_points.data);
+  return nullptr;
+}
+
+}  // namespace qcompiler

@@ -1,0 +1,28 @@
+// The quantized weight of a node, as its attributes and constant inputs say it.
+#ifndef QCOMPILER_RUNTIME_OPS_OPS_WEIGHTS_OF_NODE_H_
+#define QCOMPILER_RUNTIME_OPS_OPS_WEIGHTS_OF_NODE_H_
+
+#include <vector>
+
+#include "kernels/matmul_nbits/matmul_nbits.h"
+#include "ops/node.h"
+
+namespace qcompiler {
+
+struct WeightsOfNode {
+  // Attributes K, bits (2, 4, 8), block_size (a multiple of 16), and one of name `columns`. Inputs: codes
+  // uint8 [N, G, block_size bits / 8] at `first`, scales float32 or float16 [N, G] behind it, then
+  // zero_points uint8 [N, ceil(G bits / 8)], optional (2^(bits - 1)); of any rank, as many elements.
+  OrtStatus* Read(const Node& node, const OrtKernelInfo* info, const char* columns, size_t first);
+
+  matmul_nbits::StoredWeights stored{};  // points into the node's constants, and at `widened`
+
+ private:
+  OrtStatus* ReadSizes(const Node& node, const OrtKernelInfo* info, const char* columns);
+
+  std::vector<float> widened;
+};
+
+}  // namespace qcompiler
+
+#endif  // QCOMPILER_RUNTIME_OPS_OPS_WEIGHTS_OF_NODE_H_
