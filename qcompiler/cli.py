@@ -3,7 +3,6 @@
 import difflib
 import io
 import os
-import re
 import signal
 import sys
 import traceback
@@ -14,14 +13,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from qcompiler.errors import QCompilerError
+from qcompiler.exit_status import CLOSED_PIPE, outcome
+from qcompiler.option_values import Dimension, MemorySize
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 # Everything else is imported where it is used: `qcompile --help` must not load torch.
-
-_CLOSED_PIPE = 128 + 13  # as a process that SIGPIPE ended
 
 
 class _DefaultVerb(click.Group):
@@ -36,37 +34,6 @@ class _DefaultVerb(click.Group):
                 )
             args = ["compile", *args]
         return super().parse_args(ctx, args)
-
-
-_UNITS = {"k": 1000, "ki": 1 << 10, "m": 1000**2, "mi": 1 << 20, "g": 1000**3, "gi": 1 << 30}
-
-
-class _Memory(click.ParamType[int]):
-    """``4GiB``, ``512MiB``, ``2GB`` -> bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)b?", str(value).strip().lower())
-        if match is None:
-            self.fail(f"{value!r} is not a size; write it like 4GiB, 512MiB or 2GB", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2]])
-
-
-class _Dimension(click.ParamType[tuple[str, int]]):
-    """``batch=4`` -> ("batch", 4)."""
-
-    name = "dimension"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        name, _, size = str(value).rpartition("=")
-        if not name or not size.isdecimal() or int(size) < 1:
-            self.fail(f"{value!r} is not NAME=SIZE; write it like batch=4, its size 1 or more", param, ctx)
-        return name, int(size)
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, no tables.")
@@ -127,7 +94,7 @@ def cli() -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
 @click.option(
     "--memory-limit",
-    type=_Memory(),
+    type=MemorySize(),
     default="4GiB",
     show_default=True,
     help="Peak anonymous memory to aim at; a forecast above it is refused.",
@@ -259,7 +226,7 @@ def eval_verb(
     help="Tokens before the one of a decode, where the model takes a past; default 128.",
 )
 @click.option(
-    "--dim", "dims", metavar="NAME=SIZE", type=_Dimension(), multiple=True,
+    "--dim", "dims", metavar="NAME=SIZE", type=Dimension(), multiple=True,
     help="Size of a symbolic dimension: --dim batch=4. Repeat for more.",
 )  # fmt: skip
 @click.option(
@@ -351,10 +318,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         returned = cli.main(given, prog_name="qcompile", standalone_mode=False)
         sys.stdout.flush()
-        status = returned if isinstance(returned, int) else 0  # of --help, or _CLOSED_PIPE
+        status = returned if isinstance(returned, int) else 0  # of --help, or CLOSED_PIPE
     except BaseException as error:  # every way out has its status and, at most, one line
-        status, line = _outcome(error)
-        if "--traceback" in given and status not in (0, 130, _CLOSED_PIPE, 143):
+        status, line = outcome(error)
+        if "--traceback" in given and status not in (0, 130, CLOSED_PIPE, 143):
             traceback.print_exception(error)
         if isinstance(error, click.ClickException):
             error.show()
@@ -363,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             print(f"error: {line}", file=sys.stderr)
         if "--json" in given and line:
             status = _say_error(line, status)
-    if status == _CLOSED_PIPE:
+    if status == CLOSED_PIPE:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
     sys.exit(status)
 
@@ -375,40 +342,6 @@ def _say_error(line: str, status: int) -> int:
     except click.exceptions.Exit as closed:
         return closed.exit_code
     return status
-
-
-def _outcome(error: BaseException) -> tuple[int, str]:
-    """Exit status, and the line to print: with what the compile noted on going on from what is finished."""
-    status, line = _kind_of_end(error)
-    noted = error.__cause__ if isinstance(error, click.Abort) else error  # click's word for KeyboardInterrupt
-    notes = "; ".join(getattr(noted, "__notes__", []))
-    if not notes:
-        return status, line
-    return status, f"{line.removesuffix('; nothing was written') or 'terminated'}; {notes}"
-
-
-def _kind_of_end(error: BaseException) -> tuple[int, str]:
-    match error:
-        case QCompilerError():
-            return error.exit_status, " ".join(str(error).split())
-        case click.exceptions.Exit():
-            return error.exit_code, ""
-        case click.ClickException():
-            return error.exit_code, ""
-        case KeyboardInterrupt() | click.Abort():
-            return 130, "interrupted; nothing was written"
-        case SystemExit():
-            return error.code if isinstance(error.code, int) else 1, ""
-        case BrokenPipeError():
-            return _CLOSED_PIPE, ""
-        case OSError():
-            where = f"{error.filename}: " if error.filename else ""
-            return 2, f"{where}{error.strerror or error}; nothing was written"
-        case MemoryError():
-            return 2, "out of memory; close other programs, or use a recipe that needs no calibration"
-        case _:
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            return 1, f"a defect of qcompiler ({said}); run again with --traceback and report it"
 
 
 def _on_terminate(number: int, frame: object) -> NoReturn:
@@ -444,7 +377,7 @@ def _say(text: str) -> None:
     try:
         click.echo(text)
     except BrokenPipeError as error:
-        raise click.exceptions.Exit(_CLOSED_PIPE) from error
+        raise click.exceptions.Exit(CLOSED_PIPE) from error
 
 
 def _listed(rows: Sequence[tuple[str, str]]) -> str:

@@ -1,0 +1,36 @@
+"""Values of options on the command line that click has no type for."""
+
+import re
+from typing import Any
+
+import click
+
+_UNITS = {"k": 1000, "ki": 1 << 10, "m": 1000**2, "mi": 1 << 20, "g": 1000**3, "gi": 1 << 30}
+
+
+class MemorySize(click.ParamType[int]):
+    """``4GiB``, ``512MiB``, ``2GB`` -> bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)b?", str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is not a size; write it like 4GiB, 512MiB or 2GB", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2]])
+
+
+class Dimension(click.ParamType[tuple[str, int]]):
+    """``batch=4`` -> ("batch", 4)."""
+
+    name = "dimension"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        name, _, size = str(value).rpartition("=")
+        if not name or not size.isdecimal() or int(size) < 1:
+            self.fail(f"{value!r} is not NAME=SIZE; write it like batch=4, its size 1 or more", param, ctx)
+        return name, int(size)
