@@ -1,14 +1,16 @@
-"""Give ONNX Runtime's MatMulNBits nodes to our operator of that name, which has faster kernels.
+"""Give ONNX Runtime's MatMulNBits nodes to our operator of that name, which has faster kernels, and promise those for outliers.
 
 *Given* com.microsoft::MatMulNBits with accuracy_level 4 on float32 activations, its weight constant, its scales [N, G] constant or computed
 of constants, which ONNX Runtime folds when it loads the model.
 *Result* ai.qcompiler::MatMulNBits of the same name, on the same bytes; the model carries the operator's body, which is the node that was
 there. A weight that is tied to an embedding is read without the Reshape that the stock node needs.
+ai.qcompiler::SparseMatMul stays as it is: the library has a kernel for it, which has to run.
 """
 
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
+from qcompiler.graph import sparse_matmul
 from qcompiler.graph.edits import drop_unused
 from qcompiler.graph.kernel_node import DOMAIN, LoweredNode
 from qcompiler.graph.node_chain import is_foldable
@@ -35,21 +37,24 @@ class UseOwnKernels(ir.passes.InPlacePass):
         self.left: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        before = len(self.lowered)
+        modified = False
         left = LeftAlone()
         # Not in functions: there it is the body of our operator.
         for node in list(RecursiveGraphIterator(model.graph)):
+            if node.op_type == sparse_matmul.OP and node.domain == OUR_DOMAIN:
+                self.lowered.append(_lowered(node))
             if node.op_type != OP or node.domain != DOMAIN:
                 continue
             reason = _obstacle(node)
             if reason is None:
                 self.lowered.append(_take_over(node))
+                modified = True
             else:
                 left.add(node, reason)
         self.left += left.lines("ONNX Runtime's own kernel runs it")
-        if len(self.lowered) > before:
+        if modified:
             provide(model)
-        return ir.passes.PassResult(model, modified=len(self.lowered) > before)
+        return ir.passes.PassResult(model, modified=modified)
 
 
 def _obstacle(node: ir.Node) -> str | None:
@@ -112,7 +117,14 @@ def _take_over(node: ir.Node) -> LoweredNode:
     ours.metadata_props.update(node.metadata_props)
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], [ours], node.outputs, ours.outputs)
     drop_unused(reshaped)
-    return LoweredNode(ours.name or "", OP, codes.name or "", OUR_DOMAIN)
+    return _lowered(ours)
+
+
+def _lowered(node: ir.Node) -> LoweredNode:
+    """A node of our domain, whose second input is what is stored."""
+    stored = node.inputs[1]
+    assert stored is not None
+    return LoweredNode(node.name or "", node.op_type, stored.name or "", OUR_DOMAIN)
 
 
 def _bytes_of(node: ir.Node) -> ir.Value | None:

@@ -5,6 +5,7 @@
 #include "ops/matmul_codebook.h"
 #include "ops/matmul_nbits.h"
 #include "ops/qlinear_matmul.h"
+#include "ops/sparse_matmul.h"
 
 namespace {
 
@@ -14,6 +15,7 @@ constexpr char kDomain[] = "ai.qcompiler";
 constexpr const OrtCustomOp* (*kOps[])(const OrtApi* api, bool infers_shapes) = {
     qcompiler::DynamicQuantMatMulOp, qcompiler::MatMulCodebookOp,    qcompiler::MatMulNBitsOp,
     qcompiler::MatMulNBitsPairOp,    qcompiler::MatMulNBitsTripleOp, qcompiler::QLinearMatMulOp,
+    qcompiler::SparseMatMulOp,       qcompiler::SparseMatMulHalfOp,
 };
 
 // Before 1.24 ONNX Runtime crashes when it is about to ask for the shapes of a node that leaves out an

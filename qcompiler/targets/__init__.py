@@ -38,7 +38,7 @@ _OWN_KERNELS = Target(
     "qcompiler",
     "ONNX Runtime with our operators (ai.qcompiler::MatMulNBits); without our library the same file runs on its own",
     ort.supports,
-    ort.remark,
+    own_kernels.remark,
     own_kernels.lowering,
     own_kernels.verify,
 )

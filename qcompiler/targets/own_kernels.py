@@ -6,12 +6,19 @@ ways are tried after saving. Without bodies (``--no-function-body``) it needs th
 
 from pathlib import Path
 
-from qcompiler.graph import own_dynamic_matmul, own_matmul_codebook, own_matmul_nbits, own_qlinear_matmul
+from qcompiler.graph import (
+    own_dynamic_matmul,
+    own_matmul_codebook,
+    own_matmul_nbits,
+    own_qlinear_matmul,
+    sparse_matmul,
+)
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.drop_operator_bodies import DropOperatorBodies
 from qcompiler.passes.join_products import JoinProducts
 from qcompiler.passes.use_own_codebooks import UseOwnCodebooks
 from qcompiler.passes.use_own_kernels import UseOwnKernels
+from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import register
 from qcompiler.targets import ort
@@ -23,8 +30,14 @@ WITH_KERNELS = (
     own_matmul_nbits.OP,
     *own_matmul_nbits.JOINED.values(),
     own_qlinear_matmul.OP,
+    sparse_matmul.OP,
 )
 """Operators of our domain that the library has; the others run as their bodies everywhere."""
+
+
+def remark(scheme: QuantScheme, gathered: bool, outliers: bool) -> list[str]:
+    """As for the target ``ort``, but of outliers nothing: they have a kernel here."""
+    return ort.remark(scheme, gathered, outliers=False)
 
 
 def lowering(recipe: Recipe) -> list[NamedPass]:

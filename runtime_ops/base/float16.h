@@ -1,4 +1,4 @@
-// IEEE half precision to float32, exactly, on any CPU.
+// Floats of 16 bits and float32, on any CPU: to float32 exactly, back to the nearest (half to even).
 #ifndef QCOMPILER_RUNTIME_OPS_BASE_FLOAT16_H_
 #define QCOMPILER_RUNTIME_OPS_BASE_FLOAT16_H_
 
@@ -18,6 +18,31 @@ inline float Float16ToFloat(uint16_t half) {
   bits |= static_cast<uint32_t>(half & 0x8000) << 16;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
+}
+
+inline float BrainFloat16ToFloat(uint16_t half) {
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+inline uint16_t FloatToFloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t sign = bits >> 16 & 0x8000;
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);   // NaN
+  if (bits >= 0x47800000) return static_cast<uint16_t>(sign | 0x7c00);  // 2^16 and more
+  if (bits < 0x38800000) {  // subnormal: steps of 2^-24, which a float of this size added to 0.5 has too
+    float size;
+    std::memcpy(&size, &bits, sizeof(size));
+    size += 0.5f;
+    std::memcpy(&bits, &size, sizeof(bits));
+    return static_cast<uint16_t>(sign | (bits - 0x3f000000));
+  }
+  bits += 0xfff + (bits >> 13 & 1);  // half to even; what passes 65504 becomes infinity
+  return static_cast<uint16_t>(sign | ((bits - 0x38000000) >> 13));
 }
 
 }  // namespace qcompiler

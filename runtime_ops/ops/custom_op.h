@@ -30,10 +30,11 @@ struct Argument {
   }
 };
 
-// The output of number `index` is float32 of the shape of x, the input of number `input`, but `n` for its
-// last dimension; symbolic dimensions keep their names. An x of no known rank leaves it open.
+// The output of number `index` is of `type` and of the shape of x, the input of number `input`, but `n`
+// for its last dimension; symbolic dimensions keep their names. An x of no known rank leaves it open.
 inline OrtStatus* InferProduct(const OrtApi* api, OrtShapeInferContext* context, size_t input, size_t index,
-                               int64_t n) {
+                               int64_t n,
+                               ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
   OrtTensorTypeAndShapeInfo *x = nullptr, *made = nullptr;
   size_t rank = 0;
   QCOMPILER_TRY(api->ShapeInferContext_GetInputTypeShape(context, input, &x));
@@ -47,7 +48,7 @@ inline OrtStatus* InferProduct(const OrtApi* api, OrtShapeInferContext* context,
   names.back() = "";
   QCOMPILER_TRY(api->CreateTensorTypeAndShapeInfo(&made));
   const TypeAndShape y(api, made);
-  QCOMPILER_TRY(api->SetTensorElementType(made, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
+  QCOMPILER_TRY(api->SetTensorElementType(made, type));
   QCOMPILER_TRY(api->SetDimensions(made, dims.data(), rank));
   QCOMPILER_TRY(api->SetSymbolicDimensions(made, names.data(), rank));
   return api->ShapeInferContext_SetOutputTypeShape(context, index, made);

@@ -38,19 +38,24 @@ OrtStatus* Node::IsThere(const OrtKernelInfo* info, size_t index, bool* there) c
   return nullptr;
 }
 
-OrtStatus* Node::Constant(const OrtKernelInfo* info, size_t index, const char* what, int64_t count,
-                          Tensor* tensor) const {
+OrtStatus* Node::Constant(const OrtKernelInfo* info, size_t index, const char* what, Tensor* tensor) const {
   int constant = 0;
   const OrtValue* value = nullptr;
   QCOMPILER_TRY(api_->KernelInfoGetConstantInput_tensor(info, index, &constant, &value));
   if (constant == 0 || value == nullptr) {
-    return Refuse(
-        std::string(what) +
-        " is not constant; it has to be, since it is laid out anew when the session is created, or to be "
-        "computed from constants with the session's graph optimizations on. One that a branch or loop shares "
-        "with the graph around it is for ONNX Runtime 1.29 and newer");
+    return Refuse(std::string(what) +
+                  " is not constant; it has to be, since it is read when the session is created, or to be "
+                  "computed from "
+                  "constants with the session's graph optimizations on. One that a branch or loop shares "
+                  "with the graph "
+                  "around it is for ONNX Runtime 1.29 and newer");
   }
-  QCOMPILER_TRY(tensor->Read(api_, value));
+  return tensor->Read(api_, value);
+}
+
+OrtStatus* Node::Constant(const OrtKernelInfo* info, size_t index, const char* what, int64_t count,
+                          Tensor* tensor) const {
+  QCOMPILER_TRY(Constant(info, index, what, tensor));
   if (tensor->count() == count) return nullptr;
   return Refuse(std::string(what) + " has " + std::to_string(tensor->count()) +
                 " elements; the attributes make it " + std::to_string(count));

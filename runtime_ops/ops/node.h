@@ -31,7 +31,9 @@ class Node {
                        int64_t* value) const;
   // Whether an optional input is there.
   OrtStatus* IsThere(const OrtKernelInfo* info, size_t index, bool* there) const;
-  // An input that has to be constant, of `count` elements.
+  // An input that has to be constant.
+  OrtStatus* Constant(const OrtKernelInfo* info, size_t index, const char* what, Tensor* tensor) const;
+  // The same of `count` elements.
   OrtStatus* Constant(const OrtKernelInfo* info, size_t index, const char* what, int64_t count,
                       Tensor* tensor) const;
   // The same of float32 or float16, as float32: `widened` holds what had to be converted.

@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <mutex>
 #include <string>
 #include <thread>
 
-#include "base/buffer_pool.h"
+#include "ops/scratch.h"
 
 namespace qcompiler {
 
@@ -16,21 +15,6 @@ using matmul_nbits::Kernel;
 using matmul_nbits::kPairRows;
 using matmul_nbits::PackedWeights;
 using matmul_nbits::Rounding;
-
-// Of all nodes together: those of one run follow one another, so that one buffer serves them all.
-struct Scratch {
-  BufferPool activations, panels;
-
-  // The one there is, as long as any kernel has it.
-  static std::shared_ptr<Scratch> Shared() {
-    static std::mutex mutex;
-    static std::weak_ptr<Scratch> shared;
-    const std::lock_guard<std::mutex> lock(mutex);
-    std::shared_ptr<Scratch> found = shared.lock();
-    if (found == nullptr) shared = found = std::make_shared<Scratch>();
-    return found;
-  }
-};
 
 namespace {
 

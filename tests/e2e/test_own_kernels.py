@@ -152,8 +152,17 @@ def test_without_library_and_bodies_the_error_says_what_to_do(quantize: Compile)
         create_session(compiled.path, session_options=ort.SessionOptions())
 
 
-def test_outliers_keep_their_body_since_no_kernel_adds_them(quantize: Compile) -> None:
+def test_outliers_run_on_our_kernel(quantize: Compile) -> None:
     spqr = ["algorithm=[{name: spqr, share: 0.01}]", "calib.samples=1"]
-    compiled = quantize(two_layers(), "w4a16-spqr", target="qcompiler", function_body=False, settings=spqr)
-    assert [function.name for function in loaded_model(compiled).functions] == ["SparseMatMul"]
-    assert create_session(compiled.path).run(None, {"x": normal(5, 64)})[0].shape == (5, 32)
+    compiled = quantize(two_layers(), "w4a16-spqr", target="qcompiler", settings=spqr)
+    assert compiled.report.running == {
+        "ai.qcompiler::MatMulNBits": 2,
+        "ai.qcompiler::SparseMatMul": 1,
+    }  # not the head
+    assert not [line for line in compiled.report.warnings if "SparseMatMul" in line]
+    feeds = {"x": normal(5, 64)}
+    (ours,), (stock,) = _outputs(compiled, feeds)
+    assert relative_error(stock, ours) < EIGHT_BIT
+    bare = quantize(two_layers(), "w4a16-spqr", target="qcompiler", settings=spqr, function_body=False)
+    assert not loaded_model(bare).functions
+    np.testing.assert_array_equal(create_session(bare.path).run(None, feeds)[0], ours)
