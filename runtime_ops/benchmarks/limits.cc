@@ -33,6 +33,7 @@ constexpr int kRuns = 40;
 #if defined(__x86_64__)
 __attribute__((target("avx512f,avx512vnni"))) double Avx512Vnni() {
   __m512i sums[kSums] = {}, codes = _mm512_set1_epi8(3), a = _mm512_set1_epi8(2);
+  for (__m512i& sum : sums) asm volatile("" : "+v"(sum));  // or alike sums would be one
   for (int64_t i = 0; i < kRounds; ++i) {
 #pragma GCC unroll 12
     for (__m512i& sum : sums) sum = _mm512_dpbusd_epi32(sum, codes, a);
@@ -44,6 +45,7 @@ __attribute__((target("avx512f,avx512vnni"))) double Avx512Vnni() {
 
 __attribute__((target("avx2,avxvnni"))) double AvxVnni() {
   __m256i sums[kSums] = {}, codes = _mm256_set1_epi8(3), a = _mm256_set1_epi8(2);
+  for (__m256i& sum : sums) asm volatile("" : "+x"(sum));
   for (int64_t i = 0; i < kRounds; ++i) {
 #pragma GCC unroll 12
     for (__m256i& sum : sums) sum = _mm256_dpbusd_avx_epi32(sum, codes, a);
@@ -71,6 +73,7 @@ __attribute__((target("avx2"))) double Avx2() {
 __attribute__((target("+dotprod"))) double NeonDotprod() {
   int32x4_t sums[kSums] = {};
   int8x16_t codes = vdupq_n_s8(3), a = vdupq_n_s8(2);
+  for (int32x4_t& sum : sums) asm volatile("" : "+w"(sum));
   for (int64_t i = 0; i < kRounds; ++i) {
 #pragma GCC unroll 12
     for (int32x4_t& sum : sums) sum = vdotq_s32(sum, codes, a);
