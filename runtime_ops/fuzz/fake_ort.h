@@ -1,0 +1,68 @@
+// An ONNX Runtime of one node: what our operators ask of it, answered from values that a fuzzer chose, and a
+// failure at any call if it likes. A slot of OrtApi that is not here yet is a call of nullptr.
+#ifndef QCOMPILER_RUNTIME_OPS_FUZZ_FAKE_ORT_H_
+#define QCOMPILER_RUNTIME_OPS_FUZZ_FAKE_ORT_H_
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ort_api.h"
+
+struct OrtStatus {
+  std::string message;
+};
+
+struct OrtTensorTypeAndShapeInfo {
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  std::vector<int64_t> dims;
+
+  int64_t count() const;
+};
+
+// As ONNX Runtime has them: no negative dimension, and data of the type's size times their product.
+struct OrtValue {
+  OrtTensorTypeAndShapeInfo info;
+  std::vector<uint8_t> data;
+  bool constant = false;
+};
+
+struct OrtOpAttr {
+  std::optional<int64_t> value;  // none: the node lacks it
+};
+
+namespace qcompiler {
+
+struct FakeNode {
+  std::string name;
+  std::vector<std::unique_ptr<OrtValue>> inputs;        // nullptr: an optional one that is left out
+  std::map<size_t, std::unique_ptr<OrtValue>> outputs;  // as a kernel made them
+  std::map<std::string, OrtOpAttr> attributes;
+  std::function<std::optional<int64_t>(const std::string& name)> choose;  // one that is asked for first
+  size_t last_constant = 0;                                               // the constant input last asked for
+
+  const OrtOpAttr& Attribute(const char* asked);
+};
+
+// The node in each of the roles that ONNX Runtime shows it in.
+inline const OrtKernelInfo* AsInfo(FakeNode* node) { return reinterpret_cast<const OrtKernelInfo*>(node); }
+inline OrtKernelContext* AsContext(FakeNode* node) { return reinterpret_cast<OrtKernelContext*>(node); }
+inline OrtShapeInferContext* AsShapeContext(FakeNode* node) {
+  return reinterpret_cast<OrtShapeInferContext*>(node);
+}
+
+// The call of this number from now on, counted from 1, fails if it can; 0: none does.
+void FailAt(int call);
+
+// Our operators, registered in it.
+const std::vector<const OrtCustomOp*>& RegisteredOps();
+
+const OrtApi* FakeApi();
+size_t ElementSize(ONNXTensorElementDataType type);
+
+}  // namespace qcompiler
+
+#endif  // QCOMPILER_RUNTIME_OPS_FUZZ_FAKE_ORT_H_
