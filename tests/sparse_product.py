@@ -48,8 +48,21 @@ class SparseProduct:
         ].astype(np.float64)
         return made
 
-    def model(self, x_shape: list[Any] | None = None, given: tuple[str, ...] = ()) -> onnx.ModelProto:
-        """The product as a model; the constants in ``given`` are inputs of it."""
+    def assert_close(self, found: Array, x: Array) -> None:
+        """Up to a rounding in float32 for each product and each addition, and one in the type of y."""
+        dense, exact = self.dense(), x.astype(np.float64)
+        expected, sizes = exact @ dense.T, np.abs(exact) @ np.abs(dense).T
+        numbers = np.diff(self.constants["offsets"])
+        allowed = (numbers / 4 + 4) * np.finfo(np.float32).eps * sizes
+        if self.x_type == np.float16:
+            allowed = allowed + np.abs(expected) * 2.0**-11 + 2.0**-25
+        assert found.shape == expected.shape and found.dtype == x.dtype
+        assert (np.abs(found - expected) <= allowed).all()
+
+    def model(
+        self, x_shape: list[Any] | None = None, given: tuple[str, ...] = (), opset: int = 21
+    ) -> onnx.ModelProto:
+        """The product as a model; the constants in ``given`` are inputs of it. Before opset 21 it has no body."""
         dtype = helper.np_dtype_to_tensor_dtype(np.dtype(self.x_type))
         node = helper.make_node(OP, ["x", *self.constants], ["y"], "product", domain=OUR_DOMAIN)
         x = helper.make_tensor_value_info("x", dtype, ["B", "M", self.k] if x_shape is None else x_shape)
@@ -61,7 +74,11 @@ class SparseProduct:
         y = helper.make_tensor_value_info("y", dtype, None)
         stored = [numpy_helper.from_array(a, n) for n, a in self.constants.items() if n not in given]
         graph = helper.make_graph([node], "g", [x, *more], [y], stored)
-        opsets = [helper.make_opsetid("", 21), helper.make_opsetid(OUR_DOMAIN, 1)]
-        loaded = ir.serde.deserialize_model(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid(OUR_DOMAIN, 1)]
+        ir_version = 10 if opset >= 21 else 9
+        made = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
+        if opset < 21:
+            return made
+        loaded = ir.serde.deserialize_model(made)
         provide(loaded)
         return ir.serde.serialize_model(loaded)

@@ -16,6 +16,7 @@ from qcompiler.runtime import library_path
 from tests.compiled_models import Compile, normal
 from tests.nbits_product import Array, Product, activations, assert_close, assert_near, branches
 from tests.small_models import make_model, weight
+from tests.sparse_product import SparseProduct
 
 pytestmark = pytest.mark.full
 
@@ -145,6 +146,17 @@ def test_numbers_without_our_library(runtime: Runtime, tmp_path: Path, name: str
     x = activations(2, 15, product.k)
     found = runtime.y(tmp_path, product.model(), {"x": x}, ours=False)
     assert_near(product, found, product.expected(x), x)
+
+
+@pytest.mark.parametrize("x_type", [np.float32, np.float16])
+@pytest.mark.parametrize("ours", [True, False], ids=["with", "without"])
+def test_outliers(runtime: Runtime, tmp_path: Path, ours: bool, x_type: type) -> None:
+    if not ours and runtime.version.opset < 21:
+        pytest.skip(f"onnxruntime {runtime.version} does not know opset 21, which bodies have")
+    product = SparseProduct(x_type=x_type)
+    x = activations(2, 15, product.k).astype(x_type)
+    model = product.model(opset=runtime.version.opset)
+    product.assert_close(runtime.y(tmp_path, model, {"x": x}, ours=ours), x)
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["with", "without"])

@@ -30,18 +30,6 @@ def activations(*shape: int, dtype: Any = np.float32) -> Array:
     return np.random.default_rng(len(shape)).standard_normal(shape).astype(dtype)
 
 
-def assert_close(product: SparseProduct, found: Array, x: Array) -> None:
-    """Up to a rounding in float32 for each product and each addition, and one in the type of y."""
-    dense, exact = product.dense(), x.astype(np.float64)
-    expected, sizes = exact @ dense.T, np.abs(exact) @ np.abs(dense).T
-    numbers = np.diff(product.constants["offsets"])
-    allowed = (numbers / 4 + 4) * np.finfo(np.float32).eps * sizes
-    if product.x_type == np.float16:
-        allowed = allowed + np.abs(expected) * 2.0**-11 + 2.0**-25
-    assert found.shape == expected.shape and found.dtype == x.dtype
-    assert (np.abs(found - expected) <= allowed).all()
-
-
 @pytest.mark.parametrize("m", [1, 2, 4, 5, 17, 600])
 @pytest.mark.parametrize("x_type", [np.float32, np.float16])
 @pytest.mark.parametrize("columns_type", [np.uint16, np.int32])
@@ -49,14 +37,14 @@ def assert_close(product: SparseProduct, found: Array, x: Array) -> None:
 def test_numbers(values_type: Any, columns_type: type, x_type: type, m: int) -> None:
     product = SparseProduct(values_type=values_type, columns_type=columns_type, x_type=x_type)
     x = activations(1, m, 100, dtype=x_type)
-    assert_close(product, session(product.model()).run(None, {"x": x})[0], x)
+    product.assert_close(session(product.model()).run(None, {"x": x})[0], x)
 
 
 @pytest.mark.parametrize("m", [1, 40])
 def test_a_matrix_that_all_threads_share(m: int) -> None:
     product = SparseProduct(2000, 1200)
     x = activations(m, 1200)
-    assert_close(product, session(product.model([None, 1200])).run(None, {"x": x})[0], x)
+    product.assert_close(session(product.model([None, 1200])).run(None, {"x": x})[0], x)
 
 
 def test_a_row_of_x_has_the_same_numbers_however_many_there_are() -> None:
@@ -71,14 +59,14 @@ def test_a_row_of_x_has_the_same_numbers_however_many_there_are() -> None:
 def test_more_rows_than_scratch_holds_at_once() -> None:
     product = SparseProduct(3, 60000)
     x = activations(100, 60000)
-    assert_close(product, session(product.model([None, 60000])).run(None, {"x": x})[0], x)
+    product.assert_close(session(product.model([None, 60000])).run(None, {"x": x})[0], x)
 
 
 @pytest.mark.parametrize("shape", [(100,), (2, 3, 4, 100), (0, 3, 100), (1, 0, 100)])
 def test_any_rank_and_no_rows(shape: tuple[int, ...]) -> None:
     product = SparseProduct()
     x = activations(*shape)
-    assert_close(product, session(product.model([None] * (len(shape) - 1) + [100])).run(None, {"x": x})[0], x)
+    product.assert_close(session(product.model([None] * (len(shape) - 1) + [100])).run(None, {"x": x})[0], x)
 
 
 def test_no_numbers_and_no_columns() -> None:
@@ -105,8 +93,8 @@ def test_the_shape_of_the_output_is_inferred(x_type: type, said: str) -> None:
 def test_without_our_library_the_body_runs(m: int, x_type: type, optimized: bool) -> None:
     product = SparseProduct(x_type=x_type)
     x = activations(1, m, 100, dtype=x_type)
-    assert_close(product, session(product.model(), ours=False, optimized=optimized).run(None, {"x": x})[0], x)
-    assert_close(product, session(product.model(), optimized=optimized).run(None, {"x": x})[0], x)
+    product.assert_close(session(product.model(), ours=False, optimized=optimized).run(None, {"x": x})[0], x)
+    product.assert_close(session(product.model(), optimized=optimized).run(None, {"x": x})[0], x)
 
 
 def test_the_reference_has_its_numbers() -> None:
@@ -124,7 +112,7 @@ def test_runs_side_by_side_on_one_session() -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda x: running.run(None, {"x": x})[0], inputs))
     for x, y in zip(inputs, found, strict=True):
-        assert_close(product, y, x)
+        product.assert_close(y, x)
 
 
 def _with(name: str, array: Array) -> Callable[[], onnx.ModelProto]:
