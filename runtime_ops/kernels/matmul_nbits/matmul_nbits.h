@@ -138,7 +138,11 @@ int TileHeight(int64_t m, const Kernel& kernel);
 // Sums of so many products of codes and activations are exact in int32.
 constexpr int64_t kMostExact = 65536;
 
-constexpr size_t kScratchBytes = 32 << 10;  // a panel of unpacked codes that leaves room beside it in L2
+// Of the caches: a panel of unpacked codes is in the first one beside a tile of x, the rows of x that a strip
+// goes over in the second, with the sums of what they are multiplied with.
+constexpr int64_t kPanelBytes = 16 << 10, kNearBytes = 512 << 10, kTotalsBytes = 256 << 10;
+constexpr int64_t kMostRows = 512;  // of x that are gone over together
+constexpr size_t kScratchBytes = kPanelBytes + kTotalsBytes;
 
 // Sizes of the three buffers of Activations for m rows, in bytes, each a multiple of 64.
 struct ActivationSizes {
