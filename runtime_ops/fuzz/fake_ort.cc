@@ -175,14 +175,14 @@ OrtStatus* ContextOutput(OrtKernelContext* context, size_t index, const int64_t*
                          OrtValue** value) {
   MAY_FAIL();
   auto made = std::make_unique<OrtValue>();
-  made->info = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, {dims, dims + count}};
+  made->info = {Of(context)->outputs_type(index), {dims, dims + count}};
   int64_t elements = 1;
   for (const int64_t dim : made->info.dims) {
     if (dim < 0) std::abort();  // no operator may ask for that
     if (dim > 0 && elements > kMostElements / dim) return Refuse("no memory for an output");
     elements *= dim;
   }
-  made->data.resize(static_cast<size_t>(elements) * sizeof(float));
+  made->data.resize(static_cast<size_t>(elements) * ElementSize(made->info.type));
   *value = made.get();
   Of(context)->outputs[index] = std::move(made);
   return nullptr;
@@ -283,12 +283,20 @@ const std::vector<const OrtCustomOp*>& RegisteredOps() {
 
 size_t ElementSize(ONNXTensorElementDataType type) {
   switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64:
+      return 8;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32:
       return 4;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16:
       return 2;
-    default:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
       return 1;
+    default:
+      std::abort();  // a type that an operator knows and this file not yet
   }
 }
 

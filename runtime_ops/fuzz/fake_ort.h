@@ -38,6 +38,7 @@ namespace qcompiler {
 
 struct FakeNode {
   std::string name;
+  const OrtCustomOp* op = nullptr;
   std::vector<std::unique_ptr<OrtValue>> inputs;        // nullptr: an optional one that is left out
   std::map<size_t, std::unique_ptr<OrtValue>> outputs;  // as a kernel made them
   std::map<std::string, OrtOpAttr> attributes;
@@ -45,6 +46,7 @@ struct FakeNode {
   size_t last_constant = 0;                                               // the constant input last asked for
 
   const OrtOpAttr& Attribute(const char* asked);
+  ONNXTensorElementDataType outputs_type(size_t index) const { return op->GetOutputType(op, index); }
 };
 
 // The node in each of the roles that ONNX Runtime shows it in.

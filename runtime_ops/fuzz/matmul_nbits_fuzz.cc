@@ -60,7 +60,12 @@ struct Problem {
   bool has_table;
   uint8_t table[16];
   std::vector<Matrix> matrices;
+  Rounding rounding;
   std::vector<float> x;
+  std::vector<uint8_t> bytes;  // x where it comes as 8 bits, all of one scale
+  float scale_of_bytes;
+
+  bool in_bytes() const { return rounding == Rounding::kSigned || rounding == Rounding::kUnsigned; }
 };
 
 Problem::Problem(FuzzedDataProvider* bytes) {
@@ -87,19 +92,30 @@ Problem::Problem(FuzzedDataProvider* bytes) {
   const unsigned rarity = 16u << bytes->ConsumeIntegralInRange<int>(0, 8);
   std::mt19937 random(bytes->ConsumeIntegral<unsigned>());
   Numbers of_scales(&random, kinds_of_scales, rarity), of_x(&random, kinds_of_x, rarity);
+  constexpr Rounding kRoundings[] = {Rounding::kByGroup, Rounding::kByRow, Rounding::kSigned,
+                                     Rounding::kUnsigned};
+  rounding = bytes->PickValueInArray(kRoundings);
+  if (has_table && in_bytes()) rounding = Rounding::kByRow;
+  const bool one_scale = bytes->ConsumeBool();
+  scale_of_bytes = of_x.Next();
   for (uint8_t& byte : table) byte = static_cast<uint8_t>(random());
   const int64_t groups = (k + group - 1) / group;
   for (Matrix& matrix : matrices) {
     matrix.codes.resize(offset + static_cast<size_t>(matrix.n * groups * (group * bits / 8)));
     for (uint8_t& code : matrix.codes) code = static_cast<uint8_t>(random());
     matrix.scales.resize(static_cast<size_t>(matrix.n * groups));
-    for (float& scale : matrix.scales) scale = of_scales.Next();
+    for (size_t i = 0; i < matrix.scales.size(); ++i) {
+      const size_t of_row = i % static_cast<size_t>(groups);
+      matrix.scales[i] = one_scale && of_row != 0 ? matrix.scales[i - of_row] : of_scales.Next();
+    }
     if (matrix.symmetric) continue;
     matrix.zero_points.resize(offset + static_cast<size_t>(matrix.n * ((groups * bits + 7) / 8)));
     for (uint8_t& point : matrix.zero_points) point = static_cast<uint8_t>(random());
   }
   x.resize(static_cast<size_t>(m * k));
   for (float& value : x) value = of_x.Next();
+  this->bytes.resize(in_bytes() ? x.size() : 0);
+  for (uint8_t& byte : this->bytes) byte = static_cast<uint8_t>(random());
 }
 
 std::vector<StoredWeights> Problem::Stored() const {
@@ -134,24 +150,40 @@ struct Expected {
   bool open = false;       // an infinity or NaN among scales, or too large for float32: anything
 };
 
+// max |x|, or NaN where one is NaN or infinity.
+float Largest(const float* x, int64_t count) {
+  float largest = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    if (!std::isfinite(x[k])) return NAN;
+    largest = std::max(largest, std::fabs(x[k]));
+  }
+  return largest;
+}
+
 // Rows of x [m][groups], in the kernels' own float32.
 std::vector<Rounded> Round(const Problem& problem, int64_t group) {
   std::vector<Rounded> rounded;
   for (int64_t m = 0; m < problem.m; ++m) {
+    const float* row = problem.x.data() + m * problem.k;
+    const float largest_of_row = Largest(row, problem.k);
     for (int64_t first = 0; first < problem.k; first += group) {
-      const float* x = problem.x.data() + m * problem.k + first;
       const int64_t count = std::min(group, problem.k - first);
-      Rounded part{std::vector<int>(static_cast<size_t>(count)), 0.0f};
-      bool finite = true;
-      for (int64_t k = 0; k < count; ++k) {
-        finite = finite && std::isfinite(x[k]);
-        part.scale = std::max(part.scale, std::fabs(x[k]));
+      Rounded part{std::vector<int>(static_cast<size_t>(count)), problem.scale_of_bytes};
+      if (problem.in_bytes()) {
+        const uint8_t* x = problem.bytes.data() + m * problem.k + first;
+        for (int64_t k = 0; k < count; ++k) {
+          part.codes[static_cast<size_t>(k)] =
+              problem.rounding == Rounding::kUnsigned ? x[k] - 128 : static_cast<int8_t>(x[k]);
+        }
+      } else {
+        const float largest =
+            problem.rounding == Rounding::kByRow ? largest_of_row : Largest(row + first, count);
+        const float inverse = largest > kSmallestMaximum ? 127.0f / largest : 0.0f;
+        for (int64_t k = 0; !std::isnan(largest) && k < count; ++k) {
+          part.codes[static_cast<size_t>(k)] = static_cast<int>(std::nearbyint(row[first + k] * inverse));
+        }
+        part.scale = largest / 127.0f;
       }
-      const float inverse = finite && part.scale > kSmallestMaximum ? 127.0f / part.scale : 0.0f;
-      for (int64_t k = 0; finite && k < count; ++k) {
-        part.codes[static_cast<size_t>(k)] = static_cast<int>(std::nearbyint(x[k] * inverse));
-      }
-      part.scale = finite ? part.scale / 127.0f : NAN;
       rounded.push_back(std::move(part));
     }
   }
@@ -185,6 +217,7 @@ Expected Define(const Problem& problem, const Rounded* x, int64_t group, const i
     const int sum = std::inner_product(x->codes.begin(), x->codes.end(), values + first, 0);
     const float scale = scales[first / problem.group];
     if (std::isnan(x->scale)) expected.nan = true;
+    if (std::isinf(x->scale)) expected.open = true;  // of bytes: the operator refuses it
     // The kernels multiply the two scales first.
     if (!std::isfinite(scale) || !std::isfinite(x->scale * scale)) expected.open = true;
     const double part = sum * (static_cast<double>(x->scale) * static_cast<double>(scale));
@@ -240,9 +273,12 @@ std::vector<std::vector<float>> Run(const Kernel& kernel, const Problem& problem
   activations.codes = reinterpret_cast<int8_t*>(codes.data());
   activations.scales = reinterpret_cast<float*>(scales.data());
   activations.sums = reinterpret_cast<int32_t*>(sums.data());
+  activations.rounding = problem.rounding;
+  activations.scale = problem.scale_of_bytes;
+  const void* x = problem.in_bytes() ? static_cast<const void*>(problem.bytes.data()) : problem.x.data();
   const int64_t tiles = activations.tiles(), some = cut % (tiles + 1);
-  kernel.quantize(problem.x.data(), weights, &activations, 0, some);
-  kernel.quantize(problem.x.data(), weights, &activations, some, tiles);
+  kernel.quantize(x, weights, &activations, 0, some);
+  kernel.quantize(x, weights, &activations, some, tiles);
   std::vector<std::vector<float>> found;
   Columns columns{nullptr, 0, 0, 0};
   for (const Matrix& matrix : problem.matrices) {
@@ -270,14 +306,15 @@ void Check(const Kernel& kernel, const Problem& problem, const PackedWeights& we
         const float y = found[i][static_cast<size_t>(row * stride + column)];
         if (column < n ? Agrees(y, *next++, weights.groups) : y == kUntouched) continue;
         std::fprintf(stderr,
-                     "%s: matrix %zu of N %lld, K %lld, group %lld, bits %d, %s, M %lld: y[%lld, %lld] is %g",
+                     "%s: matrix %zu of N %lld, K %lld, group %lld, bits %d, %s, rounding %d, M %lld: "
+                     "y[%lld, %lld] is %g",
                      kernel.name, i, static_cast<long long>(n), static_cast<long long>(problem.k),
                      static_cast<long long>(problem.group), problem.bits,
                      problem.has_table               ? "table"
                      : problem.matrices[i].symmetric ? "symmetric"
                                                      : "zero points",
-                     static_cast<long long>(problem.m), static_cast<long long>(row),
-                     static_cast<long long>(column), static_cast<double>(y));
+                     static_cast<int>(problem.rounding), static_cast<long long>(problem.m),
+                     static_cast<long long>(row), static_cast<long long>(column), static_cast<double>(y));
         if (column < n) std::fprintf(stderr, ", not %g (parts of %g)", next[-1].y, next[-1].size);
         std::fprintf(stderr, "\n");
         std::abort();

@@ -35,6 +35,7 @@ class Fuzzer {
   std::unique_ptr<OrtValue> Tensor(ONNXTensorElementDataType type, std::vector<int64_t> dims);
   std::unique_ptr<OrtValue> Tensor(ONNXTensorElementDataType type);
   void MakeNode(const OrtCustomOp* op);
+  void MakeSparse();
   void Infer(const OrtCustomOp* op);
   void* Create(const OrtCustomOp* op);
   bool GiveIn(const std::string& refusal);
@@ -84,9 +85,11 @@ int64_t Fuzzer::Dimension() {
 }
 
 ONNXTensorElementDataType Fuzzer::Type(const OrtCustomOp* op, size_t index) {
-  constexpr ONNXTensorElementDataType kAny[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-                                                ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
-                                                ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8};
+  constexpr ONNXTensorElementDataType kAny[] = {
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,    ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,     ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16,
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,    ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64};
   const ONNXTensorElementDataType type = op->GetInputType(op, index);
   return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED ? bytes_->PickValueInArray(kAny) : type;
 }
@@ -112,7 +115,38 @@ std::unique_ptr<OrtValue> Fuzzer::Tensor(ONNXTensorElementDataType type) {
   return Tensor(type, std::move(dims));
 }
 
+// Inputs 1 to 3 of SparseMatMul that nearly fit together: values, columns and offsets.
+void Fuzzer::MakeSparse() {
+  const bool wide = bytes_->ConsumeBool();
+  std::vector<int32_t> columns, offsets = {0};
+  for (int64_t n = bytes_->ConsumeIntegralInRange<int64_t>(0, 100); n > 0; --n) {
+    int32_t column = -1;
+    for (unsigned i = static_cast<unsigned>(random_() % 8); i > 0; --i) {
+      column += 1 + static_cast<int32_t>(random_() % 30);
+      columns.push_back(column);
+    }
+    offsets.push_back(static_cast<int32_t>(columns.size()));
+  }
+  if (bytes_->ConsumeBool()) {
+    std::vector<int32_t>& broken = bytes_->ConsumeBool() && !columns.empty() ? columns : offsets;
+    broken[random_() % broken.size()] = bytes_->ConsumeIntegral<int32_t>();
+  }
+  const auto store = [&](size_t input, ONNXTensorElementDataType type, const std::vector<int32_t>& numbers) {
+    node_.inputs[input] = Tensor(type, {static_cast<int64_t>(numbers.size())});
+    node_.inputs[input]->constant = true;
+    const size_t size = ElementSize(type);
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      std::memcpy(node_.inputs[input]->data.data() + i * size, &numbers[i], size);  // the low bytes
+    }
+  };
+  store(2, wide ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16, columns);
+  store(3, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, offsets);
+  node_.inputs[1] = Tensor(node_.inputs[1]->info.type, {static_cast<int64_t>(columns.size())});
+  node_.inputs[1]->constant = true;
+}
+
 void Fuzzer::MakeNode(const OrtCustomOp* op) {
+  node_.op = op;
   node_.choose = [this](const std::string& name) { return Attribute(name); };
   if (bytes_->ConsumeBool()) node_.name = "node";
   const size_t most = op->GetInputTypeCount(op);
@@ -128,6 +162,7 @@ void Fuzzer::MakeNode(const OrtCustomOp* op) {
     node_.inputs.push_back(Tensor(Type(op, i)));
     node_.inputs.back()->constant = bytes_->ConsumeIntegralInRange<int>(0, 15) != 0;
   }
+  if (std::strcmp(op->GetName(op), "SparseMatMul") == 0 && bytes_->ConsumeBool()) MakeSparse();
 }
 
 void Fuzzer::Infer(const OrtCustomOp* op) {

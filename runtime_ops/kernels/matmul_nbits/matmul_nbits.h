@@ -47,7 +47,7 @@ struct StoredWeights {
   const uint8_t* codes;  // [N, ceil(K / group), ceil(group bits / 8)]: the lowest bits are the first code
   const float* scales;   // [N, ceil(K / group)]
   const uint8_t* zero_points;  // [N, ceil(ceil(K / group) bits / 8)], or nullptr: 2^(bits - 1)
-  const uint8_t* table;        // of 16 bytes, or nullptr; with 4 bits and without zero points
+  const uint8_t* table;        // of 16 bytes, or nullptr; with 4 bits, without zero points, for float32 x
 };
 
 // The same in the order of the kernels: of one matrix, or of several with the same k, bits and group, of
