@@ -2,6 +2,7 @@
 
 #include <cstdio>
 
+#include "ops/gather_nbits.h"
 #include "ops/matmul_codebook.h"
 #include "ops/matmul_nbits.h"
 #include "ops/qlinear_matmul.h"
@@ -13,9 +14,10 @@ constexpr char kDomain[] = "ai.qcompiler";
 
 // Every operator of the domain.
 constexpr const OrtCustomOp* (*kOps[])(const OrtApi* api, bool infers_shapes) = {
-    qcompiler::DynamicQuantMatMulOp, qcompiler::MatMulCodebookOp,    qcompiler::MatMulNBitsOp,
-    qcompiler::MatMulNBitsPairOp,    qcompiler::MatMulNBitsTripleOp, qcompiler::QLinearMatMulOp,
-    qcompiler::SparseMatMulOp,       qcompiler::SparseMatMulHalfOp,
+    qcompiler::DynamicQuantMatMulOp, qcompiler::GatherNBitsOp,   qcompiler::GatherNBitsHalfOp,
+    qcompiler::MatMulCodebookOp,     qcompiler::MatMulNBitsOp,   qcompiler::MatMulNBitsPairOp,
+    qcompiler::MatMulNBitsTripleOp,  qcompiler::QLinearMatMulOp, qcompiler::SparseMatMulOp,
+    qcompiler::SparseMatMulHalfOp,
 };
 
 // Before 1.24 ONNX Runtime crashes when it is about to ask for the shapes of a node that leaves out an

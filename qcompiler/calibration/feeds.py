@@ -14,6 +14,7 @@ from qcompiler.calibration.data import TOKENS, open_calibration
 from qcompiler.calibration.fill import InputSpec, complete_feed, token_input
 from qcompiler.calibration.sampling import is_causal, random_feeds, sample_tokens
 from qcompiler.errors import CalibrationError
+from qcompiler.graph import own_gather_nbits
 from qcompiler.graph.census import reaches_output, take_census
 from qcompiler.graph.extract import Piece
 from qcompiler.graph.weights import Role, constant_view
@@ -209,6 +210,8 @@ def _table_rows(indices: ir.Value) -> Iterator[int]:
         if node.op_type in _SAME_INDICES and place == 0:
             yield from _table_rows(node.outputs[0])
         table = constant_view(node.inputs[0]) if node.op_type in _LOOKUPS and place == 1 else None
+        if (node.op_type, place) == (own_gather_nbits.OP, 0):
+            yield node.attributes.get_int("N")
         if table is not None:
             yield table.final_shape[node.attributes.get_int(_LOOKUPS[node.op_type], 0)]
 

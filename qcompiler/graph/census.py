@@ -148,7 +148,8 @@ def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
 
 _QUANTIZED_OPS = frozenset(
     {
-        OP, *JOINED.values(), "MatMulBnb4", "MatMulCodebook", "GatherBlockQuantized", "DynamicQuantizeMatMul", "MatMulInteger",
+        OP, *JOINED.values(), "MatMulBnb4", "MatMulCodebook", "GatherBlockQuantized", "GatherNBits", "DynamicQuantizeMatMul",
+        "MatMulInteger",
         "MatMulIntegerToFloat", "QLinearMatMul", "QLinearConv", "QGemm", "ConvInteger", "QMoE",
     }
 )  # fmt: skip
@@ -289,7 +290,7 @@ def _is_one_wide(value: ir.Value | None) -> bool:
 def _plain_role(node: ir.Node) -> Role:
     if node.op_type in ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger", *_CONVOLUTIONS):
         return Role.CONV
-    if node.op_type in ("Gather", "GatherBlockQuantized", "EmbedLayerNormalization"):
+    if node.op_type in ("Gather", "GatherBlockQuantized", "GatherNBits", "EmbedLayerNormalization"):
         return Role.EMBEDDING
     if node.op_type in ("MatMul", "Gemm") and constant_view(node.inputs[1]) is None:
         constant = any(value is not None and is_constant(value) for value in node.inputs[:2])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.graph import own_matmul_codebook
+from qcompiler.graph import own_gather_nbits, own_matmul_codebook
 from qcompiler.graph.census import product_names, reaches_output
 from qcompiler.graph.codebook_form import CodebookForm, codebook_form, double_scales
 from qcompiler.graph.correction_form import corrected_output, corrections_of
@@ -120,7 +120,8 @@ _PLACES = {
     "MatMulNBits": _Places(1, 2, 3),
     "MatMulBnb4": _Places(1, 2, None),
     "MatMulCodebook": _Places(1, 2, None),
-    "GatherBlockQuantized": _Places(0, 2, 3),
+    own_gather_nbits.STOCK_OP: _Places(0, 2, 3),
+    own_gather_nbits.OP: _Places(1, 2, 3),
     "QLinearMatMul": _Places(3, 4, 5),
     "QLinearConv": _Places(3, 4, 5),
     "QGemm": _Places(3, 4, 5),
@@ -138,7 +139,8 @@ _PLACES |= dict.fromkeys(_OURS, _PLACES[OP])
 _BLOCKWISE = {
     **dict.fromkeys(_OURS, 0),
     **dict.fromkeys(_CODEBOOKS, 0),
-    "GatherBlockQuantized": 128,
+    own_gather_nbits.STOCK_OP: 128,
+    own_gather_nbits.OP: 0,
     "DequantizeLinear": 0,
 }
 """Operators whose ``block_size`` says the group, with its default."""
@@ -264,7 +266,8 @@ def _name(node: ir.Node, codes: ir.Value) -> str:
     return name
 
 
-_PACKED = frozenset({*_OURS, *_CODEBOOKS, "GatherBlockQuantized"})
+_GATHERS = frozenset({own_gather_nbits.STOCK_OP, own_gather_nbits.OP})
+_PACKED = _CODEBOOKS | _GATHERS | _OURS.keys()
 """Operators that say their bits in an attribute, since the codes may be bytes that hold several."""
 
 
@@ -278,11 +281,11 @@ def _constant(node: ir.Node, index: int | None) -> ir.Value | None:
 def _shape(
     node: ir.Node, holder: ir.Node, tensor: ir.TensorProtocol, bits: int, turned: bool, product: int
 ) -> tuple[int, ...]:
-    if holder.op_type in _OURS or holder.op_type in _CODEBOOKS:
+    if holder.op_type in (*_OURS, *_CODEBOOKS, own_gather_nbits.OP):
         rows = columns_attribute(holder.op_type, product) if holder.op_type in _OURS else "N"
         return holder.attributes.get_int(rows, 0), holder.attributes.get_int("K", 0)
     shape = tuple(int(d) for d in tensor.shape.numpy())
-    if holder.op_type == "GatherBlockQuantized":
+    if holder.op_type == own_gather_nbits.STOCK_OP:
         return (*shape[:-1], shape[-1] * 8 // bits) if tensor.dtype == ir.DataType.UINT8 else shape
     if node.op_type in ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "Gather") or len(shape) != 2:
         return shape
@@ -321,7 +324,7 @@ def _symmetric(
 
 
 def _role(node: ir.Node, outputs: set[ir.Value]) -> Role:
-    if node.op_type in ("Gather", "GatherBlockQuantized"):
+    if node.op_type == "Gather" or node.op_type in _GATHERS:
         return Role.EMBEDDING
     if "Conv" in node.op_type:
         return Role.CONV

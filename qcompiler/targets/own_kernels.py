@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qcompiler.graph import (
     own_dynamic_matmul,
+    own_gather_nbits,
     own_matmul_codebook,
     own_matmul_nbits,
     own_qlinear_matmul,
@@ -17,6 +18,7 @@ from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.drop_operator_bodies import DropOperatorBodies
 from qcompiler.passes.join_products import JoinProducts
 from qcompiler.passes.use_own_codebooks import UseOwnCodebooks
+from qcompiler.passes.use_own_gathers import UseOwnGathers
 from qcompiler.passes.use_own_kernels import UseOwnKernels
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.recipe import Recipe
@@ -26,6 +28,7 @@ from qcompiler.targets.running_nodes import verify_loads, verify_running
 
 WITH_KERNELS = (
     own_dynamic_matmul.OP,
+    own_gather_nbits.OP,
     own_matmul_codebook.OP,
     own_matmul_nbits.OP,
     *own_matmul_nbits.JOINED.values(),
@@ -51,6 +54,9 @@ def lowering(recipe: Recipe) -> list[NamedPass]:
             "use_own_codebooks",
             UseOwnCodebooks(recipe.accuracy_level),
             "beside it: it takes over what became MatMulBnb4",
+        ),
+        NamedPass(
+            "use_own_gathers", UseOwnGathers(), "beside them: it takes over what became GatherBlockQuantized"
         ),
         NamedPass("join_products", JoinProducts(), "after it: what it joins are nodes of our operator"),
     ]

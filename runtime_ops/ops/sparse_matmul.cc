@@ -69,7 +69,7 @@ OrtStatus* SparseMatMul<kType>::Create(const OrtApi* api, const OrtKernelInfo* i
   QCOMPILER_TRY(node_.Constant(info, kColumns, "columns", &columns));
   QCOMPILER_TRY(node_.Constant(info, kOffsets, "offsets", &offsets));
   if (columns.count() != values.count()) {
-    return node_.Refuse("columns has " + std::to_string(columns.count()) + " elements, values " +
+    return node_.Refuse("columns has " + std::to_string(columns.count()) + " elements; the values make it " +
                         std::to_string(values.count()));
   }
   switch (values.type) {

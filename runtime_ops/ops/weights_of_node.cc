@@ -6,23 +6,24 @@
 
 namespace qcompiler {
 
-OrtStatus* WeightsOfNode::ReadSizes(const Node& node, const OrtKernelInfo* info, const char* columns) {
+OrtStatus* ReadWeightSizes(const Node& node, const OrtKernelInfo* info, const char* columns,
+                           matmul_nbits::StoredWeights* sizes) {
   int64_t bits = 0;
-  QCOMPILER_TRY(node.Attribute(info, columns, 1, Product::kMost, &stored.n));
-  QCOMPILER_TRY(node.Attribute(info, "K", 1, Product::kMost, &stored.k));
+  QCOMPILER_TRY(node.Attribute(info, columns, 1, Product::kMost, &sizes->n));
+  QCOMPILER_TRY(node.Attribute(info, "K", 1, Product::kMost, &sizes->k));
   QCOMPILER_TRY(node.Attribute(info, "bits", 2, 8, &bits));
   if (bits != 2 && bits != 4 && bits != 8)  // 3: the stock node that is the body does not take them
     return node.Refuse("bits are " + std::to_string(bits) + "; 2, 4 and 8 are possible");
-  QCOMPILER_TRY(node.Attribute(info, "block_size", 16, Product::kMost, &stored.group));
-  if (stored.group % 16 != 0)
-    return node.Refuse("block_size is " + std::to_string(stored.group) + "; a multiple of 16 is needed");
-  stored.bits = static_cast<int>(bits);
+  QCOMPILER_TRY(node.Attribute(info, "block_size", 16, Product::kMost, &sizes->group));
+  if (sizes->group % 16 != 0)
+    return node.Refuse("block_size is " + std::to_string(sizes->group) + "; a multiple of 16 is needed");
+  sizes->bits = static_cast<int>(bits);
   return nullptr;
 }
 
 OrtStatus* WeightsOfNode::Read(const Node& node, const OrtKernelInfo* info, const char* columns,
                                size_t first) {
-  QCOMPILER_TRY(ReadSizes(node, info, columns));
+  QCOMPILER_TRY(ReadWeightSizes(node, info, columns, &stored));
   const int64_t groups = (stored.k + stored.group - 1) / stored.group;
   Tensor codes, zero_points;
   QCOMPILER_TRY(

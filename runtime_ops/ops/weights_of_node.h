@@ -9,17 +9,20 @@
 
 namespace qcompiler {
 
+// Attributes K, bits (2, 4, 8), block_size (a multiple of 16), and one of name `columns`: n, k, bits and
+// group.
+OrtStatus* ReadWeightSizes(const Node& node, const OrtKernelInfo* info, const char* columns,
+                           matmul_nbits::StoredWeights* sizes);
+
 struct WeightsOfNode {
-  // Attributes K, bits (2, 4, 8), block_size (a multiple of 16), and one of name `columns`. Inputs: codes
-  // uint8 [N, G, block_size bits / 8] at `first`, scales float32 or float16 [N, G] behind it, then
-  // zero_points uint8 [N, ceil(G bits / 8)], optional (2^(bits - 1)); of any rank, as many elements.
+  // Attributes as above. Inputs: codes uint8 [N, G, block_size bits / 8] at `first`, scales float32 or
+  // float16 [N, G] behind it, then zero_points uint8 [N, ceil(G bits / 8)], optional (2^(bits - 1)); of any
+  // rank, as many elements.
   OrtStatus* Read(const Node& node, const OrtKernelInfo* info, const char* columns, size_t first);
 
   matmul_nbits::StoredWeights stored{};  // points into the node's constants, and at `widened`
 
  private:
-  OrtStatus* ReadSizes(const Node& node, const OrtKernelInfo* info, const char* columns);
-
   std::vector<float> widened;
 };
 

@@ -51,6 +51,7 @@ struct Window {
   // Converts numbers [begin, end), at most kWindow.
   void Fill(const StoredMatrix& s, int64_t begin, int64_t end) {
     first = begin;
+    if (begin == end) return;  // a matrix without numbers may have no memory to copy from
     const size_t count = static_cast<size_t>(end - begin);
     const char *from = static_cast<const char*>(s.values),
                *from_columns = static_cast<const char*>(s.columns);

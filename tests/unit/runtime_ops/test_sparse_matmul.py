@@ -125,9 +125,9 @@ SMALL = {
     "offsets": np.array([0, 2, 4], np.int32),
 }
 REFUSED: list[tuple[Callable[[], onnx.ModelProto], str]] = [
-    (_with("values", np.ones(5, np.float32)), "columns has 4 elements, values 5"),
+    (_with("values", np.ones(5, np.float32)), "columns has 4 elements; the values make it 5"),
     (_with("values", np.ones(4, np.int32)), "values are none of float32, float16 and bfloat16"),
-    (_with("columns", np.array([0, 3, 1], np.int32)), "columns has 3 elements, values 4"),
+    (_with("columns", np.array([0, 3, 1], np.int32)), "columns has 3 elements; the values make it 4"),
     (_with("columns", np.array([0, 3, 1, 9], np.int64)), "columns are neither uint16 nor int32"),
     (_with("columns", np.array([0, 3, -1, 9], np.int32)), "columns of row 1 do not rise from 0 on: -1 follows -1"),
     (_with("columns", np.array([3, 3, 1, 9], np.int32)), "columns of row 0 do not rise from 0 on: 3 follows 3"),
