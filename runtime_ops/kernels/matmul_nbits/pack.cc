@@ -28,14 +28,18 @@ uint32_t ReadBits(const uint8_t* stream, int64_t index, int bits) {
   return value >> (bit % 8) & ((1u << bits) - 1);
 }
 
-// Eight codes of 4 bits, as stored, to bytes of k j (low) and 4 + j (high).
-uint32_t InterleaveNibbles(uint32_t stored) {
-  uint32_t low = stored & 0xffff, high = stored >> 16;
+// Four bytes of each of a block's rows: a line.
+using Words = uint32_t __attribute__((vector_size(kLine)));
+
+// Eight codes of 4 bits, as stored, to bytes of k j (low) and 4 + j (high); of one row, or of 16.
+template <class Word>
+void InterleaveNibbles(Word* codes) {
+  Word low = *codes & 0xffff, high = *codes >> 16;
   low = (low | low << 8) & 0x00ff00ff;
   low = (low | low << 4) & 0x0f0f0f0f;
   high = (high | high << 8) & 0x00ff00ff;
   high = (high | high << 4) & 0x0f0f0f0f;
-  return low | high << 4;
+  *codes = low | high << 4;
 }
 
 // Codes [begin, end) of one row into the lines of a group, of which `out` points at the row's 4 bytes in the
@@ -46,7 +50,7 @@ void PackRow(const uint8_t* row, int64_t begin, int64_t end, int bits, int64_t g
     for (; k + 8 <= end; k += 8) {
       uint32_t stored;
       std::memcpy(&stored, row + k / 2, sizeof(stored));
-      stored = InterleaveNibbles(stored);
+      InterleaveNibbles(&stored);
       std::memcpy(out + (k - begin) / 8 * kLine, &stored, sizeof(stored));
     }
   } else if (bits == 8) {
@@ -69,6 +73,27 @@ void PackRow(const uint8_t* row, int64_t begin, int64_t end, int bits, int64_t g
   }
 }
 
+// Whether a matrix's groups are lines without rest.
+bool IsWhole(const StoredWeights& stored) {
+  return (stored.bits == 4 || stored.bits == 8) && stored.k % stored.group == 0;
+}
+
+// Codes [begin, end) of all rows of a block, which are `row_bytes` apart, a line at a time; `end` - `begin`
+// is a multiple of 8, and there are 4 or 8 bits.
+void PackRows(const uint8_t* rows, int64_t row_bytes, int64_t begin, int64_t end, int bits, uint8_t* out) {
+  const int64_t codes = 32 / bits;
+  for (int64_t k = begin; k < end; k += codes) {
+    uint32_t stored[kRows];
+    for (int row = 0; row < kRows; ++row) {
+      std::memcpy(&stored[row], rows + row * row_bytes + k * bits / 8, sizeof(stored[row]));
+    }
+    Words line;
+    std::memcpy(&line, stored, sizeof(line));
+    if (bits == 4) InterleaveNibbles(&line);
+    std::memcpy(out + (k - begin) / codes * kLine, &line, sizeof(line));
+  }
+}
+
 // One matrix into the rows of `packed` from `first_row` on.
 void PackMatrix(const StoredWeights& stored, int64_t first_row, PackedWeights* packed) {
   const int64_t stored_groups = (stored.k + stored.group - 1) / stored.group;
@@ -77,11 +102,17 @@ void PackMatrix(const StoredWeights& stored, int64_t first_row, PackedWeights* p
   float* scales = reinterpret_cast<float*>(packed->scales.data());
   for (int64_t n = 0; n < stored.n; ++n) {
     const int64_t block = (first_row + n) / kRows, lane = (first_row + n) % kRows;
+    const bool whole = IsWhole(stored) && n - lane + kRows <= stored.n;  // the block's rows are all there
     for (int64_t group = 0; group < packed->groups; ++group) {
       const int64_t begin = group * packed->group, end = std::min(begin + packed->group, stored.k);
       const int64_t cell = block * packed->groups + group, source = begin / stored.group;
-      PackRow(stored.codes + n * row_bytes, begin, end, stored.bits, packed->group,
-              packed->codes.data() + cell * packed->group_bytes() + lane * 4);
+      const uint8_t* row = stored.codes + n * row_bytes;
+      uint8_t* lines = packed->codes.data() + cell * packed->group_bytes();
+      if (!whole) {
+        PackRow(row, begin, end, stored.bits, packed->group, lines + lane * 4);
+      } else if (lane == 0) {
+        PackRows(row, row_bytes, begin, end, stored.bits, lines);
+      }
       scales[cell * kRows + lane] = stored.scales[n * stored_groups + source];
       if (packed->symmetric()) continue;
       packed->zero_points.data()[cell * kRows + lane] = static_cast<uint8_t>(
@@ -125,7 +156,11 @@ bool Pack(const StoredWeights* matrices, size_t count, PackedWeights* packed) {
   if (!packed->codes.Allocate(cells * packed->group_bytes())) return false;
   if (!packed->scales.Allocate(cells * kRows * sizeof(float))) return false;
   if (!symmetric && !packed->zero_points.Allocate(cells * kRows)) return false;
-  std::memset(packed->codes.data(), 0, packed->codes.size());
+  // What fills up: bits that PackRow adds to, and rows and codes that are not there.
+  const bool filled = std::all_of(matrices, matrices + count, [](const StoredWeights& matrix) {
+    return IsWhole(matrix) && matrix.n % kPairRows == 0;
+  });
+  if (!filled) std::memset(packed->codes.data(), 0, packed->codes.size());
   std::memset(packed->scales.data(), 0, packed->scales.size());
   if (!symmetric) std::memset(packed->zero_points.data(), 0, packed->zero_points.size());
   packed->one_scale = symmetric && std::all_of(matrices, matrices + count, HasOneScale);
