@@ -1,6 +1,7 @@
 #include "ops/sparse_matmul.h"
 
 #include <algorithm>
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -21,11 +22,10 @@ using sparse_matmul::Rows;
 using sparse_matmul::StoredMatrix;
 
 constexpr size_t kX = 0, kValues = 1, kColumns = 2, kOffsets = 3;
-constexpr int64_t kColumnsAtOnce = 64;     // of x, arranged by one task; a multiple of 16
-constexpr int64_t kBytesAtOnce = 8 << 20;  // of arranged x: bounds the scratch, and stays in the last cache
-constexpr int64_t kAlone = 1 << 16;        // multiplications: some 30 us of work, not measured against
-                                           // waking a second thread
-constexpr int64_t kRowCost = 4;            // what storing the sum of a row costs, in numbers of S
+constexpr int64_t kColumnsAtOnce = 64;  // of x, arranged by one task; a multiple of 16
+constexpr int64_t kAlone = 1 << 16;     // multiplications: some 30 us of work, not measured against
+                                        // waking a second thread
+constexpr int64_t kRowCost = 4;         // what storing the sum of a row costs, in numbers of S
 
 template <ONNXTensorElementDataType kType>
 class SparseMatMul {
@@ -48,6 +48,16 @@ class SparseMatMul {
   OrtStatus* CheckColumns();
   OrtStatus* Multiply(const OrtKernelContext* context, const Rows& x, const Rows& y, int64_t m,
                       int64_t k) const;
+  OrtStatus* MultiplyPanels(const OrtKernelContext* context, const Rows& x, const Rows& y, const Panels& all,
+                            int64_t most) const;
+  OrtStatus* MultiplyTogether(const OrtKernelContext* context, const Rows& x, const Rows& y, Panels panels,
+                              int64_t most) const;
+  static bool IsInPlace(const Panels& panels) { return panels.width == 1 && kFloat == Float::k32; }
+  // From row `first` on.
+  static Rows From(const Rows& rows, int64_t first) {
+    constexpr int64_t kElement = kFloat == Float::k32 ? 4 : 2;
+    return {static_cast<char*>(rows.data) + first * rows.stride * kElement, rows.type, rows.stride};
+  }
   template <class Task>
   OrtStatus* Run(const OrtKernelContext* context, int64_t tasks, const Task& task) const;
   // The row of S from which on part i of `parts` equal parts of the work lies.
@@ -161,39 +171,67 @@ OrtStatus* SparseMatMul<kType>::Compute(OrtKernelContext* context) const {
 template <ONNXTensorElementDataType kType>
 OrtStatus* SparseMatMul<kType>::Multiply(const OrtKernelContext* context, const Rows& x, const Rows& y,
                                          int64_t m, int64_t k) const {
-  constexpr int64_t kElement = kFloat == Float::k32 ? 4 : 2;
-  const int64_t fitting = kBytesAtOnce / (4 * std::max<int64_t>(k, 1));
-  const int64_t at_once = std::max<int64_t>(fitting / sparse_matmul::kWide, 1) * sparse_matmul::kWide;
-  for (int64_t first = 0; first < m; first += at_once) {
-    const auto from = [&](const Rows& rows) -> Rows {
-      return {static_cast<char*>(rows.data) + first * rows.stride * kElement, rows.type, rows.stride};
-    };
-    const Rows from_x = from(x), to_y = from(y);
-    Panels panels{std::min(at_once, m - first), k, 0, nullptr};
-    panels.width = sparse_matmul::PanelWidth(panels.m);
-    const bool in_place = panels.width == 1 && kFloat == Float::k32;
-    const int64_t size = in_place ? 0 : panels.count() * panels.width * k * 4;
-    const BufferPool::Lent buffer = scratch_->activations.Lend(static_cast<size_t>(size));
-    if (buffer.data() == nullptr) return node_.Fail("no memory for its activations");
-    float* arranged = reinterpret_cast<float*>(buffer.data());
-    panels.data = in_place ? static_cast<const float*>(from_x.data) : arranged;
-    const int64_t work = matrix_.offsets[matrix_.n] + kRowCost * matrix_.n;
-    const bool alone = threads_ == 1 || panels.m * work < kAlone;
-    // 4: a thread that is late leaves its last part to others.
-    const int64_t most = alone ? 1 : 4 * threads_;
-    if (!in_place) {
-      const int64_t lots = (k + kColumnsAtOnce - 1) / kColumnsAtOnce, tasks = std::min(lots, most);
-      QCOMPILER_TRY(Run(context, tasks, [&](int64_t i) {
-        kernel_->arrange(from_x, panels, arranged, lots * i / tasks * kColumnsAtOnce,
-                         std::min(lots * (i + 1) / tasks * kColumnsAtOnce, k));
-      }));
+  const int width = sparse_matmul::PanelWidth(m);
+  const int64_t panels = (m + width - 1) / width;
+  const int64_t work = matrix_.offsets[matrix_.n] + kRowCost * matrix_.n;
+  const bool alone = threads_ == 1 || m * work < kAlone;
+  // 4: a thread that is late leaves its last part to others.
+  const int64_t most = alone ? 1 : 4 * threads_;
+  return alone || panels >= 2 * threads_ ? MultiplyPanels(context, x, y, {m, k, width, nullptr}, most)
+                                         : MultiplyTogether(context, x, y, {m, k, width, nullptr}, most);
+}
+
+// Each task has panels of its own, one after another: one stays near while all of S passes.
+template <ONNXTensorElementDataType kType>
+OrtStatus* SparseMatMul<kType>::MultiplyPanels(const OrtKernelContext* context, const Rows& x, const Rows& y,
+                                               const Panels& all, int64_t most) const {
+  const int64_t count = all.count(), tasks = std::min(count, most);
+  const bool in_place = IsInPlace(all);
+  std::atomic<bool> failed{false};
+  QCOMPILER_TRY(Run(context, tasks, [&](int64_t i) {
+    const size_t size = in_place ? 0 : static_cast<size_t>(all.width * all.k) * sizeof(float);
+    const BufferPool::Lent buffer = scratch_->panels.Lend(size);
+    if (buffer.data() == nullptr) {
+      failed = true;
+      return;
     }
-    const int64_t tasks = std::min(matrix_.n, most);
+    float* arranged = reinterpret_cast<float*>(buffer.data());
+    for (int64_t panel = count * i / tasks; panel < count * (i + 1) / tasks; ++panel) {
+      const int64_t first = panel * all.width;
+      const Rows from = From(x, first);
+      Panels one{std::min<int64_t>(all.width, all.m - first), all.k, all.width, arranged};
+      if (in_place) {
+        one.data = static_cast<const float*>(from.data);
+      } else {
+        kernel_->arrange(from, one, arranged, 0, all.k);
+      }
+      kernel_->multiply(one, matrix_, From(y, first), 0, matrix_.n);
+    }
+  }));
+  return failed ? node_.Fail("no memory for a panel of activations") : nullptr;
+}
+
+// Few panels: each task has rows of S for all of them.
+template <ONNXTensorElementDataType kType>
+OrtStatus* SparseMatMul<kType>::MultiplyTogether(const OrtKernelContext* context, const Rows& x,
+                                                 const Rows& y, Panels panels, int64_t most) const {
+  const bool in_place = IsInPlace(panels);
+  const size_t size =
+      in_place ? 0 : static_cast<size_t>(panels.count() * panels.width * panels.k) * sizeof(float);
+  const BufferPool::Lent buffer = scratch_->activations.Lend(size);
+  if (buffer.data() == nullptr) return node_.Fail("no memory for its activations");
+  float* arranged = reinterpret_cast<float*>(buffer.data());
+  panels.data = in_place ? static_cast<const float*>(x.data) : arranged;
+  if (!in_place) {
+    const int64_t lots = (panels.k + kColumnsAtOnce - 1) / kColumnsAtOnce, tasks = std::min(lots, most);
     QCOMPILER_TRY(Run(context, tasks, [&](int64_t i) {
-      kernel_->multiply(panels, matrix_, to_y, Part(i, tasks), Part(i + 1, tasks));
+      kernel_->arrange(x, panels, arranged, lots * i / tasks * kColumnsAtOnce,
+                       std::min(lots * (i + 1) / tasks * kColumnsAtOnce, panels.k));
     }));
   }
-  return nullptr;
+  const int64_t tasks = std::min(matrix_.n, most);
+  return Run(context, tasks,
+             [&](int64_t i) { kernel_->multiply(panels, matrix_, y, Part(i, tasks), Part(i + 1, tasks)); });
 }
 
 template <ONNXTensorElementDataType kType>

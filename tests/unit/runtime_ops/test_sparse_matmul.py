@@ -56,7 +56,7 @@ def test_a_row_of_x_has_the_same_numbers_however_many_there_are() -> None:
         np.testing.assert_array_equal(running.run(None, {"x": x[:rows]})[0], whole[:rows])
 
 
-def test_more_rows_than_scratch_holds_at_once() -> None:
+def test_many_rows_of_a_wide_matrix() -> None:
     product = SparseProduct(3, 60000)
     x = activations(100, 60000)
     product.assert_close(session(product.model([None, 60000])).run(None, {"x": x})[0], x)
