@@ -53,6 +53,7 @@ struct Window {
     first = begin;
     if (begin == end) return;  // a matrix without numbers may have no memory to copy from
     const size_t count = static_cast<size_t>(end - begin);
+    if (count == 0) return;  // an empty S may be nowhere, which memcpy must not be told
     const char *from = static_cast<const char*>(s.values),
                *from_columns = static_cast<const char*>(s.columns);
     switch (s.type) {
