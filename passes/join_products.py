@@ -1,9 +1,9 @@
 """Join products of our operator that read the same activations, so that these are rounded and read once.
 
-*Given* ai.qcompiler::MatMulNBits nodes on one x, such as queries, keys and values, or gate and up.
-*Result* one MatMulNBitsPair or MatMulNBitsTriple for two or three of them, on the same initializers, in the place of the first; it
-carries the body of its operator. Nodes with other bits, blocks or notes of ours stay apart, and so do those with a part of their own
-beside them (offsets, low rank, outliers), which is found again by the node that it belongs to.
+*Given* ai.qcompiler::MatMulNBits nodes (or MatMul3Bits) on one x, such as queries, keys and values, or gate and up.
+*Result* one MatMulNBitsPair or MatMulNBitsTriple (MatMul3BitsPair, MatMul3BitsTriple) for two or three of them, on the same initializers,
+in the place of the first; it carries the body of its operator. Nodes with other bits, blocks or notes of ours stay apart, and so do those
+with a part of their own beside them (offsets, low rank, outliers), which is found again by the node that it belongs to.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,19 @@ from qcompiler.graph.correction_form import corrections_of
 from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.offset_product import offset_of
 from qcompiler.graph.operator_body import OUR_DOMAIN
-from qcompiler.graph.own_matmul_nbits import INPUTS_OF_EACH, JOINED, OP, columns_attribute, operator, provide
+from qcompiler.graph.own_matmul_nbits import (
+    INPUTS_OF_EACH,
+    MOST,
+    OP,
+    THREE,
+    columns_attribute,
+    operator,
+    provide,
+)
 from qcompiler.graph.quantized import KEYS
 
 _SHARED = ("K", "bits", "block_size")
-_MOST = max(JOINED)
+_ALONE = (OP, THREE)
 
 
 class JoinProducts(ir.passes.InPlacePass):
@@ -36,19 +44,21 @@ class JoinProducts(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         before = len(self.lowered)
         for nodes in list(_together(model)):
-            for first in range(0, len(nodes), _MOST):
-                part = nodes[first : first + _MOST]
+            for first in range(0, len(nodes), MOST):
+                part = nodes[first : first + MOST]
                 if len(part) > 1:
                     self.lowered += _join(part)
-                    provide(model, len(part))
+                    provide(model, operator(len(part), part[0].op_type))
         modified = len(self.lowered) > before
-        if modified and not any(_is_product(node) for node in RecursiveGraphIterator(model.graph)):
-            model.functions.pop((OUR_DOMAIN, OP, ""), None)
+        alone = {node.op_type for node in RecursiveGraphIterator(model.graph) if _is_product(node)}
+        for op in _ALONE if modified else ():
+            if op not in alone:
+                model.functions.pop((OUR_DOMAIN, op, ""), None)
         return ir.passes.PassResult(model, modified=modified)
 
 
 def _is_product(node: ir.Node) -> bool:
-    return node.op_type == OP and node.domain == OUR_DOMAIN
+    return node.op_type in _ALONE and node.domain == OUR_DOMAIN
 
 
 def _together(model: ir.Model) -> Iterator[list[ir.Node]]:
@@ -58,7 +68,7 @@ def _together(model: ir.Model) -> Iterator[list[ir.Node]]:
         if _is_product(node) and _stands_alone(node):
             sizes = (node.attributes.get_int(name) for name in _SHARED)
             notes = frozenset(item for item in node.metadata_props.items() if item[0].startswith(KEYS))
-            found.setdefault((node.graph, node.inputs[0], notes, *sizes), []).append(node)
+            found.setdefault((node.graph, node.inputs[0], node.op_type, notes, *sizes), []).append(node)
     yield from found.values()
 
 
@@ -70,7 +80,7 @@ def _stands_alone(node: ir.Node) -> bool:
 
 
 def _join(nodes: list[ir.Node]) -> list[LoweredNode]:
-    op, graph = operator(len(nodes)), nodes[0].graph
+    op, graph = operator(len(nodes), nodes[0].op_type), nodes[0].graph
     assert graph is not None
     inputs = [nodes[0].inputs[0]]
     for node in nodes:

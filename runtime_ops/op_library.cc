@@ -14,9 +14,10 @@ constexpr char kDomain[] = "ai.qcompiler";
 
 // Every operator of the domain.
 constexpr const OrtCustomOp* (*kOps[])(const OrtApi* api, bool infers_shapes) = {
-    qcompiler::DynamicQuantMatMulOp, qcompiler::GatherNBitsOp,   qcompiler::GatherNBitsHalfOp,
-    qcompiler::MatMulCodebookOp,     qcompiler::MatMulNBitsOp,   qcompiler::MatMulNBitsPairOp,
-    qcompiler::MatMulNBitsTripleOp,  qcompiler::QLinearMatMulOp, qcompiler::SparseMatMulOp,
+    qcompiler::DynamicQuantMatMulOp, qcompiler::GatherNBitsOp,     qcompiler::GatherNBitsHalfOp,
+    qcompiler::MatMul3BitsOp,        qcompiler::MatMul3BitsPairOp, qcompiler::MatMul3BitsTripleOp,
+    qcompiler::MatMulCodebookOp,     qcompiler::MatMulNBitsOp,     qcompiler::MatMulNBitsPairOp,
+    qcompiler::MatMulNBitsTripleOp,  qcompiler::QLinearMatMulOp,   qcompiler::SparseMatMulOp,
     qcompiler::SparseMatMulHalfOp,
 };
 

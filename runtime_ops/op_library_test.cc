@@ -95,8 +95,8 @@ void SharesOneDomainBetweenSessions() {
   std::string names;
   for (const OrtCustomOp* op : a.domain->ops) names += std::string(op->GetName(op)) + " ";
   CHECK(names ==
-        "DynamicQuantMatMul GatherNBits GatherNBits MatMulCodebook MatMulNBits MatMulNBitsPair "
-        "MatMulNBitsTriple QLinearMatMul "
+        "DynamicQuantMatMul GatherNBits GatherNBits MatMul3Bits MatMul3BitsPair MatMul3BitsTriple "
+        "MatMulCodebook MatMulNBits MatMulNBitsPair MatMulNBitsTriple QLinearMatMul "
         "SparseMatMul SparseMatMul ");
   for (const OrtCustomOp* op : a.domain->ops) CHECK(op->InferOutputShapeFn == nullptr);  // from 1.24 on
 }

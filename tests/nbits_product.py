@@ -10,8 +10,8 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from qcompiler.graph.operator_body import OUR_DOMAIN
-from qcompiler.graph.own_matmul_nbits import provide, reference
-from qcompiler.quant import packing
+from qcompiler.graph.own_matmul_nbits import OP, THREE, provide, reference
+from qcompiler.quant import packing, three_bits
 from qcompiler.quant.scheme import Granularity, QuantScheme
 
 Array = npt.NDArray[Any]
@@ -36,22 +36,32 @@ class Product:
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.n + self.k + self.bits)
         groups = -(-self.k // self.block_size)
-        scheme = QuantScheme(self.bits, self.symmetric, Granularity.GROUP, self.block_size)
+        # 3 bits are stored as even codes of 4, without their lowest bits.
+        held = 4 if self.bits == 3 else self.bits
+        scheme = QuantScheme(held, self.symmetric, Granularity.GROUP, self.block_size)
         codes = rng.integers(0, 1 << self.bits, (self.n, self.k), np.uint8)
         points = None if self.symmetric else rng.integers(0, 1 << self.bits, (self.n, groups), np.uint8)
         scales = rng.uniform(0.01, 0.02, (self.n, groups)).astype(self.scale_type)
         if self.one_scale:  # in all blocks of a row
             scales = np.repeat(scales[:, :1], groups, 1)
         bias = rng.standard_normal(self.n).astype(np.float32) if self.biased else None
-        stored = {"codes": packing.pack_matmul_nbits(codes, points, scheme), "scales": scales}
-        if points is not None:
-            stored["zero_points"] = packing.pack_zero_points(points, self.bits)
+        factor = np.uint8(2 if self.bits == 3 else 1)
+        twice = None if points is None else points * factor
+        stored = {"codes": packing.pack_matmul_nbits(codes * factor, twice, scheme), "scales": scales}
+        if self.bits == 3:
+            stored["codes"] = three_bits.shorten(stored["codes"])
+        if twice is not None:
+            stored["zero_points"] = packing.pack_zero_points(twice, held)
         if bias is not None:
             stored["bias"] = bias
         attributes = {"K": self.k, "N": self.n, "bits": self.bits, "block_size": self.block_size}
         object.__setattr__(self, "attributes", {**attributes, **self.attributes})
         object.__setattr__(self, "constants", {**stored, **self.constants})
         object.__setattr__(self, "_numbers", (codes, scales, points, bias))
+
+    @property
+    def op(self) -> str:
+        return THREE if self.attributes["bits"] == 3 else OP
 
     @property
     def numbers(self) -> tuple[Array, Array, Array | None, Array | None]:
@@ -78,7 +88,7 @@ class Product:
         while not names[-1]:
             names.pop()
         node = helper.make_node(
-            "MatMulNBits", ["x", *names], ["y"], "product", domain=OUR_DOMAIN, **self.attributes
+            self.op, ["x", *names], ["y"], "product", domain=OUR_DOMAIN, **self.attributes
         )
         x = helper.make_tensor_value_info("x", dtype, ["B", "M", self.k] if x_shape is None else x_shape)
         more = [
@@ -95,7 +105,7 @@ class Product:
         if opset < 21:
             return made
         loaded = ir.serde.deserialize_model(made)
-        provide(loaded)
+        provide(loaded, self.op)
         return ir.serde.serialize_model(loaded)
 
 

@@ -13,7 +13,7 @@ from qcompiler.graph.correction_form import correction_at
 from qcompiler.graph.extract import is_constant
 from qcompiler.graph.offset_product import is_group_sum, is_offset_part
 from qcompiler.graph.operator_body import OUR_DOMAIN
-from qcompiler.graph.own_matmul_nbits import JOINED, OP
+from qcompiler.graph.own_matmul_nbits import PRODUCTS
 from qcompiler.graph.stacked_product import StackedProduct, stacked_product
 from qcompiler.graph.weight_form import is_in_codes
 from qcompiler.graph.weights import (
@@ -148,7 +148,7 @@ def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
 
 _QUANTIZED_OPS = frozenset(
     {
-        OP, *JOINED.values(), "MatMulBnb4", "MatMulCodebook", "GatherBlockQuantized", "GatherNBits", "DynamicQuantizeMatMul",
+        *PRODUCTS, "MatMulBnb4", "MatMulCodebook", "GatherBlockQuantized", "GatherNBits", "DynamicQuantizeMatMul",
         "MatMulInteger",
         "MatMulIntegerToFloat", "QLinearMatMul", "QLinearConv", "QGemm", "ConvInteger", "QMoE",
     }

@@ -289,6 +289,6 @@ def _corrected(total: ir.Node) -> ir.Value | None:
 def is_quantized_product(node: ir.Node) -> bool:
     """Whether it multiplies with a constant that is stored in codes."""
     if node.domain in (DOMAIN, OUR_DOMAIN):
-        return node.op_type in ("MatMulNBits", "MatMulBnb4", "MatMulCodebook")
+        return node.op_type in ("MatMulNBits", "MatMul3Bits", "MatMulBnb4", "MatMulCodebook")
     weight = node.inputs[1] if node.op_type == "MatMul" and node.domain == "" else None
     return weight is not None and is_in_codes(weight)

@@ -10,6 +10,9 @@ for each row and block of weights, blocks of more than 128 in parts.
 ``MatMulNBitsPair`` and ``MatMulNBitsTriple`` are two and three of them on one x, which is rounded once: inputs x, then codes, scales,
 zero_points and bias of each; K, bits and block_size are the same for all, and N_0, N_1, N_2 the columns of each output.
 
+``MatMul3Bits``, ``MatMul3BitsPair`` and ``MatMul3BitsTriple`` are the same of 3 bits: codes uint8 [N, G, block_size 3 / 8] as
+``quant.three_bits`` has them; zero_points uint8 [N, ceil(G / 2)], of 4 bits and twice as large, or none for 4.
+
 The model carries the operator's body, a stock node for each product: where our library is not registered, ONNX Runtime runs that.
 """
 
@@ -19,10 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.graph import three_bits_body
 from qcompiler.graph.kernel_node import DOMAIN as STOCK_DOMAIN
 from qcompiler.graph.operator_body import OUR_DOMAIN, provide_body
 
 OP = "MatMulNBits"
+THREE = "MatMul3Bits"
+"""Its name for 3 bits: the stock node has none, so the body is another."""
 INT8_ACTIVATIONS = 4
 """The stock node's accuracy_level for activations in 8 bits."""
 MAX_GROUP = 128
@@ -30,48 +36,60 @@ MAX_GROUP = 128
 SMALLEST = np.float32(1e-36)
 """Of a group's largest activation: up to it all of the group count as 0."""
 
-JOINED = {2: "MatMulNBitsPair", 3: "MatMulNBitsTriple"}
-"""Products on one x to the operator for so many of them."""
+MOST = 3
+"""Products on one x that one operator takes."""
+_NUMBERS = {1: "", 2: "Pair", 3: "Triple"}
 INPUTS_OF_EACH = 4
 """codes, scales, zero_points, bias: inputs 1 to 4 of the first product, the next four of the second."""
 
 
-def operator(products: int) -> str:
-    """The operator for so many products on one x: 1 to 3."""
-    return OP if products == 1 else JOINED[products]
+def operator(products: int, base: str = OP) -> str:
+    """The operator for so many products on one x: 1 to 3. ``base`` is that for one."""
+    return base + _NUMBERS[products]
+
+
+PRODUCTS = {operator(number, base): number for base in (OP, THREE) for number in _NUMBERS}
+"""All of them, with how many products they are."""
 
 
 def columns_attribute(op: str, product: int) -> str:
     """The attribute with the number of columns of an operator's product."""
-    return "N" if op == OP else f"N_{product}"
+    return "N" if PRODUCTS.get(op, 1) == 1 else f"N_{product}"
 
 
-def provide(model: ir.Model, products: int = 1) -> None:
-    """Gives the model the body of ``operator(products)``; see ``provide_body``."""
-    op = operator(products)
-    provide_body(model, op, _body(op, products))
+def provide(model: ir.Model, op: str = OP) -> None:
+    """Gives the model the body of one of PRODUCTS; see ``provide_body``."""
+    provide_body(model, op, _body(op))
 
 
-def _body(op: str, products: int) -> str:
-    numbers = range(products)
+def _body(op: str) -> str:
+    numbers = range(PRODUCTS[op])
+    three = op.startswith(THREE)
+    bits = "bits = 4" if three else "bits: int = @bits"
+    once = three_bits_body.ONCE if three else "\n    rest = Constant <value_ints = [-1]> ()"
     inputs = ", ".join(f"codes_{i}, scales_{i}, zero_points_{i}, bias_{i}" for i in numbers)
     nodes = "".join(
-        f"""
-    cells_{i} = Shape (scales_{i})
-    shape_{i} = Concat <axis = 0> (cells_{i}, rest)
-    blocks_{i} = Reshape (codes_{i}, shape_{i})
-    y_{i} = {STOCK_DOMAIN}.MatMulNBits <K: int = @K, N: int = @{columns_attribute(op, i)}, bits: int = @bits, block_size: int = @block_size,
-        accuracy_level = {INT8_ACTIVATIONS}> (x, blocks_{i}, scales_{i}, zero_points_{i}, , bias_{i})"""
+        (three_bits_body.of_product(i) if three else _blocks(i))
+        + f"""
+    y_{i} = {STOCK_DOMAIN}.MatMulNBits <K: int = @K, N: int = @{columns_attribute(op, i)}, {bits}, block_size: int = @block_size,
+        accuracy_level = {INT8_ACTIVATIONS}> (x, blocks_{i}, {"halves" if three else "scales"}_{i}, zero_points_{i}, , bias_{i})"""
         for i in numbers
     )
     columns = ", ".join(columns_attribute(op, i) for i in numbers)
     outputs = ", ".join(f"y_{i}" for i in numbers)
     return f"""
 <domain: "{OUR_DOMAIN}", opset_import: ["" : 21, "{STOCK_DOMAIN}" : 1]>
-{op} <K, {columns}, bits, block_size> (x, {inputs}) => ({outputs}) {{
-    rest = Constant <value_ints = [-1]> (){nodes}
+{op} <K, {columns}, bits, block_size> (x, {inputs}) => ({outputs}) {{{once}{nodes}
 }}
 """
+
+
+def _blocks(i: int) -> str:
+    """A tied weight's codes are [N, bytes]; the stock node takes [N, G, bytes of a block]."""
+    return f"""
+    cells_{i} = Shape (scales_{i})
+    shape_{i} = Concat <axis = 0> (cells_{i}, rest)
+    blocks_{i} = Reshape (codes_{i}, shape_{i})"""
 
 
 def reference(

@@ -18,7 +18,7 @@ from qcompiler.graph.edits import all_nodes
 from qcompiler.graph.node_chain import constants_behind, is_computed
 from qcompiler.graph.offset_form import OffsetForm, offset_form
 from qcompiler.graph.offset_product import offset_of
-from qcompiler.graph.own_matmul_nbits import INPUTS_OF_EACH, JOINED, OP, columns_attribute
+from qcompiler.graph.own_matmul_nbits import INPUTS_OF_EACH, OP, PRODUCTS, columns_attribute
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, layout_of
 from qcompiler.graph.stored_quantized import Layout
 from qcompiler.graph.weights import Role, constant_view
@@ -133,11 +133,9 @@ _PLACES = {
 }
 _WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
 _CODEBOOKS = frozenset({own_matmul_codebook.STOCK_OP, own_matmul_codebook.OP})
-_OURS = {OP: 1, **{op: products for products, op in JOINED.items()}}
-"""Operators of products that are found in MatMulNBits' places, with how many of them they hold."""
-_PLACES |= dict.fromkeys(_OURS, _PLACES[OP])
+_PLACES |= dict.fromkeys(PRODUCTS, _PLACES[OP])
 _BLOCKWISE = {
-    **dict.fromkeys(_OURS, 0),
+    **dict.fromkeys(PRODUCTS, 0),
     **dict.fromkeys(_CODEBOOKS, 0),
     own_gather_nbits.STOCK_OP: 128,
     own_gather_nbits.OP: 0,
@@ -157,7 +155,7 @@ def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool, int]]:
         return
     if node.op_type != "DequantizeLinear":
         if node.op_type in _PLACES:
-            yield from ((node, node, False, product) for product in range(_OURS.get(node.op_type, 1)))
+            yield from ((node, node, False, product) for product in range(PRODUCTS.get(node.op_type, 1)))
         return
     for user, index in node.outputs[0].uses():
         if user.op_type == "Transpose":
@@ -267,7 +265,7 @@ def _name(node: ir.Node, codes: ir.Value) -> str:
 
 
 _GATHERS = frozenset({own_gather_nbits.STOCK_OP, own_gather_nbits.OP})
-_PACKED = _CODEBOOKS | _GATHERS | _OURS.keys()
+_PACKED = _CODEBOOKS | _GATHERS | PRODUCTS.keys()
 """Operators that say their bits in an attribute, since the codes may be bytes that hold several."""
 
 
@@ -281,8 +279,8 @@ def _constant(node: ir.Node, index: int | None) -> ir.Value | None:
 def _shape(
     node: ir.Node, holder: ir.Node, tensor: ir.TensorProtocol, bits: int, turned: bool, product: int
 ) -> tuple[int, ...]:
-    if holder.op_type in (*_OURS, *_CODEBOOKS, own_gather_nbits.OP):
-        rows = columns_attribute(holder.op_type, product) if holder.op_type in _OURS else "N"
+    if holder.op_type in (*PRODUCTS, *_CODEBOOKS, own_gather_nbits.OP):
+        rows = columns_attribute(holder.op_type, product) if holder.op_type in PRODUCTS else "N"
         return holder.attributes.get_int(rows, 0), holder.attributes.get_int("K", 0)
     shape = tuple(int(d) for d in tensor.shape.numpy())
     if holder.op_type == own_gather_nbits.STOCK_OP:

@@ -17,6 +17,7 @@ from qcompiler.graph import (
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.drop_operator_bodies import DropOperatorBodies
 from qcompiler.passes.join_products import JoinProducts
+from qcompiler.passes.store_three_bits import StoreThreeBits
 from qcompiler.passes.use_own_codebooks import UseOwnCodebooks
 from qcompiler.passes.use_own_gathers import UseOwnGathers
 from qcompiler.passes.use_own_kernels import UseOwnKernels
@@ -30,8 +31,7 @@ WITH_KERNELS = (
     own_dynamic_matmul.OP,
     own_gather_nbits.OP,
     own_matmul_codebook.OP,
-    own_matmul_nbits.OP,
-    *own_matmul_nbits.JOINED.values(),
+    *own_matmul_nbits.PRODUCTS,
     own_qlinear_matmul.OP,
     sparse_matmul.OP,
 )
@@ -58,7 +58,10 @@ def lowering(recipe: Recipe) -> list[NamedPass]:
         NamedPass(
             "use_own_gathers", UseOwnGathers(), "beside them: it takes over what became GatherBlockQuantized"
         ),
-        NamedPass("join_products", JoinProducts(), "after it: what it joins are nodes of our operator"),
+        NamedPass(
+            "store_three_bits", StoreThreeBits(), "after them: it shortens what our operators took over"
+        ),
+        NamedPass("join_products", JoinProducts(), "after it: what it joins are nodes of our operators"),
     ]
 
 

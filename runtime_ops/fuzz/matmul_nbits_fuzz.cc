@@ -66,6 +66,7 @@ struct Problem {
   float scale_of_bytes;
 
   bool in_bytes() const { return rounding == Rounding::kSigned || rounding == Rounding::kUnsigned; }
+  int point_bits() const { return bits == 3 ? 4 : bits; }
 };
 
 Problem::Problem(FuzzedDataProvider* bytes) {
@@ -109,7 +110,7 @@ Problem::Problem(FuzzedDataProvider* bytes) {
       matrix.scales[i] = one_scale && of_row != 0 ? matrix.scales[i - of_row] : of_scales.Next();
     }
     if (matrix.symmetric) continue;
-    matrix.zero_points.resize(offset + static_cast<size_t>(matrix.n * ((groups * bits + 7) / 8)));
+    matrix.zero_points.resize(offset + static_cast<size_t>(matrix.n * ((groups * point_bits() + 7) / 8)));
     for (uint8_t& point : matrix.zero_points) point = static_cast<uint8_t>(random());
   }
   x.resize(static_cast<size_t>(m * k));
@@ -134,6 +135,16 @@ int Bits(const uint8_t* stream, int64_t index, int bits) {
     const int64_t bit = index * bits + i;
     value |= (stream[bit / 8] >> (bit % 8) & 1) << i;
   }
+  return value;
+}
+
+// Code k of a row of 3 bits: half of one of 4 bits, whose bits 1 to 3 it is (see StoredWeights).
+int ThreeBits(const uint8_t* row, int64_t k, int64_t group) {
+  const int64_t quarter = group / 8, byte = k % group / 2, half = k % 2 * 4;
+  row += k / group * 3 * quarter;
+  if (byte < 3 * quarter) return row[byte] >> (half + 1) & 7;
+  int value = 0;
+  for (int bit = 0; bit < 3; ++bit) value |= (row[bit * quarter + byte - 3 * quarter] >> half & 1) << bit;
   return value;
 }
 
@@ -199,12 +210,13 @@ std::vector<int> Values(const Problem& problem, const Matrix& matrix) {
   std::vector<int> values;
   for (int64_t n = 0; n < matrix.n; ++n) {
     for (int64_t k = 0; k < problem.k; ++k) {
-      const int code = Bits(codes, k, problem.bits);
-      const int point = points == nullptr ? middle : Bits(points, k / problem.group, problem.bits);
+      const int code = problem.bits == 3 ? ThreeBits(codes, k, problem.group) : Bits(codes, k, problem.bits);
+      const int stored = points == nullptr ? 0 : Bits(points, k / problem.group, problem.point_bits());
+      const int point = points == nullptr ? middle : stored >> (problem.bits == 3);
       values.push_back((problem.has_table ? problem.table[code] : code) - point);
     }
     codes += groups * (problem.group * problem.bits / 8);
-    if (points != nullptr) points += (groups * problem.bits + 7) / 8;
+    if (points != nullptr) points += (groups * problem.point_bits() + 7) / 8;
   }
   return values;
 }

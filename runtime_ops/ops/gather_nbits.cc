@@ -47,6 +47,7 @@ OrtStatus* GatherNBits<kType>::Create(const OrtApi* api, const OrtKernelInfo* in
   QCOMPILER_TRY(node_.Open(api, info, kName));
   matmul_nbits::StoredWeights sizes{};
   QCOMPILER_TRY(ReadWeightSizes(node_, info, "N", &sizes));
+  if (sizes.bits == 3) return node_.Refuse("bits are 3; 2, 4 and 8 are possible");
   table_.n = sizes.n;
   table_.k = sizes.k;
   table_.bits = sizes.bits;

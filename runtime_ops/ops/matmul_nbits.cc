@@ -1,6 +1,7 @@
 #include "ops/matmul_nbits.h"
 
 #include <array>
+#include <string>
 
 #include "ops/custom_op.h"
 #include "ops/node.h"
@@ -16,13 +17,15 @@ constexpr size_t kX = 0;
 // Inputs of product p: kInputsOfEach p + ...
 constexpr size_t kCodes = 1, kScales = 2, kZeroPoints = 3, kBias = 4, kInputsOfEach = 4;
 
-template <int kProducts, Rounding kRounding = Rounding::kByGroup>
+// kOnlyThree: of 3 bits, under a name of its own, since what makes 4 of them is in the operator's body.
+template <int kProducts, bool kOnlyThree = false, Rounding kRounding = Rounding::kByGroup>
 class MatMulNBits {
  public:
   static constexpr const char* kName = kRounding == Rounding::kByRow ? "DynamicQuantMatMul"
-                                       : kProducts == 1              ? "MatMulNBits"
-                                       : kProducts == 2              ? "MatMulNBitsPair"
-                                                                     : "MatMulNBitsTriple";
+                                       : kProducts == 1 ? (kOnlyThree ? "MatMul3Bits" : "MatMulNBits")
+                                       : kProducts == 2 ? (kOnlyThree ? "MatMul3BitsPair" : "MatMulNBitsPair")
+                                       : kOnlyThree     ? "MatMul3BitsTriple"
+                                                        : "MatMulNBitsTriple";
   // The attribute for the number of columns of each product.
   static constexpr const char* kColumns[] = {kProducts == 1 ? "N" : "N_0", "N_1", "N_2"};
   static constexpr auto kInputs = [] {
@@ -54,20 +57,24 @@ class MatMulNBits {
   Product product_;
 };
 
-template <int kProducts, Rounding kRounding>
-OrtStatus* MatMulNBits<kProducts, kRounding>::Create(const OrtApi* api, const OrtKernelInfo* info) {
+template <int kProducts, bool kOnlyThree, Rounding kRounding>
+OrtStatus* MatMulNBits<kProducts, kOnlyThree, kRounding>::Create(const OrtApi* api,
+                                                                 const OrtKernelInfo* info) {
   QCOMPILER_TRY(node_.Open(api, info, kName));
   WeightsOfNode weights[kProducts];
   matmul_nbits::StoredWeights parts[kProducts];
   for (size_t p = 0; p < kProducts; ++p) {
     QCOMPILER_TRY(weights[p].Read(node_, info, kColumns[p], p * kInputsOfEach + kCodes));
     parts[p] = weights[p].stored;
+    if (kOnlyThree && parts[p].bits != 3)
+      return node_.Refuse("bits are " + std::to_string(parts[p].bits) + "; 3 are possible");
   }
   return product_.Create(node_, parts, kProducts, {kRounding, 0, 0});
 }
 
-template <int kProducts, Rounding kRounding>
-OrtStatus* MatMulNBits<kProducts, kRounding>::Infer(const OrtApi* api, OrtShapeInferContext* context) {
+template <int kProducts, bool kOnlyThree, Rounding kRounding>
+OrtStatus* MatMulNBits<kProducts, kOnlyThree, kRounding>::Infer(const OrtApi* api,
+                                                                OrtShapeInferContext* context) {
   for (size_t p = 0; p < kProducts; ++p) {
     int64_t n = 0;
     QCOMPILER_TRY(InferAttribute(api, context, kColumns[p], &n));
@@ -87,9 +94,18 @@ const OrtCustomOp* MatMulNBitsPairOp(const OrtApi* api, bool infers_shapes) {
 const OrtCustomOp* MatMulNBitsTripleOp(const OrtApi* api, bool infers_shapes) {
   return CustomOp<MatMulNBits<3>>::Get(api, infers_shapes);
 }
+const OrtCustomOp* MatMul3BitsOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<1, true>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMul3BitsPairOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<2, true>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMul3BitsTripleOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<3, true>>::Get(api, infers_shapes);
+}
 
 const OrtCustomOp* DynamicQuantMatMulOp(const OrtApi* api, bool infers_shapes) {
-  return CustomOp<MatMulNBits<1, Rounding::kByRow>>::Get(api, infers_shapes);
+  return CustomOp<MatMulNBits<1, false, Rounding::kByRow>>::Get(api, infers_shapes);
 }
 
 }  // namespace qcompiler

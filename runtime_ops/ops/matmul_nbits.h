@@ -1,5 +1,6 @@
-// ai.qcompiler::MatMulNBits: y = x W^T, W of 2, 4 or 8 bits with a scale for each group.
+// ai.qcompiler::MatMulNBits: y = x W^T, W of 2, 3, 4 or 8 bits with a scale for each group.
 // ai.qcompiler::MatMulNBitsPair, MatMulNBitsTriple: two or three of them on one x, which is quantized once.
+// ai.qcompiler::MatMul3Bits, MatMul3BitsPair, MatMul3BitsTriple: the same of 3 bits alone.
 // ai.qcompiler::DynamicQuantMatMul: the same with a scale for each row of x.
 #ifndef QCOMPILER_RUNTIME_OPS_OPS_MATMUL_NBITS_H_
 #define QCOMPILER_RUNTIME_OPS_OPS_MATMUL_NBITS_H_
@@ -14,10 +15,14 @@ namespace qcompiler {
 // Inputs: x float32 [.., K], and for each product: codes uint8 [N, G, block_size bits / 8] and scales float32
 // or float16 [N, G] (any rank, as many elements), both constant; zero_points uint8 [N, ceil(G bits / 8)],
 // constant, optional (2^(bits - 1)); bias float32 [N], optional. Attributes: K, N (of several: N_0, N_1,
-// N_2), bits (2, 4, 8), block_size (a multiple of 16). Outputs: y float32 [.., N] of each product.
+// N_2), bits (2, 3, 4, 8), block_size (a multiple of 16). Outputs: y float32 [.., N] of each product. Of 3
+// bits see matmul_nbits::StoredWeights: zero_points are uint8 [N, ceil(G 4 / 8)].
 const OrtCustomOp* MatMulNBitsOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMulNBitsPairOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMulNBitsTripleOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMul3BitsOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMul3BitsPairOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMul3BitsTripleOp(const OrtApi* api, bool infers_shapes);
 // With x rounded to 8 bits with one scale for each row, in place of one for each row and block.
 const OrtCustomOp* DynamicQuantMatMulOp(const OrtApi* api, bool infers_shapes);
 

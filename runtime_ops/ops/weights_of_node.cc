@@ -1,5 +1,6 @@
 #include "ops/weights_of_node.h"
 
+#include <algorithm>
 #include <string>
 
 #include "ops/product.h"
@@ -12,8 +13,8 @@ OrtStatus* ReadWeightSizes(const Node& node, const OrtKernelInfo* info, const ch
   QCOMPILER_TRY(node.Attribute(info, columns, 1, Product::kMost, &sizes->n));
   QCOMPILER_TRY(node.Attribute(info, "K", 1, Product::kMost, &sizes->k));
   QCOMPILER_TRY(node.Attribute(info, "bits", 2, 8, &bits));
-  if (bits != 2 && bits != 4 && bits != 8)  // 3: the stock node that is the body does not take them
-    return node.Refuse("bits are " + std::to_string(bits) + "; 2, 4 and 8 are possible");
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8)
+    return node.Refuse("bits are " + std::to_string(bits) + "; 2, 3, 4 and 8 are possible");
   QCOMPILER_TRY(node.Attribute(info, "block_size", 16, Product::kMost, &sizes->group));
   if (sizes->group % 16 != 0)
     return node.Refuse("block_size is " + std::to_string(sizes->group) + "; a multiple of 16 is needed");
@@ -33,9 +34,12 @@ OrtStatus* WeightsOfNode::Read(const Node& node, const OrtKernelInfo* info, cons
   bool has_zero_points = false;
   QCOMPILER_TRY(node.IsThere(info, first + 2, &has_zero_points));
   if (!has_zero_points) return nullptr;
-  QCOMPILER_TRY(node.Constant(info, first + 2, "zero_points", stored.n * ((groups * stored.bits + 7) / 8),
-                              &zero_points));
+  const int64_t bytes = stored.n * ((groups * stored.point_bits() + 7) / 8);
+  QCOMPILER_TRY(node.Constant(info, first + 2, "zero_points", bytes, &zero_points));
   stored.zero_points = static_cast<const uint8_t*>(zero_points.data);
+  const auto is_odd = [](uint8_t pair) { return (pair & 0x11) != 0; };
+  if (stored.bits == 3 && std::any_of(stored.zero_points, stored.zero_points + bytes, is_odd))
+    return node.Refuse("zero_points are odd; those of 3 bits are stored twice as large");
   return nullptr;
 }
 

@@ -9,7 +9,7 @@
 
 namespace qcompiler {
 
-// Attributes K, bits (2, 4, 8), block_size (a multiple of 16), and one of name `columns`: n, k, bits and
+// Attributes K, bits (2, 3, 4, 8), block_size (a multiple of 16), and one of name `columns`: n, k, bits and
 // group.
 OrtStatus* ReadWeightSizes(const Node& node, const OrtKernelInfo* info, const char* columns,
                            matmul_nbits::StoredWeights* sizes);
@@ -17,7 +17,7 @@ OrtStatus* ReadWeightSizes(const Node& node, const OrtKernelInfo* info, const ch
 struct WeightsOfNode {
   // Attributes as above. Inputs: codes uint8 [N, G, block_size bits / 8] at `first`, scales float32 or
   // float16 [N, G] behind it, then zero_points uint8 [N, ceil(G bits / 8)], optional (2^(bits - 1)); of any
-  // rank, as many elements.
+  // rank, as many elements. Of 3 bits see StoredWeights: zero_points have 4.
   OrtStatus* Read(const Node& node, const OrtKernelInfo* info, const char* columns, size_t first);
 
   matmul_nbits::StoredWeights stored{};  // points into the node's constants, and at `widened`

@@ -38,6 +38,22 @@ def test_products_run_on_our_kernels(settings: list[str], quantize: Compile) -> 
     _check(compiled, two_layers(), {"x": normal(5, 64)})
 
 
+@pytest.mark.parametrize(
+    "settings", [[], ["symmetric=false"], ["group_size=16"], ["group_size=channel"], ["group_size=256"]]
+)
+def test_three_bits_are_stored_in_three(settings: list[str], quantize: Compile) -> None:
+    model, asked = two_layers(), ["bits=3", "head.bits=3", *settings]
+    ours, stock = (quantize(model, target=target, settings=asked) for target in ("qcompiler", "ort"))
+    assert ours.report.running == {"ai.qcompiler::MatMul3Bits": 2}
+    feeds = {"x": normal(5, 64)}
+    (four,) = run(loaded_model(stock), feeds).values()  # the same weights
+    for (found,) in _outputs(ours, feeds):
+        assert relative_error(four, found) < EIGHT_BIT
+    short, held = ([p.bytes for p in inspect(c.path).products] for c in (ours, stock))
+    assert all(a < b for a, b in zip(short, held, strict=True))
+    assert {(p.bits, p.dtype) for p in inspect(ours.path).products} == {(3, "uint3")}
+
+
 def test_a_tied_weight_is_stored_once(quantize: Compile) -> None:
     compiled = quantize(tied_decoder(), target="qcompiler")
     assert compiled.report.running == {"ai.qcompiler::GatherNBits": 1, "ai.qcompiler::MatMulNBits": 2}

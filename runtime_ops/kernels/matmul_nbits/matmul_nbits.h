@@ -39,15 +39,22 @@ constexpr int kPairRows = 2 * kRows;  // work is shared out in pairs of blocks
 constexpr int kMaxGroup =
     128;  // longer groups are cut: |sum a| stays below 2^15, and more scales for activations err less
 
-// Weights as com.microsoft::MatMulNBits stores them.
+// Weights as com.microsoft::MatMulNBits stores them, and of 3 bits, which it does not know, so that few
+// operations make its 4 bits of them. Twice a code of 3 bits is one of 4 whose lowest bit is 0. Of the group
+// / 2 bytes that these fill, two codes a byte, the first three quarters are stored, and in their lowest bits
+// of codes, which are 0, the last quarter: byte j of it has bit 1, 2 and 3 of its codes in byte j of the
+// first, second and third quarter.
 struct StoredWeights {
   int64_t n, k;
-  int bits;              // 2, 3, 4, 8
-  int64_t group;         // multiple of 16
-  const uint8_t* codes;  // [N, ceil(K / group), ceil(group bits / 8)]: the lowest bits are the first code
-  const float* scales;   // [N, ceil(K / group)]
-  const uint8_t* zero_points;  // [N, ceil(ceil(K / group) bits / 8)], or nullptr: 2^(bits - 1)
+  int bits;                    // 2, 3, 4, 8
+  int64_t group;               // multiple of 16
+  const uint8_t* codes;        // [N, ceil(K / group), group bits / 8]: the lowest bits are the first code
+  const float* scales;         // [N, ceil(K / group)]
+  const uint8_t* zero_points;  // [N, ceil(ceil(K / group) point_bits() / 8)], or nullptr: 2^(bits - 1)
   const uint8_t* table;        // of 16 bytes, or nullptr; with 4 bits, without zero points, for float32 x
+
+  // Of a stored zero point: of 3 bits it is there twice as large, in 4.
+  int point_bits() const { return bits == 3 ? 4 : bits; }
 };
 
 // The same in the order of the kernels: of one matrix, or of several with the same k, bits and group, of

@@ -28,6 +28,7 @@ struct Case {
   bool one_scale = false;
 
   bool in_bytes() const { return rounding == Rounding::kSigned || rounding == Rounding::kUnsigned; }
+  int point_bits() const { return bits == 3 ? 4 : bits; }
 };
 
 struct Problem {
@@ -39,7 +40,7 @@ struct Problem {
     for (uint8_t& code : codes) code = static_cast<uint8_t>(random());
     scales.resize(static_cast<size_t>(c.n * groups));
     for (float& scale : scales) scale = 0.01f * (1.0f + static_cast<float>(random() % 100) / 100.0f);
-    if (!c.symmetric) zero_points.resize(static_cast<size_t>(c.n * ((groups * c.bits + 7) / 8)));
+    if (!c.symmetric) zero_points.resize(static_cast<size_t>(c.n * ((groups * c.point_bits() + 7) / 8)));
     for (uint8_t& zero_point : zero_points) zero_point = static_cast<uint8_t>(random());
     if (c.one_scale) {
       for (size_t i = 0; i < scales.size(); ++i) scales[i] = scales[i - i % static_cast<size_t>(groups)];
@@ -79,6 +80,20 @@ int Bits(const std::vector<uint8_t>& stream, int64_t row_bytes, int64_t row, int
   return value;
 }
 
+// Code k of a row of 3 bits, of which groups are in `group` codes: half of one of 4 bits, whose bits 1 to 3
+// it is.
+int ThreeBits(const std::vector<uint8_t>& stored, int64_t row_bytes, int64_t row, int64_t k, int64_t group) {
+  const int64_t quarter = group / 8, byte = k % group / 2, half = k % 2 * 4;
+  const int64_t first = row * row_bytes + k / group * 3 * quarter;
+  int value = 0;
+  for (int bit = 0; bit < 3; ++bit) {
+    const bool last = byte >= 3 * quarter;
+    const int64_t at = last ? bit * quarter + byte - 3 * quarter : byte;
+    value |= (stored[static_cast<size_t>(first + at)] >> (half + (last ? 0 : bit + 1)) & 1) << bit;
+  }
+  return value;
+}
+
 // Row m of x as the contract rounds it; `group` is the kernel's.
 void RoundRow(const Problem& problem, int64_t group, int64_t m, double* a) {
   const Case& c = problem.shape;
@@ -112,10 +127,12 @@ std::vector<double> Define(const Problem& problem, int64_t group) {
   for (int64_t n = 0; n < c.n; ++n) {
     for (int64_t k = 0; k < c.k; ++k) {
       const int64_t g = k / c.group;
-      const int code = Bits(problem.codes, stored_groups * c.group * c.bits / 8, n, k, c.bits);
-      const int zero_point = c.symmetric
-                                 ? 1 << (c.bits - 1)
-                                 : Bits(problem.zero_points, (stored_groups * c.bits + 7) / 8, n, g, c.bits);
+      const int64_t row_bytes = stored_groups * c.group * c.bits / 8;
+      const int code = c.bits == 3 ? ThreeBits(problem.codes, row_bytes, n, k, c.group)
+                                   : Bits(problem.codes, row_bytes, n, k, c.bits);
+      const int64_t points = (stored_groups * c.point_bits() + 7) / 8;
+      const int stored_point = c.symmetric ? 0 : Bits(problem.zero_points, points, n, g, c.point_bits());
+      const int zero_point = c.symmetric ? 1 << (c.bits - 1) : stored_point >> (c.bits == 3);
       w[static_cast<size_t>(n * c.k + k)] =
           (c.with_table ? problem.table[code] - 128 : code - zero_point) *
           static_cast<double>(problem.scales[static_cast<size_t>(n * stored_groups + g)]);

@@ -21,11 +21,52 @@ int64_t KernelGroup(int64_t group, int64_t k) {
   return 16;
 }
 
+// Of 2, 4 or 8 bits.
 uint32_t ReadBits(const uint8_t* stream, int64_t index, int bits) {
   const int64_t bit = index * bits;
-  uint32_t value = stream[bit / 8];
-  if (bit % 8 + bits > 8) value |= static_cast<uint32_t>(stream[bit / 8 + 1]) << 8;
-  return value >> (bit % 8) & ((1u << bits) - 1);
+  return static_cast<uint32_t>(stream[bit / 8]) >> (bit % 8) & ((1u << bits) - 1);
+}
+
+uint32_t ZeroPoint(const StoredWeights& stored, int64_t n, int64_t group) {
+  if (stored.zero_points == nullptr) return 1u << (stored.bits - 1);
+  const int64_t groups = (stored.k + stored.group - 1) / stored.group, bits = stored.point_bits();
+  const uint8_t* row = stored.zero_points + n * ((groups * bits + 7) / 8);
+  const uint32_t point = ReadBits(row, group, static_cast<int>(bits));
+  return stored.bits == 3 ? point / 2 : point;
+}
+
+// Stored groups of 3 bits to a byte for each code.
+void SpreadThreeBits(const uint8_t* row, int64_t groups, int64_t group, uint8_t* codes) {
+  const int64_t quarter = group / 8;
+  for (; groups > 0; --groups, row += 3 * quarter, codes += group) {
+    for (int64_t i = 0; i < 3 * quarter; ++i) {
+      codes[2 * i] = row[i] >> 1 & 7;
+      codes[2 * i + 1] = row[i] >> 5;
+    }
+    for (int64_t i = 0; i < quarter; ++i) {
+      const int pair = (row[i] & 0x11) | (row[quarter + i] & 0x11) << 1 | (row[2 * quarter + i] & 0x11) << 2;
+      codes[6 * quarter + 2 * i] = static_cast<uint8_t>(pair & 7);
+      codes[6 * quarter + 2 * i + 1] = static_cast<uint8_t>(pair >> 4);
+    }
+  }
+}
+
+// Codes of 3 bits of one row, a byte each, into the lines of a group, which they fill.
+void PackThreeBits(const uint8_t* codes, int64_t group, uint8_t* out) {
+  // Of each 32 k: two lines of low bits, or one for the last 16 of a group, then the line of high bits.
+  for (int64_t k = 0; k < group; k += 32) {
+    const int64_t low_lines = group - k > 16 ? 2 : 1;
+    uint32_t low[2] = {0, 0}, high = 0;
+    for (int quad = 0; quad < 4 * low_lines; ++quad) {
+      uint32_t four;
+      std::memcpy(&four, codes + k + 4 * quad, sizeof(four));
+      low[quad / 4] |= (four & 0x03030303) << (quad % 4 * 2);
+      high |= (four >> 2 & 0x01010101) << quad;
+    }
+    for (int64_t line = 0; line < low_lines; ++line, out += kLine) std::memcpy(out, &low[line], sizeof(high));
+    std::memcpy(out, &high, sizeof(high));
+    out += kLine;
+  }
 }
 
 // Four bytes of each of a block's rows: a line.
@@ -43,8 +84,8 @@ void InterleaveNibbles(Word* codes) {
 }
 
 // Codes [begin, end) of one row into the lines of a group, of which `out` points at the row's 4 bytes in the
-// first.
-void PackRow(const uint8_t* row, int64_t begin, int64_t end, int bits, int64_t group, uint8_t* out) {
+// first. Of 3 bits see PackThreeBits.
+void PackRow(const uint8_t* row, int64_t begin, int64_t end, int bits, uint8_t* out) {
   int64_t k = begin;
   if (bits == 4) {
     for (; k + 8 <= end; k += 8) {
@@ -59,17 +100,8 @@ void PackRow(const uint8_t* row, int64_t begin, int64_t end, int bits, int64_t g
   for (; k < end; ++k) {
     const int64_t at = k - begin, quad = at / 4, j = at % 4;
     const uint32_t code = ReadBits(row, k, bits);
-    if (bits == 3) {
-      // Of each 32 k: two lines of low bits, or one for the last 16 of a group, then the line of high bits.
-      const int64_t part = quad / 8, of_part = quad % 8;
-      uint8_t* lines = out + part * 3 * kLine;
-      const int64_t low_lines = group - part * 32 > 16 ? 2 : 1;
-      lines[of_part / 4 * kLine + j] |= static_cast<uint8_t>((code & 3) << (of_part % 4 * 2));
-      lines[low_lines * kLine + j] |= static_cast<uint8_t>((code >> 2) << of_part);
-    } else {
-      const int64_t per_byte = 8 / bits;
-      out[quad / per_byte * kLine + j] |= static_cast<uint8_t>(code << (quad % per_byte * bits));
-    }
+    const int64_t per_byte = 8 / bits;
+    out[quad / per_byte * kLine + j] |= static_cast<uint8_t>(code << (quad % per_byte * bits));
   }
 }
 
@@ -98,27 +130,34 @@ void PackRows(const uint8_t* rows, int64_t row_bytes, int64_t begin, int64_t end
 void PackMatrix(const StoredWeights& stored, int64_t first_row, PackedWeights* packed) {
   const int64_t stored_groups = (stored.k + stored.group - 1) / stored.group;
   const int64_t row_bytes = stored_groups * (stored.group * stored.bits / 8);
-  const int64_t zero_point_bytes = (stored_groups * stored.bits + 7) / 8;
+  // A row in bytes; what lies behind it is 0.
+  std::vector<uint8_t> spread(
+      stored.bits != 3
+          ? 0
+          : static_cast<size_t>(std::max(stored_groups * stored.group, packed->groups * packed->group)));
   float* scales = reinterpret_cast<float*>(packed->scales.data());
   for (int64_t n = 0; n < stored.n; ++n) {
     const int64_t block = (first_row + n) / kRows, lane = (first_row + n) % kRows;
+    const uint8_t* row = stored.codes + n * row_bytes;
+    if (stored.bits == 3) {
+      SpreadThreeBits(row, stored_groups, stored.group, spread.data());
+      std::fill(spread.begin() + stored.k, spread.end(), uint8_t{0});
+    }
     const bool whole = IsWhole(stored) && n - lane + kRows <= stored.n;  // the block's rows are all there
     for (int64_t group = 0; group < packed->groups; ++group) {
       const int64_t begin = group * packed->group, end = std::min(begin + packed->group, stored.k);
       const int64_t cell = block * packed->groups + group, source = begin / stored.group;
-      const uint8_t* row = stored.codes + n * row_bytes;
       uint8_t* lines = packed->codes.data() + cell * packed->group_bytes();
-      if (!whole) {
-        PackRow(row, begin, end, stored.bits, packed->group, lines + lane * 4);
+      if (stored.bits == 3) {
+        PackThreeBits(spread.data() + begin, packed->group, lines + lane * 4);
+      } else if (!whole) {
+        PackRow(row, begin, end, stored.bits, lines + lane * 4);
       } else if (lane == 0) {
         PackRows(row, row_bytes, begin, end, stored.bits, lines);
       }
       scales[cell * kRows + lane] = stored.scales[n * stored_groups + source];
       if (packed->symmetric()) continue;
-      packed->zero_points.data()[cell * kRows + lane] = static_cast<uint8_t>(
-          stored.zero_points == nullptr
-              ? 1u << (stored.bits - 1)
-              : ReadBits(stored.zero_points + n * zero_point_bytes, source, stored.bits));
+      packed->zero_points.data()[cell * kRows + lane] = static_cast<uint8_t>(ZeroPoint(stored, n, source));
     }
   }
 }

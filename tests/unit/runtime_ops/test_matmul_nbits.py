@@ -13,7 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from qcompiler.graph.operator_body import OUR_DOMAIN
-from qcompiler.graph.own_matmul_nbits import JOINED, provide
+from qcompiler.graph.own_matmul_nbits import operator, provide
 from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.runtime import register
 from tests.nbits_product import Product, activations, assert_close, assert_near, branches
@@ -31,7 +31,7 @@ def session(model: onnx.ModelProto, ours: bool = True, optimized: bool = True) -
 
 @pytest.mark.parametrize("m", [1, 3, 13, 600])
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_numbers(bits: int, symmetric: bool, m: int) -> None:
     product = Product(bits=bits, symmetric=symmetric, biased=True)
     x = activations(2, m, 100)
@@ -40,8 +40,9 @@ def test_numbers(bits: int, symmetric: bool, m: int) -> None:
 
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (17, 300), (64, 256)])
-def test_blocks(block_size: int, n: int, k: int) -> None:
-    product = Product(n, k, block_size=block_size)
+@pytest.mark.parametrize("bits", [3, 4])
+def test_blocks(bits: int, block_size: int, n: int, k: int) -> None:
+    product = Product(n, k, bits, block_size)
     x = activations(1, 5, k)
     assert_close(product, session(product.model()).run(None, {"x": x})[0], x)
 
@@ -82,7 +83,7 @@ def test_the_shape_of_the_output_is_inferred() -> None:
 
 @pytest.mark.parametrize("optimized", [True, False])
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_without_our_library_the_body_runs(bits: int, symmetric: bool, optimized: bool) -> None:
     product = Product(bits=bits, symmetric=symmetric, biased=symmetric)
     x = activations(1, 6, 100)
@@ -106,7 +107,7 @@ def _with_level(product: Product, level: int) -> onnx.ModelProto:
 )
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(
-    ("bits", "block_size"), [(bits, size) for bits in (2, 4, 8) for size in (16, 32, 64, 128) if (bits, size) != (2, 16)]
+    ("bits", "block_size"), [(bits, size) for bits in (2, 3, 4, 8) for size in (16, 32, 64, 128) if (bits, size) != (2, 16)]
 )  # fmt: skip
 def test_the_body_has_our_numbers_where_it_rounds_activations(
     bits: int, block_size: int, symmetric: bool
@@ -154,16 +155,15 @@ def joined(products: list[Product]) -> onnx.ModelProto:
     attributes = {name: products[0].attributes[name] for name in ("K", "bits", "block_size")}
     attributes |= {f"N_{index}": products[index].n for index in numbers}
     outputs = [f"y_{index}" for index in numbers]
-    node = helper.make_node(
-        JOINED[len(products)], inputs, outputs, "products", domain=OUR_DOMAIN, **attributes
-    )
+    op = operator(len(products), products[0].op)
+    node = helper.make_node(op, inputs, outputs, "products", domain=OUR_DOMAIN, **attributes)
     x = helper.make_tensor_value_info("x", 1, ["M", products[0].k])
     graph = helper.make_graph(
         [node], "g", [x], [helper.make_tensor_value_info(y, 1, None) for y in outputs], stored
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(OUR_DOMAIN, 1)]
     loaded = ir.serde.deserialize_model(helper.make_model(graph, opset_imports=opsets, ir_version=10))
-    provide(loaded, len(products))
+    provide(loaded, op)
     return ir.serde.serialize_model(loaded)
 
 
@@ -209,6 +209,12 @@ def _without(product: Product, name: str) -> onnx.ModelProto:
     return model
 
 
+def _renamed(product: Product, op: str) -> onnx.ModelProto:
+    model = product.model()
+    model.graph.node[0].op_type = model.functions[0].name = op
+    return model
+
+
 REFUSED: list[tuple[Callable[[], onnx.ModelProto], str]] = [
     (lambda: _without(Product(), "bits"), "attribute bits is missing"),
     (lambda: _without(Product(), "K"), "attribute K is missing"),
@@ -218,6 +224,10 @@ REFUSED: list[tuple[Callable[[], onnx.ModelProto], str]] = [
     (lambda: Product(attributes={"K": 1 << 31, "N": 1 << 31}).model(), "codes has"),
     (lambda: Product(attributes={"bits": 5}).model(), "bits are 5"),
     (lambda: Product(attributes={"bits": 8}).model(), "codes has"),
+    (lambda: Product(attributes={"bits": 3}).model(), "codes has 2560 elements; the attributes make it 1920"),
+    (lambda: Product(bits=3, constants={"zero_points": np.full((40, 2), 16, np.uint8)}).model(), "zero_points are odd"),
+    (lambda: Product(bits=3, constants={"zero_points": np.zeros((40, 1), np.uint8)}).model(), "zero_points has 40 elements"),
+    (lambda: _renamed(Product(), "MatMul3Bits"), "bits are 4; 3 are possible"),
     (lambda: Product(attributes={"block_size": 24}).model(), "block_size is 24"),
     (lambda: Product(attributes={"block_size": 0}).model(), "block_size is 0"),
     (lambda: Product(attributes={"block_size": 64}).model(), "scales has 160 elements"),
