@@ -18,6 +18,7 @@ from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import (
     INPUTS_OF_EACH,
     MOST,
+    NAMES_KEY,
     OP,
     THREE,
     columns_attribute,
@@ -102,6 +103,7 @@ def _join(nodes: list[ir.Node]) -> list[LoweredNode]:
         name=" + ".join(node.name or OP for node in nodes),
     )
     joined.metadata_props.update(_common_notes(nodes))
+    joined.metadata_props[NAMES_KEY] = "\n".join(node.name or "" for node in nodes)
     lowered = [_lowered(node, op) for node in nodes]
     outputs = [node.outputs[0] for node in nodes]
     ir.convenience.replace_nodes_and_values(graph, nodes[0], nodes, [joined], outputs, joined.outputs)

@@ -95,9 +95,9 @@ void SharesOneDomainBetweenSessions() {
   std::string names;
   for (const OrtCustomOp* op : a.domain->ops) names += std::string(op->GetName(op)) + " ";
   CHECK(names ==
-        "DynamicQuantMatMul GatherNBits GatherNBits MatMul3Bits MatMul3BitsPair MatMul3BitsTriple "
-        "MatMulCodebook MatMulNBits MatMulNBitsPair MatMulNBitsTriple QLinearMatMul "
-        "SparseMatMul SparseMatMul ");
+        "DynamicQuantMatMul GatherNBits GatherNBits MatMul3Bits MatMul3BitsAdd MatMul3BitsPair "
+        "MatMul3BitsSwiGlu MatMul3BitsTriple MatMulCodebook MatMulNBits MatMulNBitsAdd "
+        "MatMulNBitsPair MatMulNBitsSwiGlu MatMulNBitsTriple QLinearMatMul SparseMatMul SparseMatMul ");
   for (const OrtCustomOp* op : a.domain->ops) CHECK(op->InferOutputShapeFn == nullptr);  // from 1.24 on
 }
 

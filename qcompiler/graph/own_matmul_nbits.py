@@ -9,6 +9,7 @@ for each row and block of weights, blocks of more than 128 in parts.
 
 ``MatMulNBitsPair`` and ``MatMulNBitsTriple`` are two and three of them on one x, which is rounded once: inputs x, then codes, scales,
 zero_points and bias of each; K, bits and block_size are the same for all, and N_0, N_1, N_2 the columns of each output.
+``MatMulNBitsAdd`` and ``MatMulNBitsSwiGlu`` take in what follows products in a decoder.
 
 ``MatMul3Bits``, ``MatMul3BitsPair`` and ``MatMul3BitsTriple`` are the same of 3 bits: codes uint8 [N, G, block_size 3 / 8] as
 ``quant.three_bits`` has them; zero_points uint8 [N, ceil(G / 2)], of 4 bits and twice as large, or none for 4.
@@ -25,6 +26,7 @@ import onnx_ir as ir
 from qcompiler.graph import three_bits_body
 from qcompiler.graph.kernel_node import DOMAIN as STOCK_DOMAIN
 from qcompiler.graph.operator_body import OUR_DOMAIN, provide_body
+from qcompiler.graph.quantized import KEYS
 
 OP = "MatMulNBits"
 THREE = "MatMul3Bits"
@@ -38,7 +40,10 @@ SMALLEST = np.float32(1e-36)
 
 MOST = 3
 """Products on one x that one operator takes."""
+NAMES_KEY = f"{KEYS}products"
+"""A note of joined nodes: the names of their products, a line each."""
 _NUMBERS = {1: "", 2: "Pair", 3: "Triple"}
+_ADD, _SWIGLU = "Add", "SwiGlu"
 INPUTS_OF_EACH = 4
 """codes, scales, zero_points, bias: inputs 1 to 4 of the first product, the next four of the second."""
 
@@ -48,7 +53,21 @@ def operator(products: int, base: str = OP) -> str:
     return base + _NUMBERS[products]
 
 
-PRODUCTS = {operator(number, base): number for base in (OP, THREE) for number in _NUMBERS}
+def with_residual(base: str = OP) -> str:
+    """That for one product and a residual of its shape, the input behind the bias, which is added to it."""
+    return base + _ADD
+
+
+def with_gate(base: str = OP) -> str:
+    """That for two products on one x: the second times silu of the first, silu(v) = v / (1 + exp(-v))."""
+    return base + _SWIGLU
+
+
+PRODUCTS = {
+    base + kind: number
+    for base in (OP, THREE)
+    for kind, number in (*((kind, number) for number, kind in _NUMBERS.items()), (_ADD, 1), (_SWIGLU, 2))
+}
 """All of them, with how many products they are."""
 
 
@@ -62,11 +81,19 @@ def provide(model: ir.Model, op: str = OP) -> None:
     provide_body(model, op, _body(op))
 
 
+_ENDS = {
+    _ADD: "y = Add (y_0, residual)",
+    _SWIGLU: "sigmoid = Sigmoid (y_0) gate = Mul (y_0, sigmoid) y = Mul (gate, y_1)",
+}
+"""The nodes behind the products, of operators whose outputs are not the products themselves."""
+
+
 def _body(op: str) -> str:
     numbers = range(PRODUCTS[op])
     three = op.startswith(THREE)
     bits = "bits = 4" if three else "bits: int = @bits"
     once = three_bits_body.ONCE if three else "\n    rest = Constant <value_ints = [-1]> ()"
+    end = _ENDS.get(op.removeprefix(THREE if three else OP))
     inputs = ", ".join(f"codes_{i}, scales_{i}, zero_points_{i}, bias_{i}" for i in numbers)
     nodes = "".join(
         (three_bits_body.of_product(i) if three else _blocks(i))
@@ -76,10 +103,12 @@ def _body(op: str) -> str:
         for i in numbers
     )
     columns = ", ".join(columns_attribute(op, i) for i in numbers)
-    outputs = ", ".join(f"y_{i}" for i in numbers)
+    outputs = "y" if end else ", ".join(f"y_{i}" for i in numbers)
+    residual = ", residual" if op.endswith(_ADD) else ""
     return f"""
 <domain: "{OUR_DOMAIN}", opset_import: ["" : 21, "{STOCK_DOMAIN}" : 1]>
-{op} <K, {columns}, bits, block_size> (x, {inputs}) => ({outputs}) {{{once}{nodes}
+{op} <K, {columns}, bits, block_size> (x, {inputs}{residual}) => ({outputs}) {{{once}{nodes}
+    {end or ""}
 }}
 """
 

@@ -16,6 +16,7 @@ from qcompiler.graph import (
 )
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.drop_operator_bodies import DropOperatorBodies
+from qcompiler.passes.fuse_followers import FuseFollowers
 from qcompiler.passes.join_products import JoinProducts
 from qcompiler.passes.store_three_bits import StoreThreeBits
 from qcompiler.passes.use_own_codebooks import UseOwnCodebooks
@@ -62,6 +63,9 @@ def lowering(recipe: Recipe) -> list[NamedPass]:
             "store_three_bits", StoreThreeBits(), "after them: it shortens what our operators took over"
         ),
         NamedPass("join_products", JoinProducts(), "after it: what it joins are nodes of our operators"),
+        NamedPass(
+            "fuse_followers", FuseFollowers(), "after that: a gate's two products are one node by then"
+        ),
     ]
 
 

@@ -53,7 +53,7 @@ class MatMulCodebook {
 
   OrtStatus* Create(const OrtApi* api, const OrtKernelInfo* info);
   OrtStatus* Compute(OrtKernelContext* context) const {
-    return product_.Compute(node_, context, kX, Product::kNoBias);
+    return product_.Compute(node_, context, kX, Product::kNone);
   }
   const OrtApi* api() const { return node_.api(); }
 

@@ -17,30 +17,47 @@ constexpr size_t kX = 0;
 // Inputs of product p: kInputsOfEach p + ...
 constexpr size_t kCodes = 1, kScales = 2, kZeroPoints = 3, kBias = 4, kInputsOfEach = 4;
 
-// kOnlyThree: of 3 bits, under a name of its own, since what makes 4 of them is in the operator's body.
-template <int kProducts, bool kOnlyThree = false, Rounding kRounding = Rounding::kByGroup>
+// What an operator of this file is.
+struct Form {
+  const char* name;
+  size_t products = 1;
+  Rounding rounding = Rounding::kByGroup;
+  bool gated = false;  // the two products make one output
+  bool adds = false;   // there is a residual, behind the first product's bias
+  bool three = false;  // of 3 bits, under a name of its own, since what makes 4 of them is in the body
+};
+
+constexpr Form kAlone = {"MatMulNBits"}, kPair = {"MatMulNBitsPair", 2}, kTriple = {"MatMulNBitsTriple", 3},
+               kByRow = {"DynamicQuantMatMul", 1, Rounding::kByRow},
+               kAdd = {"MatMulNBitsAdd", 1, Rounding::kByGroup, false, true},
+               kSwiGlu = {"MatMulNBitsSwiGlu", 2, Rounding::kByGroup, true},
+               kThree = {"MatMul3Bits", 1, Rounding::kByGroup, false, false, true},
+               kThreePair = {"MatMul3BitsPair", 2, Rounding::kByGroup, false, false, true},
+               kThreeTriple = {"MatMul3BitsTriple", 3, Rounding::kByGroup, false, false, true},
+               kThreeAdd = {"MatMul3BitsAdd", 1, Rounding::kByGroup, false, true, true},
+               kThreeSwiGlu = {"MatMul3BitsSwiGlu", 2, Rounding::kByGroup, true, false, true};
+
+template <const Form& kForm>
 class MatMulNBits {
  public:
-  static constexpr const char* kName = kRounding == Rounding::kByRow ? "DynamicQuantMatMul"
-                                       : kProducts == 1 ? (kOnlyThree ? "MatMul3Bits" : "MatMulNBits")
-                                       : kProducts == 2 ? (kOnlyThree ? "MatMul3BitsPair" : "MatMulNBitsPair")
-                                       : kOnlyThree     ? "MatMul3BitsTriple"
-                                                        : "MatMulNBitsTriple";
+  static constexpr const char* kName = kForm.name;
   // The attribute for the number of columns of each product.
-  static constexpr const char* kColumns[] = {kProducts == 1 ? "N" : "N_0", "N_1", "N_2"};
+  static constexpr const char* kColumns[] = {kForm.products == 1 ? "N" : "N_0", "N_1", "N_2"};
+  static constexpr size_t kResidual = 1 + kInputsOfEach * kForm.products;
   static constexpr auto kInputs = [] {
-    std::array<Argument, 1 + kInputsOfEach * kProducts> inputs{};
+    std::array<Argument, kResidual + (kForm.adds ? 1 : 0)> inputs{};
     inputs[kX] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, false};
-    for (size_t first = 0; first < kInputsOfEach * kProducts; first += kInputsOfEach) {
+    for (size_t first = 0; first < kInputsOfEach * kForm.products; first += kInputsOfEach) {
       inputs[first + kCodes] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, false};
       inputs[first + kScales] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, false};
       inputs[first + kZeroPoints] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, true};
       inputs[first + kBias] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, true};
     }
+    if (kForm.adds) inputs.back() = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, false};
     return inputs;
   }();
   static constexpr auto kOutputs = [] {
-    std::array<Argument, kProducts> outputs{};
+    std::array<Argument, kForm.gated ? 1 : kForm.products> outputs{};
     for (Argument& output : outputs) output = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, false};
     return outputs;
   }();
@@ -57,25 +74,28 @@ class MatMulNBits {
   Product product_;
 };
 
-template <int kProducts, bool kOnlyThree, Rounding kRounding>
-OrtStatus* MatMulNBits<kProducts, kOnlyThree, kRounding>::Create(const OrtApi* api,
-                                                                 const OrtKernelInfo* info) {
+template <const Form& kForm>
+OrtStatus* MatMulNBits<kForm>::Create(const OrtApi* api, const OrtKernelInfo* info) {
   QCOMPILER_TRY(node_.Open(api, info, kName));
-  WeightsOfNode weights[kProducts];
-  matmul_nbits::StoredWeights parts[kProducts];
-  for (size_t p = 0; p < kProducts; ++p) {
+  WeightsOfNode weights[kForm.products];
+  matmul_nbits::StoredWeights parts[kForm.products];
+  for (size_t p = 0; p < kForm.products; ++p) {
     QCOMPILER_TRY(weights[p].Read(node_, info, kColumns[p], p * kInputsOfEach + kCodes));
     parts[p] = weights[p].stored;
-    if (kOnlyThree && parts[p].bits != 3)
+    if (kForm.three && parts[p].bits != 3)
       return node_.Refuse("bits are " + std::to_string(parts[p].bits) + "; 3 are possible");
   }
-  return product_.Create(node_, parts, kProducts, {kRounding, 0, 0});
+  if (kForm.gated && parts[0].n != parts[kForm.products - 1].n) {
+    return node_.Refuse("N_0 is " + std::to_string(parts[0].n) + ", but N_1 " +
+                        std::to_string(parts[kForm.products - 1].n) + "; they have to be the same");
+  }
+  return product_.Create(node_, parts, kForm.products, {kForm.rounding, 0, 0},
+                         {kForm.gated, kForm.adds ? kResidual : Product::kNone});
 }
 
-template <int kProducts, bool kOnlyThree, Rounding kRounding>
-OrtStatus* MatMulNBits<kProducts, kOnlyThree, kRounding>::Infer(const OrtApi* api,
-                                                                OrtShapeInferContext* context) {
-  for (size_t p = 0; p < kProducts; ++p) {
+template <const Form& kForm>
+OrtStatus* MatMulNBits<kForm>::Infer(const OrtApi* api, OrtShapeInferContext* context) {
+  for (size_t p = 0; p < kOutputs.size(); ++p) {
     int64_t n = 0;
     QCOMPILER_TRY(InferAttribute(api, context, kColumns[p], &n));
     QCOMPILER_TRY(InferProduct(api, context, kX, p, n));
@@ -86,26 +106,37 @@ OrtStatus* MatMulNBits<kProducts, kOnlyThree, kRounding>::Infer(const OrtApi* ap
 }  // namespace
 
 const OrtCustomOp* MatMulNBitsOp(const OrtApi* api, bool infers_shapes) {
-  return CustomOp<MatMulNBits<1>>::Get(api, infers_shapes);
+  return CustomOp<MatMulNBits<kAlone>>::Get(api, infers_shapes);
 }
 const OrtCustomOp* MatMulNBitsPairOp(const OrtApi* api, bool infers_shapes) {
-  return CustomOp<MatMulNBits<2>>::Get(api, infers_shapes);
+  return CustomOp<MatMulNBits<kPair>>::Get(api, infers_shapes);
 }
 const OrtCustomOp* MatMulNBitsTripleOp(const OrtApi* api, bool infers_shapes) {
-  return CustomOp<MatMulNBits<3>>::Get(api, infers_shapes);
+  return CustomOp<MatMulNBits<kTriple>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMulNBitsAddOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<kAdd>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMulNBitsSwiGluOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<kSwiGlu>>::Get(api, infers_shapes);
 }
 const OrtCustomOp* MatMul3BitsOp(const OrtApi* api, bool infers_shapes) {
-  return CustomOp<MatMulNBits<1, true>>::Get(api, infers_shapes);
+  return CustomOp<MatMulNBits<kThree>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMul3BitsAddOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<kThreeAdd>>::Get(api, infers_shapes);
 }
 const OrtCustomOp* MatMul3BitsPairOp(const OrtApi* api, bool infers_shapes) {
-  return CustomOp<MatMulNBits<2, true>>::Get(api, infers_shapes);
+  return CustomOp<MatMulNBits<kThreePair>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMul3BitsSwiGluOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<kThreeSwiGlu>>::Get(api, infers_shapes);
 }
 const OrtCustomOp* MatMul3BitsTripleOp(const OrtApi* api, bool infers_shapes) {
-  return CustomOp<MatMulNBits<3, true>>::Get(api, infers_shapes);
+  return CustomOp<MatMulNBits<kThreeTriple>>::Get(api, infers_shapes);
 }
-
 const OrtCustomOp* DynamicQuantMatMulOp(const OrtApi* api, bool infers_shapes) {
-  return CustomOp<MatMulNBits<1, false, Rounding::kByRow>>::Get(api, infers_shapes);
+  return CustomOp<MatMulNBits<kByRow>>::Get(api, infers_shapes);
 }
 
 }  // namespace qcompiler

@@ -1,6 +1,7 @@
 // ai.qcompiler::MatMulNBits: y = x W^T, W of 2, 3, 4 or 8 bits with a scale for each group.
 // ai.qcompiler::MatMulNBitsPair, MatMulNBitsTriple: two or three of them on one x, which is quantized once.
-// ai.qcompiler::MatMul3Bits, MatMul3BitsPair, MatMul3BitsTriple: the same of 3 bits alone.
+// ai.qcompiler::MatMulNBitsAdd, MatMulNBitsSwiGlu: with what follows them in a decoder.
+// ai.qcompiler::MatMul3Bits and so on: all of the above of 3 bits alone.
 // ai.qcompiler::DynamicQuantMatMul: the same with a scale for each row of x.
 #ifndef QCOMPILER_RUNTIME_OPS_OPS_MATMUL_NBITS_H_
 #define QCOMPILER_RUNTIME_OPS_OPS_MATMUL_NBITS_H_
@@ -20,8 +21,14 @@ namespace qcompiler {
 const OrtCustomOp* MatMulNBitsOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMulNBitsPairOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMulNBitsTripleOp(const OrtApi* api, bool infers_shapes);
+// With an input `residual` float32 of y's shape behind the bias: y += residual.
+const OrtCustomOp* MatMulNBitsAddOp(const OrtApi* api, bool infers_shapes);
+// Inputs as of the pair, N_0 = N_1: y = second silu(first), silu(v) = v / (1 + exp(-v)).
+const OrtCustomOp* MatMulNBitsSwiGluOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMul3BitsOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMul3BitsAddOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMul3BitsPairOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMul3BitsSwiGluOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMul3BitsTripleOp(const OrtApi* api, bool infers_shapes);
 // With x rounded to 8 bits with one scale for each row, in place of one for each row and block.
 const OrtCustomOp* DynamicQuantMatMulOp(const OrtApi* api, bool infers_shapes);

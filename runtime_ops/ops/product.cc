@@ -46,7 +46,9 @@ struct Share {
   int64_t first_row;  // of x in y
   const Product::Output* outputs;
   const std::vector<int64_t>* n;  // columns of each output
+  bool gated;
   BufferPool* panels;
+  int64_t pairs;  // that tasks share out
   int64_t tasks;
   std::atomic<bool> failed;
 };
@@ -58,43 +60,40 @@ void QuantizeShare(void* data, size_t i) {
                          tiles * (index + 1) / share.tasks);
 }
 
-void AddToRows(const Columns& columns, int64_t m, int64_t begin, int64_t end, const float* added) {
-  for (int64_t row = 0; row < m; ++row) {
-    float* y = columns.y + row * columns.stride;
-    for (int64_t n = begin - columns.first; n < end - columns.first; ++n) y[n] += added[n];
-  }
-}
-
 void MultiplyShare(void* data, size_t i) {
   Share& share = *static_cast<Share*>(data);
-  const int64_t pairs = (share.weights->blocks + 1) / 2, index = static_cast<int64_t>(i);
-  const int64_t begin = pairs * index / share.tasks, end = pairs * (index + 1) / share.tasks;
+  const int64_t index = static_cast<int64_t>(i);
+  const int64_t begin = share.pairs * index / share.tasks, end = share.pairs * (index + 1) / share.tasks;
   const BufferPool::Lent panel = share.panels->Lend(matmul_nbits::kScratchBytes);
   if (panel.data() == nullptr) {
     share.failed = true;
     return;
   }
   Columns columns{nullptr, 0, 0, 0};
-  for (size_t output = 0; output < share.n->size(); ++output) {
-    const int64_t n = (*share.n)[output];
-    columns = {share.outputs[output].y + share.first_row * n, n, columns.next(), columns.next() + n};
-    const int64_t first = std::max(begin, columns.first / kPairRows);
-    const int64_t last = std::min(end, columns.next() / kPairRows);
+  for (size_t product = 0; product < share.n->size(); ++product) {
+    const int64_t n = (*share.n)[product], skipped = share.first_row * n;
+    const Product::Output& output = share.outputs[product];
+    columns = Columns{output.y + skipped, n, columns.next(), columns.next() + n};
+    columns.added[0] = output.bias;
+    columns.added[1] = output.correction;
+    columns.residual = output.residual == nullptr ? nullptr : output.residual + skipped;
+    columns.gated = share.gated && product == 1;
+    // Pairs are counted through all products, but a gate's columns are a task's of both: the first makes
+    // them.
+    const int64_t before = share.gated ? columns.first / kPairRows : 0;
+    const int64_t first = std::max(begin + before, columns.first / kPairRows);
+    const int64_t last = std::min(end + before, columns.next() / kPairRows);
     if (first >= last) continue;
     share.kernel->multiply(*share.activations, *share.weights, columns, first, last, panel.data());
-    for (const float* added : {share.outputs[output].bias, share.outputs[output].correction}) {
-      if (added == nullptr) continue;
-      AddToRows(columns, share.activations->m, first * kPairRows, std::min(last * kPairRows, columns.end),
-                added);
-    }
   }
 }
 
 }  // namespace
 
 OrtStatus* Product::Create(const Node& node, const matmul_nbits::StoredWeights* parts, size_t count,
-                           const ProductInput& input) {
+                           const ProductInput& input, const ProductOutput& output) {
   input_ = input;
+  output_ = output;
   if (!matmul_nbits::Pack(parts, count, &weights_)) return node.Fail("no memory for its weights");
   for (size_t part = 0; part < count; ++part) n_.push_back(parts[part].n);
   kernel_ = matmul_nbits::ChooseKernel(DetectCpu());
@@ -112,7 +111,7 @@ OrtStatus* Product::Correct(const Node& node) {
   std::vector<float> correction(static_cast<size_t>(n_[0]));
   const std::vector<uint8_t> ones(static_cast<size_t>(weights_.k),
                                   input_.rounding == Rounding::kUnsigned ? 129 : 1);
-  const Output output{correction.data(), nullptr, nullptr};
+  const Output output{correction.data(), nullptr, nullptr, nullptr};
   QCOMPILER_TRY(MultiplyRows(node, nullptr, ones.data(), 1, 0, &output));
   for (float& value : correction) value *= static_cast<float>(-zero_point);
   correction_ = std::move(correction);
@@ -135,6 +134,18 @@ OrtStatus* Product::Bias(const Node& node, const OrtKernelContext* context, size
   return nullptr;
 }
 
+OrtStatus* Product::Residual(const Node& node, const OrtKernelContext* context,
+                             const std::vector<int64_t>& dims, const float** residual) const {
+  if (output_.residual == kNone) return nullptr;
+  const OrtValue* value = nullptr;
+  QCOMPILER_TRY(node.api()->KernelContext_GetInput(context, output_.residual, &value));
+  Tensor found;
+  QCOMPILER_TRY(found.Read(node.api(), value));
+  if (found.dims != dims) return node.Refuse("the residual has not the shape of the product");
+  *residual = static_cast<const float*>(found.data);
+  return nullptr;
+}
+
 OrtStatus* Product::Compute(const Node& node, OrtKernelContext* context, size_t x_index, size_t bias,
                             size_t step) const {
   const OrtApi* api = node.api();
@@ -150,16 +161,22 @@ OrtStatus* Product::Compute(const Node& node, OrtKernelContext* context, size_t 
   const size_t row_bytes =
       static_cast<size_t>(weights_.k) * (TakesBytes(input_.rounding) ? 1 : sizeof(float));
   const int64_t m = x.count() / weights_.k;
-  Output outputs[kMostProducts];
+  Output outputs[kMostProducts] = {};
   for (size_t product = 0; product < n_.size(); ++product) {
+    Output& output = outputs[product];
     x.dims.back() = n_[product];
-    QCOMPILER_TRY(Bias(node, context, bias + product * step, n_[product], &outputs[product].bias));
-    OrtValue* output = nullptr;
+    QCOMPILER_TRY(Bias(node, context, bias + product * step, n_[product], &output.bias));
+    output.correction = correction_.empty() ? nullptr : correction_.data();
+    if (output_.gated && product == 1) {
+      output.y = outputs[0].y;
+      continue;
+    }
+    OrtValue* made = nullptr;
     void* y = nullptr;
-    QCOMPILER_TRY(api->KernelContext_GetOutput(context, product, x.dims.data(), x.dims.size(), &output));
-    QCOMPILER_TRY(api->GetTensorMutableData(output, &y));
-    outputs[product].y = static_cast<float*>(y);
-    outputs[product].correction = correction_.empty() ? nullptr : correction_.data();
+    QCOMPILER_TRY(api->KernelContext_GetOutput(context, product, x.dims.data(), x.dims.size(), &made));
+    QCOMPILER_TRY(api->GetTensorMutableData(made, &y));
+    output.y = static_cast<float*>(y);
+    QCOMPILER_TRY(Residual(node, context, x.dims, &output.residual));
   }
   for (int64_t first = 0; first < m; first += kRowsAtOnce) {
     QCOMPILER_TRY(MultiplyRows(node, context,
@@ -185,8 +202,9 @@ OrtStatus* Product::MultiplyRows(const Node& node, const OrtKernelContext* conte
   activations.scales = reinterpret_cast<float*>(buffer.data() + sizes.codes);
   activations.sums = reinterpret_cast<int32_t*>(buffer.data() + sizes.codes + sizes.scales);
 
-  Share share{kernel_, &weights_, &activations, x, first_row, outputs, &n_, &scratch_->panels, 1, {false}};
-  const int64_t pairs = (weights_.blocks + 1) / 2;
+  const int64_t pairs = output_.gated ? (n_[0] + kPairRows - 1) / kPairRows : (weights_.blocks + 1) / 2;
+  Share share{kernel_, &weights_,     &activations,      x,     first_row, outputs,
+              &n_,     output_.gated, &scratch_->panels, pairs, 1,         {false}};
   const bool alone = context == nullptr || m * weights_.rows * weights_.k < kAlone || threads_ == 1;
   const auto run = [&](void (*function)(void*, size_t), int64_t items) -> OrtStatus* {
     share.tasks =

@@ -19,6 +19,12 @@ struct ProductInput {
   int zero_point = 0;
 };
 
+// What is done with products: nothing, or
+struct ProductOutput {
+  bool gated = false;          // there are two, of as many columns, and y = second silu(first)
+  size_t residual = SIZE_MAX;  // y += this input, of y's shape
+};
+
 class Product {
  public:
   static constexpr size_t kMostProducts = 3;
@@ -26,30 +32,34 @@ class Product {
 
   // Lays weights out for the kernel of this CPU: of up to kMostProducts with the same K, bits and group.
   OrtStatus* Create(const Node& node, const matmul_nbits::StoredWeights* parts, size_t count,
-                    const ProductInput& input = {});
+                    const ProductInput& input = {}, const ProductOutput& output = {});
 
-  static constexpr size_t kNoBias = SIZE_MAX;
+  static constexpr size_t kNone = SIZE_MAX;  // an input that is not there
   // A node's outputs, one for each product, from its input `x` [.., K] and biases [N], if any:
   // inputs `bias`, `bias` + `step` and so on.
   OrtStatus* Compute(const Node& node, OrtKernelContext* context, size_t x, size_t bias,
                      size_t step = 0) const;
 
-  // y [M, N] of one product, and what is added to its rows: [N] each, or nullptr.
+  // y [M, N] of one product, and what is added to it: [N] to each row, or [M, N], or nullptr.
   struct Output {
     float* y;
     const float* bias;
     const float* correction;
+    const float* residual;
   };
 
  private:
   OrtStatus* Correct(const Node& node);
   OrtStatus* Bias(const Node& node, const OrtKernelContext* context, size_t index, int64_t n,
                   const float** bias) const;
+  OrtStatus* Residual(const Node& node, const OrtKernelContext* context, const std::vector<int64_t>& dims,
+                      const float** residual) const;
   OrtStatus* MultiplyRows(const Node& node, const OrtKernelContext* context, const void* x, int64_t m,
                           int64_t first_row, const Output* outputs) const;
 
   std::vector<int64_t> n_;
   ProductInput input_;
+  ProductOutput output_;
   std::vector<float> correction_;  // [N], for x with a zero point
   matmul_nbits::PackedWeights weights_;
   const matmul_nbits::Kernel* kernel_ = nullptr;

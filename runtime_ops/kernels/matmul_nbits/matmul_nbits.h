@@ -112,11 +112,15 @@ struct Activations {
   }
 };
 
-// Where columns of y go: of row m and column n, first <= n < end, to y[m * stride + n - first].
+// Where columns of y go, of row m and column n, first <= n < end, to y[m * stride + n - first], and what is
+// done to them on the way there: y = (product + bias) silu(gate) + residual, silu(v) = v / (1 + exp(-v)).
 struct Columns {
   float* y;
   int64_t stride;
-  int64_t first, end;  // first is a multiple of kPairRows
+  int64_t first, end;               // first is a multiple of kPairRows
+  const float* added[2] = {};       // [end - first] each, or nullptr: the bias is their sum
+  const float* residual = nullptr;  // where y is: row m at m * stride, or nullptr
+  bool gated = false;               // y holds the gate
 
   // The first column of what follows.
   int64_t next() const { return (end + kPairRows - 1) / kPairRows * kPairRows; }

@@ -274,6 +274,42 @@ void CheckTogether(const Kernel& kernel) {
   }
 }
 
+// Bias, gate and residual on the way to y, for every remainder of columns; gates from nothing to all.
+void CheckFinish(const Kernel& kernel, const Kernel& reference) {
+  for (const int64_t n : {1, 16, 33, 150}) {
+    for (const int64_t m : {1, 30}) {
+      const Problem problem({n, 70, 32, 4, true, m});
+      const size_t size = static_cast<size_t>(m * n);
+      std::mt19937 random(7);
+      std::normal_distribution<float> normal;
+      std::vector<float> added(static_cast<size_t>(2 * n)), residual(size), gate(size);
+      for (float& value : added) value = normal(random);
+      for (float& value : residual) value = normal(random);
+      for (float& value : gate) value = 8.0f * normal(random);
+      gate.front() = -200.0f;
+      gate.back() = 200.0f;
+      PackedWeights weights;
+      if (!Pack(&problem.stored, 1, &weights)) std::abort();
+      for (const bool gated : {false, true}) {
+        std::vector<float> found[2];
+        for (int i = 0; i < 2; ++i) {
+          std::vector<float>& y = found[i];
+          y = gate;
+          Columns columns{y.data(), n, 0, n};
+          columns.added[0] = added.data();
+          columns.added[1] = added.data() + n;
+          columns.residual = residual.data();
+          columns.gated = gated;
+          RunInto(i == 0 ? kernel : reference, problem, weights, columns);
+        }
+        // A product's groups as elsewhere, and six operations that round once each.
+        Compare(kernel.name, problem.shape, found[0], found[1],
+                4.0 * static_cast<double>(weights.groups) + 6.0);
+      }
+    }
+  }
+}
+
 // The largest sums there are: activations all alike or of alternating sign, codes and zero points at their
 // ends.
 void CheckExtremes(const std::vector<const Kernel*>& kernels, const Kernel& reference) {
@@ -363,6 +399,7 @@ int Main() {
   for (const Kernel* kernel : kernels) {
     CheckNonFinite(*kernel);
     CheckTogether(*kernel);
+    CheckFinish(*kernel, reference);
   }
   if (failures == 0) std::printf("%zu kernels agree with the reference\n", kernels.size() - 1);
   return failures == 0 ? 0 : 1;

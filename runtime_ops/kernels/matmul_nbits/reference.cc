@@ -100,7 +100,10 @@ void MultiplyReference(const Activations& x, const PackedWeights& weights, const
         }
         total += static_cast<float>(sum) * (x.scales[of_x] * scales[cell * kRows + lane]);
       }
-      columns.y[m * columns.stride + n - columns.first] = total;
+      const int64_t at = m * columns.stride + n - columns.first;
+      for (const float* added : columns.added) total += added == nullptr ? 0 : added[n - columns.first];
+      if (columns.gated) total *= columns.y[at] / (1.0f + std::exp(-columns.y[at]));
+      columns.y[at] = columns.residual == nullptr ? total : total + columns.residual[at];
     }
   }
 }

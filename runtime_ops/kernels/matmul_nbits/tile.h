@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/matmul_nbits/finish.h"
 #include "kernels/matmul_nbits/kernels.h"
 #include "kernels/matmul_nbits/quantize.h"
 #include "kernels/matmul_nbits/strip.h"
@@ -241,17 +242,6 @@ TileFunction<Isa> ForHeight(int height) {
   return Tile<Isa, kBits, kHeight, kPanel>;
 }
 
-// What y has of a strip's row.
-template <class Isa>
-QCOMPILER_INLINE void CopyRow(const float* total, float* y, int64_t columns) {
-  constexpr int64_t kStride = Strip<Isa>::kRowsOfStrip;
-  if (columns >= kStride) {
-    std::memcpy(y, total, sizeof(float) * kStride);  // without a call
-  } else {
-    std::memcpy(y, total, sizeof(float) * static_cast<size_t>(columns));
-  }
-}
-
 // What several groups' sums of x are together, for each of `rows` rows.
 inline void SumGroups(const int32_t* of_groups, int64_t groups, int rows, int32_t* sums) {
   for (int m = 0; m < rows; ++m) sums[m] = of_groups[m];
@@ -329,10 +319,9 @@ struct Job {
         MultiplyStrip(strip, first_tile, last_tile, scratch, totals + (strip - first) * rows * kStride);
       }
       for (int64_t m = 0; m < rows; ++m) {
-        float* y = columns.y + (first_row + m) * columns.stride - columns.first;
         for (int64_t strip = first; strip < last_strip; ++strip) {
-          CopyRow<Isa>(totals + ((strip - first) * rows + m) * kStride, y + strip * kStride,
-                       columns.end - strip * kStride);
+          const float* sums = totals + ((strip - first) * rows + m) * kStride;
+          Finish<kStride>(sums, columns, first_row + m, strip * kStride);
         }
       }
     }

@@ -123,4 +123,4 @@ def test_products_are_joined_where_our_notes_agree(second: str) -> None:
     if second == "gptq":
         assert op_types(after) == ["MatMulNBits", "MatMulNBits"]
     else:
-        assert after.graph[0].metadata_props == {"qcompiler.algorithm": "rtn"}
+        assert after.graph[0].metadata_props == {"qcompiler.algorithm": "rtn", "qcompiler.products": "\n"}

@@ -13,10 +13,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from qcompiler.graph.operator_body import OUR_DOMAIN
-from qcompiler.graph.own_matmul_nbits import operator, provide
+from qcompiler.graph.own_matmul_nbits import operator, provide, with_gate, with_residual
 from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.runtime import register
-from tests.nbits_product import Product, activations, assert_close, assert_near, branches
+from tests.nbits_product import EPSILON, Array, Product, activations, assert_close, assert_near, branches
 
 
 def session(model: onnx.ModelProto, ours: bool = True, optimized: bool = True) -> ort.InferenceSession:
@@ -199,6 +199,61 @@ def test_a_joined_product_that_is_wrong_is_refused() -> None:
         session(model, optimized=False)
     model.graph.node[0].attribute.remove(columns)
     with pytest.raises(SESSION_ERRORS, match="products: attribute N_1 is missing"):
+        session(model, optimized=False)
+
+
+def _silu(v: Array) -> Array:
+    return v / (1 + np.exp(-v.astype(np.float64)))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("m", [0, 1, 5, 600])
+@pytest.mark.parametrize("n", [1, 33, 96])
+def test_a_gate_and_a_residual_are_part_of_a_product(n: int, m: int, ours: bool) -> None:
+    products = [Product(n, biased=True), Product(n, symmetric=True)]
+    gated, added = joined(products), joined(products[:1])
+    for model, op in ((gated, with_gate()), (added, with_residual())):
+        (node,) = model.graph.node
+        node.op_type = op
+        del node.output[1:], model.graph.output[1:]
+    (node,) = added.graph.node
+    node.input.append("residual")
+    next(a for a in node.attribute if a.name == "N_0").name = "N"
+    added.graph.input.append(helper.make_tensor_value_info("residual", 1, ["M", n]))
+    x, residual = activations(m, 100), np.random.default_rng(n).standard_normal((m, n)).astype(np.float32)
+    first, second = (product.expected(x).astype(np.float64) for product in products)
+    for model, feeds, expected in (
+        (gated, {"x": x}, second * _silu(first)),
+        (added, {"x": x, "residual": residual}, first + residual),
+    ):
+        loaded = ir.serde.deserialize_model(model)
+        loaded.functions.clear()
+        provide(loaded, model.graph.node[0].op_type)
+        (found,) = session(ir.serde.serialize_model(loaded), ours=ours).run(None, feeds)
+        # Six roundings more than a product has; ONNX Runtime's kernels may round activations otherwise.
+        scale = float(np.abs(expected).max(initial=1))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=scale * (30 * EPSILON if ours else 0.05))
+
+
+def test_a_residual_of_another_shape_is_refused() -> None:
+    model = joined([Product(40)])
+    (node,) = model.graph.node
+    node.op_type = with_residual()
+    node.input.extend(["residual"])
+    next(a for a in node.attribute if a.name == "N_0").name = "N"
+    model.graph.input.append(helper.make_tensor_value_info("residual", 1, None))
+    del model.functions[:]
+    running = session(model)
+    with pytest.raises(SESSION_ERRORS, match="products: the residual has not the shape of the product"):
+        running.run(None, {"x": activations(3, 100), "residual": np.zeros((1, 40), np.float32)})
+
+
+def test_a_gate_of_other_columns_is_refused() -> None:
+    model = joined([Product(40), Product(16)])
+    (node,) = model.graph.node
+    node.op_type = with_gate()
+    del node.output[1:], model.graph.output[1:], model.functions[:]
+    with pytest.raises(SESSION_ERRORS, match="products: N_0 is 40, but N_1 16; they have to be the same"):
         session(model, optimized=False)
 
 
