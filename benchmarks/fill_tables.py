@@ -47,7 +47,9 @@ TABLES: dict[str, Callable[[], str]] = {
         ["off-grid", "original"], ["gptq", "best", "best-g32-sym", "best-no-data", "w3-best", "w8-best"]
     ),
     "mse": _quality(["off-grid", "original"], ["mse-float-ends", "rtn-float-ends"]),
-    "rtn": _quality(["off-grid", "original"], ["rtn-float-ends", "rtn", "w8", "w8-float-ends"]),
+    "rtn": _quality(
+        ["off-grid", "original"], ["rtn-float-ends", "rtn", "rtn-g32-sym-float-ends", "w8", "w8-float-ends"]
+    ),
     "no-data": _quality(["off-grid", "original"], ["awq", "awq-no-data"]),
 }
 

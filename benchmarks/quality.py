@@ -125,6 +125,7 @@ ROWS = (
     Row("rtn-float-ends", "w4a16-rtn, g64 asym, head and embedding float", "w4a16-rtn", G64,
         ("group_size=64", "symmetric=false", *FLOAT_ENDS), data=False),
     Row("rtn", "w4a16-rtn: int4 g32 sym, head and embedding int8", "w4a16-rtn", G32, (), data=False),
+    Row("rtn-g32-sym-float-ends", "w4a16-rtn, head and embedding float", "w4a16-rtn", G32, FLOAT_ENDS, data=False),
     Row("w8", "w8a16-rtn: int8 g32 sym, head and embedding too", "w8a16-rtn", G32_8, (), data=False),
     Row("w8-float-ends", "w8a16-rtn, head and embedding float", "w8a16-rtn", G32_8, FLOAT_ENDS, data=False),
 )  # fmt: skip

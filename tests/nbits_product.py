@@ -42,6 +42,8 @@ class Product:
         codes = rng.integers(0, 1 << self.bits, (self.n, self.k), np.uint8)
         points = None if self.symmetric else rng.integers(0, 1 << self.bits, (self.n, groups), np.uint8)
         scales = rng.uniform(0.01, 0.02, (self.n, groups)).astype(self.scale_type)
+        if self.symmetric:  # such scales may have a sign
+            scales *= rng.choice([-1, 1], scales.shape).astype(self.scale_type)
         if self.one_scale:  # in all blocks of a row
             scales = np.repeat(scales[:, :1], groups, 1)
         bias = rng.standard_normal(self.n).astype(np.float32) if self.biased else None

@@ -272,20 +272,24 @@ class _Learned:
 
 
 class _Scales:
-    """Scales that are learned for themselves, in log s; zero points stay."""
+    """Scales that are learned for themselves, in log |s|; their signs and zero points stay."""
 
     def __init__(self, scheme: QuantScheme, scale: "Tensor", zero_point: "Tensor", rate: float) -> None:
         self._scheme, self._zero_point, self._rate = scheme, zero_point, rate
-        self._log = scale.log()
+        self._sign, self._log = scale.sign(), scale.abs().log()
         self._adam = _Adam(self._log)
 
     def now(self) -> "tuple[Tensor, Tensor]":
         """Scales that the scheme can store, and zero points."""
-        return store_scale(self._log.exp(), self._scheme.scale_dtype), self._zero_point
+        return store_scale(self._exact(), self._scheme.scale_dtype), self._zero_point
 
     def descend(self, by_scale: "Tensor", by_zero_point: "Tensor | None", step: int, rate: float) -> None:
         """One step along the gradients with respect to what ``now`` gives."""
-        self._log.sub_(self._adam.direction(by_scale * self._log.exp(), step), alpha=self._rate * rate)
+        self._log.sub_(self._adam.direction(by_scale * self._exact(), step), alpha=self._rate * rate)
+
+    def _exact(self) -> "Tensor":
+        """Scales before they are stored; also their derivative with respect to log |s|."""
+        return self._sign * self._log.exp()
 
 
 class _Ranges:

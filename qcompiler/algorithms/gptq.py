@@ -288,7 +288,9 @@ def _least_squares(c: Array, pulled: Array, old: Array, scheme: QuantScheme, hes
     solvable = xp.asarray(a, copy=True)
     solvable[:, range(groups), range(groups)] += pivots
     new = xp.linalg.solve(solvable, b[..., None])[..., 0]
-    new = xp.where(idle | ~(new > 0), old, new)
+    new = xp.where(
+        idle | (xp.sign(new) != xp.sign(old)), old, new
+    )  # the codes were chosen for the sign that is there
     new = store_scale(new, scheme.scale_dtype)
 
     def loss(s: Array) -> Array:

@@ -120,16 +120,16 @@ def fit_rows(
     xp = array_namespace(rows)
     fit = _Fit(to_groups(rows, scheme), present, scheme, options)
     lo, hi = xp.min(fit.weight, axis=-1), xp.max(fit.weight, axis=-1)
-    shares = mse.range_shares(scheme, mse.MseOptions(options.steps, options.shrink))
+    search = mse.MseOptions(options.steps, options.shrink)
     # Float zero points start from whole ones too: zeros, of which many weights have more than their share, are then stored exactly.
     whole = replace(scheme, zero_point="int")
     fit.start(*range_to_scale(lo, hi, scheme))  # round to nearest, by which all others are judged
     if not scheme.has_float_zero_points:
-        for share in shares:
-            fit.offer(*range_to_scale(lo * share, hi * share, whole))
+        for candidate in mse.shrunk_scales(lo, hi, scheme, search):
+            fit.offer(*candidate)
     else:
         centre, reach = (hi + lo) / 2, (hi - lo) / 2
-        for share in shares:
+        for share in mse.range_shares(scheme, search):
             for start in (
                 range_to_scale(lo * share, hi * share, whole),
                 range_to_scale(centre - reach * share, centre + reach * share, scheme),
@@ -241,7 +241,7 @@ class _Fit:
         xp = array_namespace(centred)
         across = xp.sum(centred * target, axis=-1)
         along = xp.sum(centred * centred, axis=-1)
-        fits = (along > 0) & (across > 0)
+        fits = (along > 0) & (xp.sign(across) == xp.sign(old))
         scale = xp.where(fits, across, old) / xp.where(fits, along, xp.ones_like(along))
         return store_scale(scale, self.scheme.scale_dtype)
 
@@ -269,4 +269,4 @@ class _Fit:
         size = xp.abs(error)
         if p != 1:
             size = size**p
-        return xp.sum(size, axis=-1) * scale**p, square
+        return xp.sum(size, axis=-1) * xp.abs(scale) ** p, square

@@ -32,14 +32,15 @@ def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Ar
     """Scale and zero point whose codes cover [lo, hi]; the range is widened to hold 0, but not for float zero points.
 
     A range far from 0 for its width is widened for float zero points too: its scale is so large that |lo| / scale is held to within one.
-    Symmetric: scale = max(|lo|, |hi|) / 2^(bits - 1), so that all of -2^(bits - 1)..2^(bits - 1) - 1 is used
-    and a positive extreme may be clipped by up to one step; in 8 bits that step would cost more than a finer scale gains, and nothing
-    is clipped: max(-lo / 128, hi / 127). A range of nothing but 0 gets the smallest scale.
+    Symmetric: |scale| = max(|lo|, |hi|) / 2^(bits - 1), and the scale is negative where hi is the larger, so that the extreme is always
+    code 0 exactly and all of -2^(bits - 1)..2^(bits - 1) - 1 is used; the other end may be clipped by up to one step. Without a sign
+    (``QuantScheme.signed_scales``) nothing is clipped: max(-lo / 2^(bits - 1), hi / (2^(bits - 1) - 1)). A range of nothing but 0 gets
+    the smallest scale.
 
     Args:
         lo, hi: float32, any one shape.
     Returns:
-        scale: float32 values that scheme.scale_dtype holds exactly, positive.
+        scale: float32 values that scheme.scale_dtype holds exactly, positive but for ``QuantScheme.signed_scales``.
         zero_point: float32 whole numbers 0..2^bits - 1 (any number that scheme.scale_dtype holds, for float ones), or None for a
             symmetric scheme.
     Raises:
@@ -57,8 +58,10 @@ def range_to_scale(lo: Array, hi: Array, scheme: QuantScheme) -> tuple[Array, Ar
     lo = xp.where(lo < 0, lo, xp.zeros_like(lo))
     hi = xp.where(hi > 0, hi, xp.zeros_like(hi))
     if scheme.symmetric:
-        codes_above = scheme.midpoint - 1 if scheme.bits == 8 else scheme.midpoint
-        return store_scale(xp.maximum(-lo / scheme.midpoint, hi / codes_above), scheme.scale_dtype), None
+        if scheme.signed_scales:
+            return store_scale(xp.where(hi > -lo, -hi, -lo) / scheme.midpoint, scheme.scale_dtype), None
+        widest = xp.maximum(-lo / scheme.midpoint, hi / (scheme.midpoint - 1))
+        return store_scale(widest, scheme.scale_dtype), None
     scale = store_scale(hi / scheme.max_code - lo / scheme.max_code, scheme.scale_dtype)
     return scale, store_zero_point(-lo / scale, scheme)
 
@@ -79,21 +82,19 @@ def offsets(scale: Array, zero_point: Array, scheme: QuantScheme) -> Array:
 
 
 def store_scale(scale: Array, dtype: ScaleDtype) -> Array:
-    """The nearest scales that ``dtype`` can hold, as float32; always finite, positive and safe to divide by.
+    """The nearest scales that ``dtype`` can hold, as float32; always finite, never 0 and safe to divide by. They keep their sign.
 
-    0 (an all-zero group) becomes the smallest: beside an offset, as float zero points have, a kernel's own rounding of activations costs
-    as much as the scale is large. What is too large becomes the largest finite value. float16 subnormals
-    are coarse: they round up, so that the range stays covered. float32 and bfloat16 stop at the smallest
-    normal number, whose inverse is still finite.
+    What follows is of their size. 0 (an all-zero group) becomes the smallest: beside
+    an offset, as float zero points have, a kernel's own rounding of activations costs as much as the scale is large.
+    What is too large becomes the largest finite value. float16 subnormals are coarse: they round up, so that the
+    range stays covered. float32 and bfloat16 stop at the smallest normal number, whose inverse is still finite.
     """
     xp = array_namespace(scale)
-    scale = xp.clip(scale, _FLOAT32_NORMAL, _LARGEST[dtype])
-    if dtype == "float32":
-        return scale
-    held: Array = _cast(_cast(scale, dtype), "float32")
+    size = xp.clip(xp.abs(scale), _FLOAT32_NORMAL, _LARGEST[dtype])
+    held: Array = size if dtype == "float32" else _cast(_cast(size, dtype), "float32")
     if dtype == "float16":
-        held = xp.where((scale < _FLOAT16_NORMAL) & (held < scale), held + _FLOAT16_SUBNORMAL, held)
-    return held
+        held = xp.where((size < _FLOAT16_NORMAL) & (held < size), held + _FLOAT16_SUBNORMAL, held)
+    return xp.where(scale < 0, -held, held)
 
 
 def store_values(values: Array, dtype: ScaleDtype) -> Array:

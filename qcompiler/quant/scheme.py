@@ -48,7 +48,8 @@ class QuantScheme:
     """Integer codes with one scale (and zero point) for each group: w = (code - zero_point) * scale.
 
     Codes are unsigned, 0..2^bits - 1. A symmetric scheme stores no zero points: they are the midpoint,
-    2^(bits - 1). ``zero_point`` "float" stores them in the type of the scales, so that a range need neither hold 0 nor begin at a code.
+    2^(bits - 1), and scales may be negative (``signed_scales``).
+    ``zero_point`` "float" stores them in the type of the scales, so that a range need neither hold 0 nor begin at a code.
     ``two_level`` stores scales and minima as whole numbers (see ``two_level``).
     ``group_axis`` "output" has groups of rows: scales are [G, K], and the weight is stored as that of the transpose, ``turned``.
 
@@ -168,6 +169,15 @@ class QuantScheme:
     def has_float_zero_points(self) -> bool:
         """Whether zero points are numbers of the scales' type."""
         return self.zero_point == "float"
+
+    @property
+    def signed_scales(self) -> bool:
+        """Whether scales may be negative: of symmetric integers, whose codes reach one further down than up; the sign turns them round.
+
+        Not with 8 bits for a channel or tensor: a sign gains nothing there, and integer kernels elsewhere may want positive ones.
+        """
+        groups = self.granularity is Granularity.GROUP
+        return self.symmetric and not self.is_codebook and (groups or self.bits < 8)
 
     @property
     def groups_rows(self) -> bool:

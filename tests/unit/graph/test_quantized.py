@@ -39,7 +39,8 @@ SHAPES = [(32, 128), (7, 50), (1, 16)]  # N, K: whole groups; short groups and o
 def _random(scheme: QuantScheme, n: int, k: int, seed: int = 0) -> AffineTensor:
     rng = np.random.default_rng(seed)
     shape = scheme.scale_shape(n, k)
-    scale = affine.store_scale(rng.uniform(0.01, 0.1, shape).astype(np.float32), scheme.scale_dtype)
+    signs = rng.choice([-1, 1], shape) if scheme.signed_scales else 1
+    scale = affine.store_scale((signs * rng.uniform(0.01, 0.1, shape)).astype(np.float32), scheme.scale_dtype)
     zero_point = None if scheme.symmetric else rng.integers(0, scheme.max_code + 1, shape, dtype=np.uint8)
     return AffineTensor(
         scheme, rng.integers(0, scheme.max_code + 1, (n, k), dtype=np.uint8), scale, zero_point

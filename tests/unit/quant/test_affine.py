@@ -53,9 +53,9 @@ def _each(scale: npt.NDArray[Any], scheme: QuantScheme, k: int) -> npt.NDArray[A
 def test_a_weight_is_off_by_half_a_step_at_most(scheme: QuantScheme, weight: npt.NDArray[np.float32]) -> None:
     back, codes, scale = _round_trip(weight, scheme)
     step = _each(scale, scheme, weight.shape[1])
-    # A symmetric positive extreme lies one step above the last code. Float32 itself adds a few epsilons.
-    clipped = weight > (scheme.midpoint - 1) * step if scheme.symmetric else np.zeros(weight.shape, bool)
-    limit = step * np.where(clipped, 1.0, 0.5) + 4 * np.finfo(np.float32).eps * np.abs(weight)
+    # The end opposite to a symmetric extreme may lie one step past the last code. Float32 itself adds a few epsilons.
+    clipped = weight / step > scheme.midpoint - 1 if scheme.signed_scales else np.zeros(weight.shape, bool)
+    limit = np.abs(step) * np.where(clipped, 1.0, 0.5) + 4 * np.finfo(np.float32).eps * np.abs(weight)
     assert codes.dtype == np.uint8 and int(codes.max()) <= scheme.max_code
     assert np.all(np.abs(back - weight) <= limit)
 
@@ -68,7 +68,7 @@ def test_zero_stays_zero(scheme: QuantScheme) -> None:
     weight[2] = 0
     back, _, scale = _round_trip(weight, scheme)
     assert np.all(back[weight == 0] == 0)
-    assert np.all(scale[2] <= 2.0**-24)
+    assert np.all(np.abs(scale[2]) <= 2.0**-24)
 
 
 def test_known_codes() -> None:
@@ -81,6 +81,23 @@ def test_known_codes() -> None:
     scale, none = range_to_scale(weight.min(-1)[:, None], weight.max(-1)[:, None], symmetric)
     assert scale.tolist() == [[0.125]] and none is None
     assert quantize_codes(weight, scale, None, symmetric).tolist() == [[0, 4, 8, 12]]
+
+
+@pytest.mark.parametrize("extreme", [-1.0, 1.0])
+def test_a_symmetric_extreme_is_the_lowest_code_whatever_its_sign(extreme: float) -> None:
+    weight = np.array([[extreme, -extreme * 15 / 16, extreme / 2, 0.0]], np.float32)
+    scheme = QuantScheme(4, True, Granularity.GROUP, 4)
+    back, codes, scale = _round_trip(weight, scheme)
+    assert scale.tolist() == [[-extreme / 8]] and codes.tolist() == [[0, 15, 4, 8]]
+    assert back.tolist() == [[extreme, -extreme * 7 / 8, extreme / 2, 0.0]]
+
+
+@pytest.mark.parametrize("granularity", [Granularity.CHANNEL, Granularity.TENSOR])
+def test_eight_bits_without_groups_keep_positive_scales_and_clip_nothing(granularity: Granularity) -> None:
+    weight = np.array([[1.0, -0.25, 0.5, 0.0]], np.float32)
+    back, codes, scale = _round_trip(weight, QuantScheme(8, True, granularity))
+    assert scale.tolist() == [[np.float32(1) / np.float32(127)]] and codes.tolist() == [[255, 96, 192, 128]]
+    assert back[0, 0] == pytest.approx(1, rel=2 * float(np.finfo(np.float32).eps))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
@@ -117,10 +134,12 @@ def test_a_weight_that_is_not_finite_is_refused(bad: float) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @given(scale=hnp.arrays(np.float32, 5, elements=st.floats(0, 2.0**127, width=32, allow_subnormal=True)))
 @settings(max_examples=100, deadline=None)
-def test_stored_scales_are_positive_finite_and_exact(
+def test_stored_scales_are_finite_exact_and_never_zero(
     dtype: ScaleDtype, scale: npt.NDArray[np.float32]
 ) -> None:
     held = store_scale(scale, dtype)
+    negative = scale > 0
+    assert np.array_equal(store_scale(-scale, dtype), np.where(negative, -held, held))
     kind = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype]
     assert held.dtype == np.float32
     assert np.array_equal(held.astype(kind).astype(np.float32), held)
