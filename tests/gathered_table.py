@@ -37,6 +37,8 @@ class GatheredTable:
         codes = rng.integers(0, 1 << self.bits, (self.n, self.k), np.uint8)
         points = None if self.symmetric else rng.integers(0, 1 << self.bits, (self.n, groups), np.uint8)
         scales = rng.uniform(0.01, 0.02, (self.n, groups)).astype(self.scale_type)
+        if self.symmetric:  # such scales may have a sign
+            scales *= rng.choice([-1, 1], scales.shape).astype(self.scale_type)
         packed = packing.pack_matmul_nbits(codes, points, scheme)
         stored = {"codes": packed.reshape(self.n, -1), "scales": scales}
         if points is not None:

@@ -1,7 +1,7 @@
 """Round to nearest: the range of each group, its scale, the nearest codes. Needs no data.
 
-    scale = (max w - min w) / (2^b - 1),    code = round(w / scale) + zero_point
-    symmetric: scale = -w* / 2^(b - 1),     w* the weight of largest magnitude, so that it is code 0 exactly
+scale = (max w - min w) / (2^b - 1),    code = round(w / scale) + zero_point
+symmetric: scale = -w* / 2^(b - 1),     w* the weight of largest magnitude, so that it is code 0 exactly
 """
 
 from collections.abc import Callable
