@@ -116,7 +116,8 @@ def stored_weight(compiled: CompiledModel, op: str, k: int) -> tuple[Array, Arra
 
 
 def check_rounding(original: Array, stored: Array, steps: Array, symmetric: bool) -> None:
-    """Each weight is within half a step; a symmetric range holds one step less above 0, and a zero point is rounded too."""
+    """Each weight is within half a step; a symmetric range holds one step less opposite its extreme, and a zero point is rounded too."""
+    steps = np.abs(steps)  # symmetric ones have a sign
     assert np.abs(original - stored).max() > 0
     assert (np.abs(original - stored) <= steps * (1.0 + ROUNDING)).all()
     inside = np.abs(original - stored) <= steps * (0.5 + ROUNDING)
