@@ -65,18 +65,18 @@ def test_every_scheme(bits: int, group: int | str, symmetric: bool, quantize: Co
     assert relative_error(np.maximum(x @ stored.T, 0), run(compiled.path, {"x": x})["z"]) <= EIGHT_BIT
 
 
-def _outliers(*shape: int, seed: int) -> Array:
+def _outliers(*shape: int, channels: int, seed: int) -> Array:
     """Activations whose channels have sizes orders of magnitude apart: where weighing errors by the input pays."""
-    sizes = np.exp(3 * np.random.default_rng(0).standard_normal(shape[-1]))
+    sizes = np.exp(3 * np.random.default_rng(channels).standard_normal(shape[-1]))
     return (np.random.default_rng(seed).standard_normal(shape) * sizes).astype(np.float32)
 
 
 def test_algorithms_beat_rounding_where_channels_differ(quantize: Compile) -> None:
     model = two_layers()
-    held_out = {"x": _outliers(64, 64, seed=2)}
-    expected = run(model, held_out, optimize=False)["y"]
-    error: dict[str, float] = {}
-    for algorithm in ("rtn", "mse", "[awq, rtn]", "[awq, mse]"):
+    error: dict[str, float] = dict.fromkeys(("rtn", "mse", "[awq, rtn]", "[awq, mse]"), 1.0)
+    for algorithm, channels in itertools.product(error, range(4)):
+        held_out = {"x": _outliers(64, 64, channels=channels, seed=2)}
+        expected = run(model, held_out, optimize=False)["y"]
         settings = [
             f"algorithm={algorithm}",
             "head.bits=4",
@@ -84,12 +84,15 @@ def test_algorithms_beat_rounding_where_channels_differ(quantize: Compile) -> No
             "accuracy_level=0",
         ]
         compiled = quantize(
-            model, "w4a16-rtn", settings=settings, calibration=[{"x": _outliers(64, 64, seed=1)}]
+            model,
+            "w4a16-rtn",
+            settings=settings,
+            calibration=[{"x": _outliers(64, 64, channels=channels, seed=1)}],
         )
         assert compiled.report.running == {"MatMulNBits": 2}
-        error[algorithm] = relative_error(expected, run(compiled.path, held_out)["y"])
+        error[algorithm] *= relative_error(expected, run(compiled.path, held_out)["y"]) ** 0.25
     assert error["rtn"] <= FOUR_BIT
-    # With these seeds 0.65, 0.81 and 0.92; an algorithm that does nothing gives 1.
+    # Geometric means over four sets of channels: 0.63, 0.67 and 0.956; an algorithm that does nothing gives 1.
     assert error["mse"] <= 0.8 * error["rtn"]
     assert error["[awq, rtn]"] <= 0.9 * error["rtn"]
     assert error["[awq, mse]"] <= 0.97 * error["mse"]
