@@ -14,6 +14,7 @@ from functools import partial
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
+from qcompiler.graph.census import product_names
 from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.offset_product import offset_of
 from qcompiler.graph.operator_body import OUR_DOMAIN
@@ -33,12 +34,14 @@ class StoreThreeBits(ir.passes.InPlacePass):
 
     Attributes:
         lowered: what runs as MatMul3Bits from now on.
+        saved: bytes less that a weight takes than in 4 bits, by its name in reports.
         left: a line for each reason for which weights of 3 bits stay in 4.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.lowered: list[LoweredNode] = []
+        self.saved: dict[str, int] = {}
         self.left: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -48,7 +51,9 @@ class StoreThreeBits(ir.passes.InPlacePass):
                 continue
             reason = _obstacle(node)
             if reason is None:
+                before_bytes, name = _codes_bytes(node), _weight_name(node)
                 self.lowered.append(_shorten(node))
+                self.saved[name] = before_bytes - _codes_bytes(node)
             else:
                 left.add(node, reason)
         self.left += left.lines("it stays in 4")
@@ -88,6 +93,18 @@ def _obstacle(node: ir.Node) -> str | None:
     if points is not None and not three_bits.fits(_tensor(points).numpy(), False):
         return "its zero points do not fit into 3 bits"
     return None
+
+
+def _codes_bytes(node: ir.Node) -> int:
+    codes = node.inputs[CODES]
+    assert codes is not None
+    return int(_tensor(codes).nbytes)
+
+
+def _weight_name(node: ir.Node) -> str:
+    codes = node.inputs[CODES]
+    assert codes is not None
+    return product_names(node, codes)[0].removesuffix(".weight").removesuffix(".quantized")
 
 
 def _points(node: ir.Node) -> ir.Value | None:

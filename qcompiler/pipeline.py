@@ -1,7 +1,7 @@
 """The order of passes: the one place that knows it, each entry with its reason."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -19,6 +19,7 @@ from qcompiler.passes.quantize_weights import CalibrationRun, Progress, Quantize
 from qcompiler.passes.raise_opset import RaiseOpset
 from qcompiler.passes.rotate import Rotate, RotationResult
 from qcompiler.passes.split_experts import SplitExperts
+from qcompiler.passes.store_three_bits import StoreThreeBits
 from qcompiler.passes.use_own_kernels import UseOwnKernels
 from qcompiler.passes.widen_bfloat16 import WidenBfloat16
 from qcompiler.quant.scheme import QuantScheme
@@ -125,8 +126,15 @@ def rotation_result(passes: list[NamedPass]) -> RotationResult | None:
 
 def layer_results(passes: list[NamedPass]) -> list[LayerResult]:
     """What became of each weight, after the passes have run."""
+    saved: dict[str, int] = {}
+    for entry in passes:
+        if isinstance(entry.run, StoreThreeBits):
+            saved |= entry.run.saved
     return [
-        result for entry in passes if isinstance(entry.run, QuantizeWeights) for result in entry.run.results
+        replace(result, stored_bytes=result.stored_bytes - saved.get(result.name, 0))
+        for entry in passes
+        if isinstance(entry.run, QuantizeWeights)
+        for result in entry.run.results
     ]
 
 
@@ -135,7 +143,7 @@ def left_plain(passes: list[NamedPass]) -> list[str]:
     return [
         line
         for entry in passes
-        if isinstance(entry.run, (LowerWithOffsets, UseOwnKernels))
+        if isinstance(entry.run, (LowerWithOffsets, StoreThreeBits, UseOwnKernels))
         for line in entry.run.left
     ]
 

@@ -52,6 +52,7 @@ def test_three_bits_are_stored_in_three(settings: list[str], quantize: Compile) 
     short, held = ([p.bytes for p in inspect(c.path).products] for c in (ours, stock))
     assert all(a < b for a, b in zip(short, held, strict=True))
     assert {(p.bits, p.dtype) for p in inspect(ours.path).products} == {(3, "uint3")}
+    assert sum(layer["stored_bytes"] for layer in ours.report.layers) == sum(short)
 
 
 def test_a_tied_weight_is_stored_once(quantize: Compile) -> None:
