@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measure.products import Product, copies_of, least_seconds, measure_limits
+from benchmarks.measure.products import Product, copies_of, least_seconds, measure_limits, require_alike
 from benchmarks.measure.results import markdown
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.quant import packing
@@ -96,6 +96,7 @@ def main() -> None:
             sessions = [product.session(copies, asked.threads) for product in pair]
             for m in asked.rows:
                 x = np.random.default_rng(m).standard_normal((m, k)).astype(np.float32)
+                require_alike(sessions, x)
                 ours, stock = (seconds / copies for seconds in least_seconds(sessions, [x, x]))
                 share = limits.seconds(n, k, m, stored) / ours
                 results.append(

@@ -104,6 +104,8 @@ class FuseFollowers(ir.passes.InPlacePass):
         attributes = list(product.attributes.values())
         fused = ir.Node(OUR_DOMAIN, op, inputs, attributes, num_outputs=1, name=product.name)
         fused.metadata_props.update(product.metadata_props)
+        if NAMES_KEY in fused.metadata_props:
+            fused.metadata_props[NAMES_KEY] = "\n".join(names)
         ir.convenience.replace_nodes_and_values(
             last.graph, last, [product, *followers], [fused], last.outputs, fused.outputs
         )

@@ -21,7 +21,7 @@ from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import OP, THREE, provide
 from qcompiler.graph.quantized import SCHEME_KEY
 from qcompiler.graph.streamed_tensor import Bytes, StreamedTensor
-from qcompiler.passes.left_alone import LeftAlone
+from qcompiler.passes.reasons import Reasons
 from qcompiler.quant import three_bits
 
 CODES, ZERO_POINTS = 1, 3
@@ -45,7 +45,7 @@ class StoreThreeBits(ir.passes.InPlacePass):
         self.left: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        before, left = len(self.lowered), LeftAlone()
+        before, left = len(self.lowered), Reasons()
         for node in list(RecursiveGraphIterator(model.graph)):
             if not _is_three_bits_in_four(node):
                 continue
@@ -86,7 +86,7 @@ def _obstacle(node: ir.Node) -> str | None:
     if codes.const_value.shape != (n, -(-k // block_size), block_size // 2):
         return "its weight of 3 bits is not stored as [N, G, bytes of a block]"
     points = _points(node)
-    if points is not None and len(points.uses()) > 1:
+    if points is not None and (len(points.uses()) > 1 or points.is_graph_output()):
         return "its zero points are read by another node too"
     if not all(three_bits.fits(piece, points is None) for piece in _pieces(codes.const_value)):
         return "its codes do not fit into 3 bits"

@@ -14,7 +14,7 @@ from qcompiler.graph.node_chain import is_foldable
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_codebook import OP, SIZES, STOCK_OP, provide
 from qcompiler.graph.own_matmul_nbits import INT8_ACTIVATIONS
-from qcompiler.passes.left_alone import LeftAlone
+from qcompiler.passes.reasons import Reasons
 
 X, CODES, SCALES = range(3)
 _DEFAULTS = {"training_mode": 0, "transB": 1}
@@ -40,7 +40,7 @@ class UseOwnCodebooks(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         before = len(self.lowered)
-        left = LeftAlone()
+        left = Reasons()
         for node in list(RecursiveGraphIterator(model.graph)):
             if node.op_type != STOCK_OP or node.domain != DOMAIN:
                 continue
@@ -61,8 +61,12 @@ class UseOwnCodebooks(ir.passes.InPlacePass):
         for name, attribute in node.attributes.items():
             if name not in SIZES and _DEFAULTS.get(name) != attribute.value:
                 return f"it has the attribute {name} = {attribute.value}, which our operator has not"
-        k, block_size = (node.attributes.get_int(name) for name in ("K", "block_size"))
-        if block_size % 16 or k % block_size:
+        if missing := [name for name in SIZES if name not in node.attributes]:
+            return f"it has no attribute {missing[0]}"
+        k, _, block_size, quant_type = (node.attributes.get_int(name) for name in SIZES)
+        if quant_type not in (0, 1):
+            return f"quant_type {quant_type}: our kernels take 0, fp4, and 1, nf4"
+        if block_size < 16 or block_size % 16 or k % block_size:
             return f"its {k} columns are no multiple of block_size {block_size}: our kernels take blocks of 16, 32 ... within a row"
         x, codes, scales = (node.inputs[index] for index in (X, CODES, SCALES))
         dtype = None if x is None else x.dtype or node.outputs[0].dtype

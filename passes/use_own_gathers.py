@@ -13,7 +13,7 @@ from qcompiler.graph.edits import drop_unused
 from qcompiler.graph.kernel_node import DOMAIN, LoweredNode
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_gather_nbits import OP, STOCK_OP, provide
-from qcompiler.passes.left_alone import LeftAlone
+from qcompiler.passes.reasons import Reasons
 
 CODES, INDICES, SCALES, ZERO_POINTS = range(4)
 _DEFAULTS = {"bits": 4, "block_size": 128, "gather_axis": 0, "quantize_axis": 1}
@@ -35,7 +35,7 @@ class UseOwnGathers(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         before = len(self.lowered)
-        left = LeftAlone()
+        left = Reasons()
         for node in list(RecursiveGraphIterator(model.graph)):
             if node.op_type != STOCK_OP or node.domain != DOMAIN:
                 continue
@@ -71,6 +71,9 @@ def _obstacle(node: ir.Node) -> str | None:
     width = _width(node)
     if len(codes.shape) != 2 or len(scales.shape) != 2 or width % block_size:
         return f"its codes have shape {list(codes.shape)}: our kernel takes [N, bytes of whole blocks]"
+    cells = [codes.shape.numpy()[0], width // block_size]
+    if list(scales.shape) != cells:
+        return f"its scales have shape {list(scales.shape)}; [N, G] = {cells} is needed"
     return None
 
 

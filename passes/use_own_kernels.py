@@ -16,7 +16,7 @@ from qcompiler.graph.kernel_node import DOMAIN, LoweredNode
 from qcompiler.graph.node_chain import is_foldable
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import INT8_ACTIVATIONS, OP, provide
-from qcompiler.passes.left_alone import LeftAlone
+from qcompiler.passes.reasons import Reasons
 
 X, CODES, SCALES, ZERO_POINTS, ROW_INDEX, BIAS = range(6)
 _SIZES = ("K", "N", "bits", "block_size")
@@ -38,7 +38,7 @@ class UseOwnKernels(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
-        left = LeftAlone()
+        left = Reasons()
         # Not in functions: there it is the body of our operator.
         for node in list(RecursiveGraphIterator(model.graph)):
             if node.op_type == sparse_matmul.OP and node.domain == OUR_DOMAIN:
@@ -88,6 +88,9 @@ def _attribute_obstacle(node: ir.Node) -> str | None:
         return f"it has the attribute {unknown[0]}, which our operator has not; leave it out if it is the default"
     if missing := [name for name in _SIZES if name != "bits" and name not in node.attributes]:
         return f"it has no attribute {missing[0]}"
+    bits = node.attributes.get_int("bits", _BITS)
+    if bits not in (2, 4, 8):
+        return f"{bits} bits: our operator of this name takes 2, 4 and 8"
     block_size = node.attributes.get_int("block_size")
     if block_size < 16 or block_size % 16:
         return f"block_size {block_size}: our kernels take multiples of 16"

@@ -20,6 +20,8 @@ from qcompiler.passes.raise_opset import RaiseOpset
 from qcompiler.passes.rotate import Rotate, RotationResult
 from qcompiler.passes.split_experts import SplitExperts
 from qcompiler.passes.store_three_bits import StoreThreeBits
+from qcompiler.passes.use_own_codebooks import UseOwnCodebooks
+from qcompiler.passes.use_own_gathers import UseOwnGathers
 from qcompiler.passes.use_own_kernels import UseOwnKernels
 from qcompiler.passes.widen_bfloat16 import WidenBfloat16
 from qcompiler.quant.scheme import QuantScheme
@@ -143,7 +145,9 @@ def left_plain(passes: list[NamedPass]) -> list[str]:
     return [
         line
         for entry in passes
-        if isinstance(entry.run, (LowerWithOffsets, StoreThreeBits, UseOwnKernels))
+        if isinstance(
+            entry.run, (LowerWithOffsets, StoreThreeBits, UseOwnCodebooks, UseOwnGathers, UseOwnKernels)
+        )
         for line in entry.run.left
     ]
 

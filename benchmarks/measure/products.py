@@ -21,6 +21,7 @@ SECONDS = 1.0
 """All sessions of a comparison run in turn for at least so long."""
 SMALL = 4 << 20  # bytes: a weight up to this may stay in a cache from one run to the next
 CACHES = 64 << 20  # bytes: more than the caches hold
+ALIKE = 0.02  # of the norm: rounding activations to 8 bits errs by 0.007
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,17 @@ class Product:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         register(options)
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def require_alike(sessions: Sequence[ort.InferenceSession], x: npt.NDArray[Any]) -> None:
+    """Ends the program where the first outputs differ by more than the rounding of activations to 8 bits does."""
+    first, *others = (session.run([session.get_outputs()[0].name], {"x": x})[0] for session in sessions)
+    for other in others:
+        error = float(np.linalg.norm(first - other) / np.linalg.norm(other))
+        if not error < ALIKE:
+            raise SystemExit(
+                f"outputs differ by {error:.3g} of their norm for x of {x.shape}: nothing to compare"
+            )
 
 
 def least_seconds(

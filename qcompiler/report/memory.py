@@ -27,6 +27,7 @@ class PeakMemory:
     def __init__(self, interval: float = INTERVAL) -> None:
         self._interval = interval
         self._peak = HeldMemory(0, 0)
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -48,9 +49,11 @@ class PeakMemory:
 
     def peak(self) -> HeldMemory:
         """The most seen so far of either, now included."""
-        now, before = held_memory(), self._peak
-        self._peak = HeldMemory(max(before.anonymous, now.anonymous), max(before.resident, now.resident))
-        return self._peak
+        now = held_memory()
+        with self._lock:  # the watching thread asks too
+            before = self._peak
+            self._peak = HeldMemory(max(before.anonymous, now.anonymous), max(before.resident, now.resident))
+            return self._peak
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval):

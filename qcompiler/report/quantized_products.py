@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.graph import own_gather_nbits, own_matmul_codebook
+from qcompiler.graph import own_dynamic_matmul, own_gather_nbits, own_matmul_codebook, own_qlinear_matmul
 from qcompiler.graph.census import product_names, reaches_output
 from qcompiler.graph.codebook_form import CodebookForm, codebook_form, double_scales
 from qcompiler.graph.correction_form import corrected_output, corrections_of
@@ -18,6 +18,7 @@ from qcompiler.graph.edits import all_nodes
 from qcompiler.graph.node_chain import constants_behind, is_computed
 from qcompiler.graph.offset_form import OffsetForm, offset_form
 from qcompiler.graph.offset_product import offset_of
+from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import INPUTS_OF_EACH, OP, PRODUCTS, columns_attribute
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, layout_of
 from qcompiler.graph.stored_quantized import Layout
@@ -133,15 +134,23 @@ _PLACES = {
 }
 _WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
 _CODEBOOKS = frozenset({own_matmul_codebook.STOCK_OP, own_matmul_codebook.OP})
-_PLACES |= dict.fromkeys(PRODUCTS, _PLACES[OP])
+_OUR_STATIC = f"{OUR_DOMAIN}::{own_qlinear_matmul.OP}"
+_OURS = frozenset({*PRODUCTS, own_dynamic_matmul.OP, _OUR_STATIC})
+"""Our operators with MatMulNBits' attributes."""
+_PLACES |= {**dict.fromkeys(_OURS, _PLACES[OP]), _OUR_STATIC: _Places(3, 4, 5)}
 _BLOCKWISE = {
-    **dict.fromkeys(PRODUCTS, 0),
+    **dict.fromkeys(_OURS, 0),
     **dict.fromkeys(_CODEBOOKS, 0),
     own_gather_nbits.STOCK_OP: 128,
     own_gather_nbits.OP: 0,
     "DequantizeLinear": 0,
 }
 """Operators whose ``block_size`` says the group, with its default."""
+
+
+def _kind(node: ir.Node) -> str:
+    """Its operator: by name alone, but for ours that has the name of another."""
+    return _OUR_STATIC if (node.domain, node.op_type) == (OUR_DOMAIN, own_qlinear_matmul.OP) else node.op_type
 
 
 def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool, int]]:
@@ -154,8 +163,8 @@ def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool, int]]:
                 yield from ((reader, node, True, 0) for reader in _products_of(user))
         return
     if node.op_type != "DequantizeLinear":
-        if node.op_type in _PLACES:
-            yield from ((node, node, False, product) for product in range(PRODUCTS.get(node.op_type, 1)))
+        if _kind(node) in _PLACES:
+            yield from ((node, node, False, product) for product in range(PRODUCTS.get(_kind(node), 1)))
         return
     for user, index in node.outputs[0].uses():
         if user.op_type == "Transpose":
@@ -182,23 +191,23 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool, product: int) -> tuple[i
     offsets = offset_form(holder)
     if offsets is not None:
         return offsets.source, _of_offsets(node, holder, offsets, turned)
-    places = _PLACES[holder.op_type].of(product)
+    places = _PLACES[_kind(holder)].of(product)
     codes = _constant(holder, places.codes)
     if codes is None or codes.const_value is None:
         return None  # codes that are activations
     scales, zero_points = _constant(holder, places.scales), _constant(holder, places.zero_points)
     tensor = codes.const_value
-    bits = holder.attributes.get_int("bits", 4) if holder.op_type in _PACKED else int(tensor.dtype.bitwidth)
+    bits = holder.attributes.get_int("bits", 4) if _kind(holder) in _PACKED else int(tensor.dtype.bitwidth)
     shape = _shape(node, holder, tensor, bits, turned, product)
     if len(shape) < 2:
         return None
     granularity, group = _granularity(holder, shape, scales)
-    block = holder.attributes.get_int("block_size", 0) if holder.op_type == "DequantizeLinear" else 0
+    block = holder.attributes.get_int("block_size", 0) if _kind(holder) == "DequantizeLinear" else 0
     rows = block > 0 and len(shape) == 2 and _groups_rows(node, layout_of(holder), turned)
     if rows:
         granularity, group = "group", block
     double = None
-    if holder.op_type in _CODEBOOKS and scales is None and holder.inputs[2] is not None:
+    if _kind(holder) in _CODEBOOKS and scales is None and holder.inputs[2] is not None:
         double = double_scales(holder.inputs[2])
     sides = [value.const_value for value in (codes, scales, zero_points) if value is not None]
     computed = _computed(holder, scales)
@@ -229,9 +238,9 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool, product: int) -> tuple[i
 
 def _computed(holder: ir.Node, scales: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None] | None:
     """Scales and offsets of a MatMulNBits that come from nodes; None where it reads plain constants."""
-    offset = offset_of(holder) if holder.op_type == "MatMulNBits" else None
+    offset = offset_of(holder) if _kind(holder) == "MatMulNBits" else None
     return (
-        (holder.inputs[2], offset) if holder.op_type == "MatMulNBits" and (offset or scales is None) else None
+        (holder.inputs[2], offset) if _kind(holder) == "MatMulNBits" and (offset or scales is None) else None
     )
 
 
@@ -265,7 +274,7 @@ def _name(node: ir.Node, codes: ir.Value) -> str:
 
 
 _GATHERS = frozenset({own_gather_nbits.STOCK_OP, own_gather_nbits.OP})
-_PACKED = _CODEBOOKS | _GATHERS | PRODUCTS.keys()
+_PACKED = _CODEBOOKS | _GATHERS | _OURS
 """Operators that say their bits in an attribute, since the codes may be bytes that hold several."""
 
 
@@ -279,11 +288,11 @@ def _constant(node: ir.Node, index: int | None) -> ir.Value | None:
 def _shape(
     node: ir.Node, holder: ir.Node, tensor: ir.TensorProtocol, bits: int, turned: bool, product: int
 ) -> tuple[int, ...]:
-    if holder.op_type in (*PRODUCTS, *_CODEBOOKS, own_gather_nbits.OP):
-        rows = columns_attribute(holder.op_type, product) if holder.op_type in PRODUCTS else "N"
+    if _kind(holder) in (*_OURS, *_CODEBOOKS, own_gather_nbits.OP):
+        rows = columns_attribute(_kind(holder), product) if _kind(holder) in PRODUCTS else "N"
         return holder.attributes.get_int(rows, 0), holder.attributes.get_int("K", 0)
     shape = tuple(int(d) for d in tensor.shape.numpy())
-    if holder.op_type == own_gather_nbits.STOCK_OP:
+    if _kind(holder) == own_gather_nbits.STOCK_OP:
         return (*shape[:-1], shape[-1] * 8 // bits) if tensor.dtype == ir.DataType.UINT8 else shape
     if node.op_type in ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "Gather") or len(shape) != 2:
         return shape
@@ -293,18 +302,18 @@ def _shape(
 
 
 def _granularity(holder: ir.Node, shape: tuple[int, ...], scales: ir.Value | None) -> tuple[str, int | None]:
-    group = holder.attributes.get_int("block_size", _BLOCKWISE.get(holder.op_type, 0))
-    if group and holder.op_type in _BLOCKWISE:
-        return ("group", group) if group < shape[-1] or holder.op_type in _PACKED else ("channel", None)
+    group = holder.attributes.get_int("block_size", _BLOCKWISE.get(_kind(holder), 0))
+    if group and _kind(holder) in _BLOCKWISE:
+        return ("group", group) if group < shape[-1] or _kind(holder) in _PACKED else ("channel", None)
     if scales is None or scales.const_value is None or scales.const_value.size == 1:
         return "tensor", None
     return "channel", None
 
 
 def _dtype(holder: ir.Node, tensor: ir.TensorProtocol, bits: int) -> str:
-    if holder.op_type in _CODEBOOKS:
+    if _kind(holder) in _CODEBOOKS:
         return "nf4" if holder.attributes.get_int("quant_type", 1) else "fp4"
-    if holder.op_type in _PACKED and tensor.dtype == ir.DataType.UINT8:
+    if _kind(holder) in _PACKED and tensor.dtype == ir.DataType.UINT8:
         return f"uint{bits}"
     return str(tensor.dtype.name).lower()
 
@@ -315,8 +324,8 @@ def _symmetric(
     """Every zero point is the middle of the codes; packed operators store none then."""
     given = places.zero_points is not None and places.zero_points < len(holder.inputs)
     if not given or holder.inputs[places.zero_points or 0] is None:
-        return holder.op_type in _PACKED or dtype.is_signed()
-    if zero_points is None or zero_points.const_value is None or holder.op_type in _PACKED:
+        return _kind(holder) in _PACKED or dtype.is_signed()
+    if zero_points is None or zero_points.const_value is None or _kind(holder) in _PACKED:
         return False
     return is_midpoint(zero_points.const_value.numpy(), bits, dtype.is_signed())
 

@@ -2,7 +2,7 @@
 //
 // A class K has
 //   static constexpr char kName[];
-//   static constexpr Argument kInputs[], kOutputs[];   what is optional stands last
+//   static constexpr Argument kInputs[], kOutputs[];   an optional one may stand before required ones
 //   OrtStatus* Create(const OrtApi* api, const OrtKernelInfo* info);
 //   OrtStatus* Compute(OrtKernelContext* context);     from several threads at once
 //   const OrtApi* api() const;

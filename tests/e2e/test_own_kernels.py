@@ -95,6 +95,18 @@ def test_tables_run_on_our_kernels(double_quant: str, quantize: Compile) -> None
     assert reported[0] == reported[1] and len(reported[0]) == 2
 
 
+def test_tables_stay_with_onnx_runtime_for_float_activations_and_the_report_says_so(
+    quantize: Compile,
+) -> None:
+    settings = ["bits=4", "dtype=nf4", "group_size=32", "accuracy_level=0"]
+    compiled = quantize(two_layers(), target="qcompiler", settings=settings)
+    assert compiled.report.running["MatMulBnb4"] == 1
+    assert any(
+        "accuracy_level 0" in line and "ONNX Runtime's own kernel" in line
+        for line in compiled.report.warnings
+    )
+
+
 def test_two_level_scales_run_on_our_kernels_and_offsets_stay_beside(quantize: Compile) -> None:
     model = make_model(
         "g (float[M,256] x) => (float[M,32] y) { h = MatMul(x, a) y = MatMul(h, b) }",

@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kSegment = 16;  // columns at once
 
 // v / (1 + exp(-v)). exp(-v) is 2^whole times 2^part, part within half, by the series of exp to the seventh
-// power: 1e-8 of it; past 2^126 nothing is left of v.
+// power: 1e-8 of it. Where exp(-v) is past 2^126, less than 1e-36 is left of v: 0, and NaN of -infinity.
 QCOMPILER_INLINE void Silu(Floats16* value) {
   constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: adding it leaves no room for a fraction
   constexpr int32_t kRoundingBits = 0x4b400000;
@@ -33,7 +33,8 @@ QCOMPILER_INLINE void Silu(Floats16* value) {
   series = series * part + 0.5f;
   series = series * part + 1.0f;
   series = series * part + 1.0f;
-  *value = *value / (1.0f + series * reinterpret_cast<Floats16>((whole + 127) << 23));
+  const Floats16 result = *value / (1.0f + series * reinterpret_cast<Floats16>((whole + 127) << 23));
+  *value = *value * -kLog2E > most ? *value * 0.0f : result;
 }
 
 QCOMPILER_INLINE void LoadSegment(const float* from, int64_t count, Floats16* to) {

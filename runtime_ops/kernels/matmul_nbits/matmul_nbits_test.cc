@@ -286,8 +286,9 @@ void CheckFinish(const Kernel& kernel, const Kernel& reference) {
       for (float& value : added) value = normal(random);
       for (float& value : residual) value = normal(random);
       for (float& value : gate) value = 8.0f * normal(random);
-      gate.front() = -200.0f;
-      gate.back() = 200.0f;
+      // Zero, whatever the size, and all of the gate.
+      const float ends[] = {-3.4e38f, 3.4e30f, -1e30f, -88.0f, -87.0f, 88.0f, -200.0f, 200.0f};
+      for (size_t i = 0; i < gate.size(); i += 3) gate[i] = ends[i / 3 % 8];
       PackedWeights weights;
       if (!Pack(&problem.stored, 1, &weights)) std::abort();
       for (const bool gated : {false, true}) {
@@ -393,6 +394,13 @@ int Main() {
     }
     Check({35, 3000, 128, 8, true, 14, false, rounding, true}, kernels, reference);
   }
+  // Rows in several runs of tiles, the last of one tile alone, and weights of several panels.
+  for (const int bits : {3, 4, 8}) Check({33, 4096, 128, bits, false, 128}, kernels, reference);
+  Check({17, 4096, 128, 2, true, 132}, kernels, reference);
+  Check({17, 11008, 32, 4, true, 47}, kernels, reference);
+  Check({17, 1536, 64, 4, true, 345}, kernels, reference);
+  Check({17, 4096, 128, 8, true, 130, false, Rounding::kByRow, true}, kernels, reference);
+  Check({17, 20000, 16, 4, true, 30, true}, kernels, reference);
   CheckExtremes(kernels, reference);
   CheckExtremeBytes(kernels, reference);
   kernels.push_back(&reference);

@@ -292,9 +292,9 @@ struct Job {
   // totals [rows of the tiles][kStride] of all of a strip.
   void MultiplyStrip(int64_t index, int64_t first_tile, int64_t last_tile, uint8_t* panel,
                      float* totals) const {
-    // Where totals are in registers, or few, a tile takes all groups at once.
+    // What comes from no panel is taken at once where one tile goes over it.
     const int64_t at_once =
-        last_tile - first_tile == 1 ? weights.groups : kPanelBytes / (weights.group * kStride);
+        !panels && last_tile - first_tile == 1 ? weights.groups : kPanelBytes / (weights.group * kStride);
     for (int64_t first = 0; first < weights.groups; first += at_once) {
       const int64_t count = Least(at_once, weights.groups - first);
       const Strip<Isa> strip(weights, index, first);

@@ -63,6 +63,7 @@ def test_a_gate_becomes_part_of_its_two_products(gate: str) -> None:
     assert [function.name for function in after.functions.values()] == ["MatMulNBitsSwiGlu"]
     first = ("two", "b") if "Sigmoid(yb)" in gate else ("one", "a")
     assert (entry.lowered[0].name, entry.lowered[0].packed) == first and len(entry.lowered) == 2
+    assert after.graph[0].metadata_props["qcompiler.products"].splitlines()[0] == first[0]
     assert_equal_outputs(run(model, _feeds()), run(after, _feeds()), ROUNDING)
     assert {weight.name for weight in read_products(after)} == {"a", "b"}
     assert not apply_pass(FuseFollowers(), after)[1]

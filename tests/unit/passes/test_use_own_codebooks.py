@@ -59,6 +59,11 @@ def test_scales_that_are_computed_from_constants_are_taken() -> None:
     [
         (0, _product(), "float[M,64] x", "accuracy_level 0: our kernels round activations to 8 bits"),
         (4, _product(sizes="K=64, N=16, block_size=256, quant_type=1"), "float[M,64] x", "64 columns are no multiple of block_size 256"),
+        (4, _product(sizes="K=64, N=16, block_size=0, quant_type=1"), "float[M,64] x", "no multiple of block_size 0"),
+        (4, _product(sizes="K=64, N=16, block_size=-16, quant_type=1"), "float[M,64] x", "no multiple of block_size -16"),
+        (4, _product(sizes="K=64, N=16, quant_type=1"), "float[M,64] x", "it has no attribute block_size"),
+        (4, _product(sizes="K=64, N=16, block_size=32"), "float[M,64] x", "it has no attribute quant_type"),
+        (4, _product(sizes="K=64, N=16, block_size=32, quant_type=7"), "float[M,64] x", "quant_type 7: our kernels take 0, fp4, and 1, nf4"),
         (4, _product(sizes=f"{SIZES}, training_mode=1"), "float[M,64] x", "training_mode = 1, which our operator has not"),
         (4, _product("x, b2, s"), "float[M,64] x, uint8[512] b2", "its weight is not constant"),
         (4, _product("x, b, s2"), "float[M,64] x, float[32] s2", "its scales are not constant"),

@@ -95,6 +95,7 @@ def test_bits_that_the_stock_node_leaves_out_are_written() -> None:
         (_product("x, b, s2"), "float[M,32] x", {"s2": np.full(16, 0.01, np.float32)}, "its scales have shape [16]; reshape them to [N, G] = [16, 1]"),
         (f"r = com.microsoft.Reshape(b, one) {_product('x, r, s')}", "float[M,32] x", {"one": np.array([16, 1, 32])}, "its weight is not constant"),
         (_product(sizes=f"{SIZES}, weight_prepacked=0"), "float[M,32] x", {}, "it has the attribute weight_prepacked"),
+        (_product(sizes="K=32, N=16, bits=5, block_size=32"), "float[M,32] x", {}, "5 bits: our operator of this name takes 2, 4 and 8"),
         (_product(sizes="K=32, N=16, bits=8"), "float[M,32] x", {}, "it has no attribute block_size"),
         (_product(sizes="K=32, N=16, bits=8, block_size=0"), "float[M,32] x", {}, "block_size 0: our kernels take multiples of 16"),
     ],

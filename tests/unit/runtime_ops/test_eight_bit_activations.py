@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 from qcompiler.graph import own_dynamic_matmul, own_qlinear_matmul
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.session_errors import SESSION_ERRORS
+from qcompiler.report.quantized_products import read_products
 from qcompiler.runtime import register
 from tests.nbits_product import EPSILON, Array, Product, activations
 
@@ -138,6 +139,13 @@ def test_activations_in_bytes(
     np.testing.assert_allclose(
         body, expected, rtol=0, atol=(k + 4) * EPSILON * float(np.abs(w).sum(1).max() * 0.03 * 256)
     )
+
+
+def test_their_weights_are_reported() -> None:
+    product = Product(40, 100, 4, 32)
+    for model in (dynamic(product), static(product, np.int8, np.float32(1), np.int8(0))):
+        (weight,) = read_products(ir.serde.deserialize_model(model))
+        assert (weight.shape, weight.bits, weight.group_size, weight.symmetric) == ((40, 100), 4, 32, False)
 
 
 STATIC_REFUSED: list[tuple[Any, Any, Any, str]] = [

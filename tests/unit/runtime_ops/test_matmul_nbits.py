@@ -202,6 +202,13 @@ def test_a_joined_product_that_is_wrong_is_refused() -> None:
         session(model, optimized=False)
 
 
+@pytest.mark.parametrize(("k", "m"), [(4096, 128), (4096, 132), (11008, 120), (1536, 345)])
+def test_more_rows_than_are_near_at_once(k: int, m: int) -> None:
+    product = Product(33, k, block_size=128)
+    x = activations(m, k)
+    assert_close(product, session(product.model(["M", k])).run(None, {"x": x})[0], x)
+
+
 def _silu(v: Array) -> Array:
     return v / (1 + np.exp(-v.astype(np.float64)))
 

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 
-class LeftAlone:
+class Reasons:
     """Reasons with the nodes that they hold for, in the order in which they came up."""
 
     def __init__(self) -> None:
