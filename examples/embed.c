@@ -2,7 +2,7 @@
 // interface, and our library of operators. Runs once on the tokens given and prints the most likely next one.
 //
 //   cc -std=c11 -I ORT/include embed.c -L ORT/lib -lonnxruntime -o embed
-//   ./embed libqcompiler_ops.so model.onnx 84 104 101
+//   ./embed ./libqcompiler_ops.so model.onnx 84 104 101
 //
 // ORT: a release of ONNX Runtime, 1.19 or newer. qcompiler.library_path() tells where the library is. A model
 // from a text to logits, without a cache: inputs int64 [1, tokens], output float32 [1, tokens, vocabulary].

@@ -283,6 +283,8 @@ def _look_up(
     source = model_file.model_path(model)
     resolved = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).with_settings(settings)
     check_stop(options.stop_after, pass_names(resolved, goal))
+    if options.stop_after is None:
+        goal.require()
     if calibration is not None and _is_data(calibration):
         check_exists(calibration)
     loaded = model_file.load(source)

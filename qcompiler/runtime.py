@@ -91,7 +91,7 @@ def library_path() -> Path:
     if not library.is_file():
         raise ResourceError(
             f"{library} is missing: qcompiler was put on the path without being built; "
-            "install it from a wheel, or with pip install from its sources"
+            "in a checkout run scripts/install, elsewhere pip install its sources (a C++ compiler and CMake are needed)"
         )
     return library
 
@@ -139,5 +139,5 @@ def _explained(path: str | os.PathLike[str], error: Exception) -> InputError | R
     if _library_file().is_file():
         remedy = "call qcompiler.register on your session options, or update qcompiler"
     else:
-        remedy = f"install qcompiler from a wheel: this installation lacks {_LIBRARY}"
+        remedy = f"this installation lacks {_LIBRARY}: in a checkout run scripts/install, elsewhere pip install qcompiler's sources"
     return ResourceError(f"{path}: needs operators of {_DOMAIN} that are not registered; {remedy} ({said})")

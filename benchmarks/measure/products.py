@@ -82,8 +82,9 @@ class Product:
             nodes.append(
                 helper.make_node(self.op, ["x", *names], [f"y_{copy}"], domain=self.domain, **self.attributes)
             )
+            # Rows turned, so that no two weights are alike, which a runtime may keep once.
             stored += [
-                numpy_helper.from_array(array, name)
+                numpy_helper.from_array(np.roll(array, copy, 0) if array.ndim > 1 else array, name)
                 for name, array in zip(names, self.constants.values(), strict=True)
             ]
         x = helper.make_tensor_value_info("x", self.x_type, ["M", "K"])

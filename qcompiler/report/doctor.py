@@ -148,7 +148,7 @@ def _library() -> Finding:
             "operator library",
             "not built",
             False,
-            "install qcompiler from a wheel, or pip install its sources; stock operators work without",
+            "in a checkout run scripts/install, elsewhere pip install its sources; stock operators work without",
         )
     try:
         import onnxruntime as ort

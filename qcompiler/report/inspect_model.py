@@ -15,6 +15,7 @@ import onnx_ir as ir
 from qcompiler.graph import model_file
 from qcompiler.graph.census import Census, take_census
 from qcompiler.graph.edits import all_nodes
+from qcompiler.graph.operator_body import is_ours
 from qcompiler.graph.weights import constant_view
 from qcompiler.passes.normalize import Normalize
 from qcompiler.quant.codebook import TABLES
@@ -232,8 +233,12 @@ def _operators(nodes: Iterable[ir.Node]) -> str:
 
 
 def _count_operators(model: ir.Model) -> dict[str, int]:
+    """Of the graph, its functions and branches, but for the bodies of our operators: they say what their nodes compute."""
+    bodies = {node for body in filter(is_ours, model.functions.values()) for node in body}
     counts: dict[str, int] = {}
     for node in all_nodes(model):
+        if node in bodies:
+            continue
         name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
         counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

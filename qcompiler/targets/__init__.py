@@ -9,6 +9,7 @@ from qcompiler.nearest import nearest
 from qcompiler.pass_manager import NamedPass
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.recipe import Recipe
+from qcompiler.runtime import library_path
 from qcompiler.targets import ort, own_kernels
 
 
@@ -22,6 +23,7 @@ class Target:
             whether outliers stand beside it.
         lowering: passes from the middle form to the target's operators.
         verify: reload the saved model and raise PromiseError unless every quantized node runs as it should.
+        require: raises ResourceError where this installation lacks what ``verify`` needs, before any work is done.
         without_bodies: the same target, its models without the bodies of our operators; None where they have none.
     """
 
@@ -31,16 +33,18 @@ class Target:
     remark: Callable[[QuantScheme, bool, bool], list[str]]
     lowering: Callable[[Recipe], list[NamedPass]]
     verify: Callable[[Path, list[NamedPass]], dict[str, int]]
+    require: Callable[[], object] = lambda: None
     without_bodies: "Target | None" = None
 
 
 _OWN_KERNELS = Target(
     "qcompiler",
-    "ONNX Runtime with our operators (ai.qcompiler::MatMulNBits); without our library the same file runs on its own",
+    "ONNX Runtime with our operators (ai.qcompiler::MatMulNBits and others); without our library the same file runs on its own",
     ort.supports,
     own_kernels.remark,
     own_kernels.lowering,
     own_kernels.verify,
+    library_path,
 )
 
 TARGETS = (

@@ -28,15 +28,16 @@ bool AlignedBuffer::Allocate(size_t size) {
   std::free(data_);
   data_ = nullptr;
   size_ = 0;
-  // Whole huge pages only from where rounding up to them wastes little: memory is a promise.
-  const size_t unit = size >= 16 * kHugePage ? kHugePage : kLine;
-  const size_t rounded = (size + unit - 1) / unit * unit;
+  // From the start of a huge page on, but only those that are filled: memory is a promise.
+  const size_t alignment = size >= kHugePage ? kHugePage : kLine;
+  const size_t rounded = (size + kLine - 1) / kLine * kLine;
   if (rounded < size) return false;
-  data_ = static_cast<uint8_t*>(std::aligned_alloc(unit, rounded == 0 ? unit : rounded));
-  if (data_ == nullptr) return false;
+  void* found = nullptr;
+  if (posix_memalign(&found, alignment, rounded == 0 ? kLine : rounded) != 0) return false;
+  data_ = static_cast<uint8_t*>(found);
   size_ = size;
-  if (size >= kHugePage)
-    madvise(data_, rounded, MADV_HUGEPAGE);  // advice: a refusal changes nothing but speed
+  // Advice: a refusal changes nothing but speed.
+  if (size >= kHugePage) madvise(data_, size / kHugePage * kHugePage, MADV_HUGEPAGE);
   return true;
 }
 

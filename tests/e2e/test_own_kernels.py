@@ -10,13 +10,13 @@ import onnxruntime as ort
 import pytest
 
 from qcompiler import runtime
-from qcompiler.api import CompiledModel
+from qcompiler.api import CompiledModel, dry_run
 from qcompiler.errors import ResourceError
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.report.inspect_model import inspect
 from qcompiler.runtime import create_session
 from tests.compiled_models import EIGHT_BIT, Compile, loaded_model, normal, tied_decoder, two_layers
-from tests.small_models import Array, make_model, relative_error, run, weight
+from tests.small_models import Array, make_model, relative_error, run, save_model, weight
 
 
 def _outputs(compiled: CompiledModel, feeds: dict[str, Array]) -> tuple[list[Array], list[Array]]:
@@ -137,6 +137,14 @@ def test_the_same_weights_are_reported_as_of_the_target_ort(quantize: Compile) -
     assert [replace(p, share=0) for p in ours] == [replace(p, share=0) for p in stock] and len(ours) == 2
 
 
+def test_bodies_are_not_counted_as_nodes(quantize: Compile) -> None:
+    whole, bare = (
+        inspect(quantize(two_layers(), target="qcompiler", function_body=bodies).path)
+        for bodies in (True, False)
+    )
+    assert whole.nodes == bare.nodes and whole.operators == bare.operators
+
+
 def test_float_activations_stay_with_onnx_runtime_and_the_report_says_so(quantize: Compile) -> None:
     compiled = quantize(two_layers(), target="qcompiler", settings=["accuracy_level=0"])
     assert compiled.report.running == {"MatMulNBits": 2}
@@ -144,12 +152,16 @@ def test_float_activations_stay_with_onnx_runtime_and_the_report_says_so(quantiz
     assert "(and 1 more)" in line and "set accuracy_level: 4" in line
 
 
-def test_without_the_library_the_promise_cannot_be_checked(
+def test_without_the_library_a_compile_is_refused_before_its_work(
     quantize: Compile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "_library_file", lambda: tmp_path / "libqcompiler_ops.so")
+    done: list[str] = []
+    with pytest.raises(ResourceError, match="libqcompiler_ops.so is missing.*scripts/install"):
+        quantize(two_layers(), target="qcompiler", progress=lambda stage, *_: done.append(stage))
+    assert not done
     with pytest.raises(ResourceError, match="libqcompiler_ops.so is missing"):
-        quantize(two_layers(), target="qcompiler")
+        dry_run(save_model(two_layers(), tmp_path), "w8a16-rtn", target="qcompiler")
 
 
 def test_a_model_of_an_old_opset(quantize: Compile) -> None:

@@ -112,7 +112,7 @@ def test_unknown_operator_of_ours_is_named(tmp_path: Path) -> None:
 
 
 def test_absent_library_is_named_when_the_model_needs_it(tmp_path: Path, without_library: None) -> None:
-    with pytest.raises(ResourceError, match=r"lacks libqcompiler_ops\.so .*Twice"):
+    with pytest.raises(ResourceError, match=r"lacks libqcompiler_ops\.so.*Twice"):
         qcompiler.create_session(write_model(tmp_path, domain=DOMAIN))
 
 
