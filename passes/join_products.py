@@ -69,7 +69,10 @@ def _together(model: ir.Model) -> Iterator[list[ir.Node]]:
         if _is_product(node) and _stands_alone(node):
             sizes = (node.attributes.get_int(name) for name in _SHARED)
             notes = frozenset(item for item in node.metadata_props.items() if item[0].startswith(KEYS))
-            found.setdefault((node.graph, node.inputs[0], node.op_type, notes, *sizes), []).append(node)
+            nodes = found.setdefault((node.graph, node.inputs[0], node.op_type, notes, *sizes), [])
+            # Each weight once: by it a product is found again in the model that ONNX Runtime runs.
+            if all(node.inputs[1] is not other.inputs[1] for other in nodes):
+                nodes.append(node)
     yield from found.values()
 
 

@@ -137,6 +137,16 @@ def test_the_same_weights_are_reported_as_of_the_target_ort(quantize: Compile) -
     assert [replace(p, share=0) for p in ours] == [replace(p, share=0) for p in stock] and len(ours) == 2
 
 
+def test_a_weight_that_multiplies_the_same_activations_twice(quantize: Compile) -> None:
+    model = make_model(
+        "g (float[M,64] x) => (float[M,32] y) { q = MatMul(x, a) k = MatMul(x, a) v = MatMul(x, b) s = Mul(q, k) y = Mul(s, v) }",
+        {"a": weight(64, 32), "b": weight(64, 32, seed=1)},
+    )
+    compiled = quantize(model, target="qcompiler")
+    assert sum(compiled.report.running.values()) == 3
+    _check(compiled, model, {"x": normal(5, 64)})
+
+
 def test_bodies_are_not_counted_as_nodes(quantize: Compile) -> None:
     whole, bare = (
         inspect(quantize(two_layers(), target="qcompiler", function_body=bodies).path)
