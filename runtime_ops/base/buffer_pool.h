@@ -31,9 +31,10 @@ class BufferPool {
     AlignedBuffer buffer_;
   };
 
-  // A buffer of at least `size` bytes: the largest that is free, or a new one.
+  // A buffer of at least `size` bytes: the largest that is free, or a new one; none for no bytes.
   Lent Lend(size_t size) {
     AlignedBuffer buffer;
+    if (size == 0) return Lent(this, std::move(buffer));
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (!free_.empty()) {

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <string>
-#include <thread>
 #include <type_traits>
 
 #include "kernels/gather_nbits/gather_nbits.h"
 #include "ops/custom_op.h"
 #include "ops/node.h"
+#include "ops/sharing.h"
 #include "ops/weights_of_node.h"
 
 namespace qcompiler {
@@ -66,7 +66,7 @@ OrtStatus* GatherNBits<kType>::Create(const OrtApi* api, const OrtKernelInfo* in
                                  table_.n * ((groups * table_.bits + 7) / 8), &zero_points));
     table_.zero_points = static_cast<const uint8_t*>(zero_points.data);
   }
-  threads_ = std::max(1u, std::thread::hardware_concurrency());
+  threads_ = Threads();
   return nullptr;
 }
 
@@ -100,22 +100,15 @@ OrtStatus* GatherNBits<kType>::Gather(const OrtKernelContext* context, const Ind
     return node_.Refuse("index " + std::to_string(*wrong) + " is not one of the " + std::to_string(n) +
                         " rows");
   }
-  const int64_t tasks =
-      threads_ == 1 || count * table_.k < kAlone ? 1 : std::min(count, 4 * threads_);  // 4: as in Product
+  const bool alone = threads_ == 1 || count * table_.k < kAlone;
+  const int64_t tasks = std::min(count, alone ? 1 : MostTasks(threads_));
   const auto task = [&](int64_t i) {
     for (int64_t m = count * i / tasks; m < count * (i + 1) / tasks; ++m) {
       const int64_t row = indices[m] < 0 ? indices[m] + n : indices[m];
       gather_nbits::GatherRow(table_, row, y + m * table_.k);
     }
   };
-  if (tasks == 1) {
-    task(0);
-    return nullptr;
-  }
-  using Task = decltype(task);
-  const auto call = [](void* data, size_t i) { (*static_cast<Task*>(data))(static_cast<int64_t>(i)); };
-  return api()->KernelContext_ParallelFor(context, call, static_cast<size_t>(tasks), 0,
-                                          const_cast<void*>(static_cast<const void*>(&task)));
+  return ShareOut(api(), context, tasks, task);
 }
 
 template <ONNXTensorElementDataType kType>

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <string>
-#include <thread>
 
 #include "ops/scratch.h"
+#include "ops/sharing.h"
 
 namespace qcompiler {
 
@@ -98,7 +98,7 @@ OrtStatus* Product::Create(const Node& node, const matmul_nbits::StoredWeights* 
   for (size_t part = 0; part < count; ++part) n_.push_back(parts[part].n);
   kernel_ = matmul_nbits::ChooseKernel(DetectCpu());
   scratch_ = Scratch::Shared();
-  threads_ = std::max(1u, std::thread::hardware_concurrency());  // asked once: it reads files
+  threads_ = Threads();
   return Correct(node);
 }
 
@@ -206,15 +206,10 @@ OrtStatus* Product::MultiplyRows(const Node& node, const OrtKernelContext* conte
   Share share{kernel_, &weights_,     &activations,      x,     first_row, outputs,
               &n_,     output_.gated, &scratch_->panels, pairs, 1,         {false}};
   const bool alone = context == nullptr || m * weights_.rows * weights_.k < kAlone || threads_ == 1;
-  const auto run = [&](void (*function)(void*, size_t), int64_t items) -> OrtStatus* {
-    share.tasks =
-        alone ? 1 : std::min(items, 4 * threads_);  // 4: a thread that is late leaves its last part to others
-    if (share.tasks > 1) {
-      return node.api()->KernelContext_ParallelFor(context, function, static_cast<size_t>(share.tasks), 0,
-                                                   &share);
-    }
-    function(&share, 0);
-    return nullptr;
+  const auto run = [&](void (*function)(void*, size_t), int64_t items) {
+    share.tasks = alone ? 1 : std::min(items, MostTasks(threads_));
+    return ShareOut(node.api(), context, share.tasks,
+                    [&](int64_t i) { function(&share, static_cast<size_t>(i)); });
   };
   QCOMPILER_TRY(run(QuantizeShare, activations.tiles()));
   QCOMPILER_TRY(run(MultiplyShare, pairs));

@@ -5,12 +5,12 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 
 #include "kernels/sparse_matmul/sparse_matmul.h"
 #include "ops/custom_op.h"
 #include "ops/node.h"
 #include "ops/scratch.h"
+#include "ops/sharing.h"
 
 namespace qcompiler {
 namespace {
@@ -58,8 +58,6 @@ class SparseMatMul {
     constexpr int64_t kElement = kFloat == Float::k32 ? 4 : 2;
     return {static_cast<char*>(rows.data) + first * rows.stride * kElement, rows.type, rows.stride};
   }
-  template <class Task>
-  OrtStatus* Run(const OrtKernelContext* context, int64_t tasks, const Task& task) const;
   // The row of S from which on part i of `parts` equal parts of the work lies.
   int64_t Part(int64_t i, int64_t parts) const;
 
@@ -108,7 +106,7 @@ OrtStatus* SparseMatMul<kType>::Create(const OrtApi* api, const OrtKernelInfo* i
   QCOMPILER_TRY(CheckColumns());
   kernel_ = sparse_matmul::ChooseKernel(DetectCpu());
   scratch_ = Scratch::Shared();
-  threads_ = std::max(1u, std::thread::hardware_concurrency());
+  threads_ = Threads();
   return nullptr;
 }
 
@@ -175,8 +173,7 @@ OrtStatus* SparseMatMul<kType>::Multiply(const OrtKernelContext* context, const 
   const int64_t panels = (m + width - 1) / width;
   const int64_t work = matrix_.offsets[matrix_.n] + kRowCost * matrix_.n;
   const bool alone = threads_ == 1 || m * work < kAlone;
-  // 4: a thread that is late leaves its last part to others.
-  const int64_t most = alone ? 1 : 4 * threads_;
+  const int64_t most = alone ? 1 : MostTasks(threads_);
   return alone || panels >= 2 * threads_ ? MultiplyPanels(context, x, y, {m, k, width, nullptr}, most)
                                          : MultiplyTogether(context, x, y, {m, k, width, nullptr}, most);
 }
@@ -188,10 +185,10 @@ OrtStatus* SparseMatMul<kType>::MultiplyPanels(const OrtKernelContext* context, 
   const int64_t count = all.count(), tasks = std::min(count, most);
   const bool in_place = IsInPlace(all);
   std::atomic<bool> failed{false};
-  QCOMPILER_TRY(Run(context, tasks, [&](int64_t i) {
+  QCOMPILER_TRY(ShareOut(api(), context, tasks, [&](int64_t i) {
     const size_t size = in_place ? 0 : static_cast<size_t>(all.width * all.k) * sizeof(float);
     const BufferPool::Lent buffer = scratch_->panels.Lend(size);
-    if (buffer.data() == nullptr) {
+    if (!in_place && buffer.data() == nullptr) {
       failed = true;
       return;
     }
@@ -219,33 +216,20 @@ OrtStatus* SparseMatMul<kType>::MultiplyTogether(const OrtKernelContext* context
   const size_t size =
       in_place ? 0 : static_cast<size_t>(panels.count() * panels.width * panels.k) * sizeof(float);
   const BufferPool::Lent buffer = scratch_->activations.Lend(size);
-  if (buffer.data() == nullptr) return node_.Fail("no memory for its activations");
+  if (!in_place && buffer.data() == nullptr) return node_.Fail("no memory for its activations");
   float* arranged = reinterpret_cast<float*>(buffer.data());
   panels.data = in_place ? static_cast<const float*>(x.data) : arranged;
   if (!in_place) {
     const int64_t lots = (panels.k + kColumnsAtOnce - 1) / kColumnsAtOnce, tasks = std::min(lots, most);
-    QCOMPILER_TRY(Run(context, tasks, [&](int64_t i) {
+    QCOMPILER_TRY(ShareOut(api(), context, tasks, [&](int64_t i) {
       kernel_->arrange(x, panels, arranged, lots * i / tasks * kColumnsAtOnce,
                        std::min(lots * (i + 1) / tasks * kColumnsAtOnce, panels.k));
     }));
   }
   const int64_t tasks = std::min(matrix_.n, most);
-  return Run(context, tasks,
-             [&](int64_t i) { kernel_->multiply(panels, matrix_, y, Part(i, tasks), Part(i + 1, tasks)); });
-}
-
-template <ONNXTensorElementDataType kType>
-template <class Task>
-OrtStatus* SparseMatMul<kType>::Run(const OrtKernelContext* context, int64_t tasks, const Task& task) const {
-  if (tasks > 1) {
-    const auto call = [](void* data, size_t i) {
-      (*static_cast<const Task*>(data))(static_cast<int64_t>(i));
-    };
-    return api()->KernelContext_ParallelFor(context, call, static_cast<size_t>(tasks), 0,
-                                            const_cast<Task*>(&task));
-  }
-  if (tasks == 1) task(0);
-  return nullptr;
+  return ShareOut(api(), context, tasks, [&](int64_t i) {
+    kernel_->multiply(panels, matrix_, y, Part(i, tasks), Part(i + 1, tasks));
+  });
 }
 
 template <ONNXTensorElementDataType kType>
