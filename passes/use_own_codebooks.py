@@ -7,14 +7,13 @@ was there.
 """
 
 import onnx_ir as ir
-from onnx_ir.traversal import RecursiveGraphIterator
 
-from qcompiler.graph.kernel_node import DOMAIN, LoweredNode
+from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.node_chain import is_foldable
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_codebook import OP, SIZES, STOCK_OP, provide
 from qcompiler.graph.own_matmul_nbits import INT8_ACTIVATIONS
-from qcompiler.passes.reasons import Reasons
+from qcompiler.passes.take_over import take_over
 
 X, CODES, SCALES = range(3)
 _DEFAULTS = {"training_mode": 0, "transB": 1}
@@ -39,20 +38,12 @@ class UseOwnCodebooks(ir.passes.InPlacePass):
         self.left: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        before = len(self.lowered)
-        left = Reasons()
-        for node in list(RecursiveGraphIterator(model.graph)):
-            if node.op_type != STOCK_OP or node.domain != DOMAIN:
-                continue
-            reason = self._obstacle(node)
-            if reason is None:
-                self.lowered.append(_take_over(node))
-            else:
-                left.add(node, reason)
-        self.left += left.lines("ONNX Runtime's own kernel runs it")
-        if len(self.lowered) > before:
+        lowered, left = take_over(model, STOCK_OP, self._obstacle, _take_over)
+        self.lowered += lowered
+        self.left += left
+        if lowered:
             provide(model)
-        return ir.passes.PassResult(model, modified=len(self.lowered) > before)
+        return ir.passes.PassResult(model, modified=bool(lowered))
 
     def _obstacle(self, node: ir.Node) -> str | None:
         """Why our kernels cannot run a node, or None."""

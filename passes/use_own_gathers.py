@@ -7,13 +7,12 @@ the nodes that were there. The numbers are the same.
 """
 
 import onnx_ir as ir
-from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph.edits import drop_unused
-from qcompiler.graph.kernel_node import DOMAIN, LoweredNode
+from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_gather_nbits import OP, STOCK_OP, provide
-from qcompiler.passes.reasons import Reasons
+from qcompiler.passes.take_over import take_over
 
 CODES, INDICES, SCALES, ZERO_POINTS = range(4)
 _DEFAULTS = {"bits": 4, "block_size": 128, "gather_axis": 0, "quantize_axis": 1}
@@ -34,20 +33,12 @@ class UseOwnGathers(ir.passes.InPlacePass):
         self.left: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        before = len(self.lowered)
-        left = Reasons()
-        for node in list(RecursiveGraphIterator(model.graph)):
-            if node.op_type != STOCK_OP or node.domain != DOMAIN:
-                continue
-            reason = _obstacle(node)
-            if reason is None:
-                self.lowered.append(_take_over(node))
-            else:
-                left.add(node, reason)
-        self.left += left.lines("ONNX Runtime's own kernel runs it")
-        if len(self.lowered) > before:
+        lowered, left = take_over(model, STOCK_OP, _obstacle, _take_over)
+        self.lowered += lowered
+        self.left += left
+        if lowered:
             provide(model)
-        return ir.passes.PassResult(model, modified=len(self.lowered) > before)
+        return ir.passes.PassResult(model, modified=bool(lowered))
 
 
 def _obstacle(node: ir.Node) -> str | None:

@@ -12,11 +12,11 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph import sparse_matmul
 from qcompiler.graph.edits import drop_unused
-from qcompiler.graph.kernel_node import DOMAIN, LoweredNode
+from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.node_chain import is_foldable
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import INT8_ACTIVATIONS, OP, provide
-from qcompiler.passes.reasons import Reasons
+from qcompiler.passes.take_over import take_over
 
 X, CODES, SCALES, ZERO_POINTS, ROW_INDEX, BIAS = range(6)
 _SIZES = ("K", "N", "bits", "block_size")
@@ -37,24 +37,17 @@ class UseOwnKernels(ir.passes.InPlacePass):
         self.left: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
-        left = Reasons()
-        # Not in functions: there it is the body of our operator.
-        for node in list(RecursiveGraphIterator(model.graph)):
-            if node.op_type == sparse_matmul.OP and node.domain == OUR_DOMAIN:
-                self.lowered.append(_lowered(node))
-            if node.op_type != OP or node.domain != DOMAIN:
-                continue
-            reason = _obstacle(node)
-            if reason is None:
-                self.lowered.append(_take_over(node))
-                modified = True
-            else:
-                left.add(node, reason)
-        self.left += left.lines("ONNX Runtime's own kernel runs it")
-        if modified:
+        lowered, left = take_over(model, OP, _obstacle, _take_over)
+        sparse = [
+            _lowered(node)
+            for node in RecursiveGraphIterator(model.graph)
+            if node.op_type == sparse_matmul.OP and node.domain == OUR_DOMAIN
+        ]
+        self.lowered += lowered + sparse
+        self.left += left
+        if lowered:
             provide(model)
-        return ir.passes.PassResult(model, modified=modified)
+        return ir.passes.PassResult(model, modified=bool(lowered))
 
 
 def _obstacle(node: ir.Node) -> str | None:
