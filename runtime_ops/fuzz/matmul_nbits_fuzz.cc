@@ -270,8 +270,9 @@ bool Agrees(float found, const Expected& expected, int64_t groups) {
 
 // y [M, N] of each matrix, with the work cut in two at a place of the fuzzer's.
 std::vector<std::vector<float>> Run(const Kernel& kernel, const Problem& problem,
-                                    const PackedWeights& weights, uint32_t cut, int64_t padding) {
-  const ActivationSizes sizes = SizesFor(problem.m, weights);
+                                    const std::vector<PackedWeights>& weights, uint32_t cut,
+                                    int64_t padding) {
+  const ActivationSizes sizes = SizesFor(problem.m, weights.front());
   AlignedBuffer codes, scales, sums, scratch;
   if (!codes.Allocate(sizes.codes) || !scales.Allocate(sizes.scales) || !sums.Allocate(sizes.sums) ||
       !scratch.Allocate(kScratchBytes)) {
@@ -279,8 +280,8 @@ std::vector<std::vector<float>> Run(const Kernel& kernel, const Problem& problem
   }
   Activations activations;
   activations.m = problem.m;
-  activations.groups = weights.groups;
-  activations.group = weights.group;
+  activations.groups = weights.front().groups;
+  activations.group = weights.front().group;
   activations.height = TileHeight(problem.m, kernel);
   activations.codes = reinterpret_cast<int8_t*>(codes.data());
   activations.scales = reinterpret_cast<float*>(scales.data());
@@ -289,24 +290,22 @@ std::vector<std::vector<float>> Run(const Kernel& kernel, const Problem& problem
   activations.scale = problem.scale_of_bytes;
   const void* x = problem.in_bytes() ? static_cast<const void*>(problem.bytes.data()) : problem.x.data();
   const int64_t tiles = activations.tiles(), some = cut % (tiles + 1);
-  kernel.quantize(x, weights, &activations, 0, some);
-  kernel.quantize(x, weights, &activations, some, tiles);
+  kernel.quantize(x, weights.front(), &activations, 0, some);
+  kernel.quantize(x, weights.front(), &activations, some, tiles);
   std::vector<std::vector<float>> found;
-  Columns columns{nullptr, 0, 0, 0};
-  for (const Matrix& matrix : problem.matrices) {
-    const int64_t stride = matrix.n + padding;
-    std::vector<float> y(static_cast<size_t>((problem.m - 1) * stride + matrix.n), kUntouched);
-    columns = {y.data(), stride, columns.next(), columns.next() + matrix.n};
-    const int64_t begin = columns.first / kPairRows, end = columns.next() / kPairRows;
-    const int64_t middle = begin + cut % (end - begin + 1);
-    kernel.multiply(activations, weights, columns, middle, end, scratch.data());
-    kernel.multiply(activations, weights, columns, begin, middle, scratch.data());
+  for (const PackedWeights& matrix : weights) {
+    const int64_t stride = matrix.rows + padding;
+    std::vector<float> y(static_cast<size_t>((problem.m - 1) * stride + matrix.rows), kUntouched);
+    const Columns columns{y.data(), stride, matrix.rows};
+    const int64_t middle = cut % (columns.pairs() + 1);
+    kernel.multiply(activations, matrix, columns, middle, columns.pairs(), scratch.data());
+    kernel.multiply(activations, matrix, columns, 0, middle, scratch.data());
     found.push_back(std::move(y));
   }
   return found;
 }
 
-void Check(const Kernel& kernel, const Problem& problem, const PackedWeights& weights,
+void Check(const Kernel& kernel, const Problem& problem, const std::vector<PackedWeights>& weights,
            const std::vector<Expected>& expected, uint32_t cut, int64_t padding) {
   const std::vector<std::vector<float>> found = Run(kernel, problem, weights, cut, padding);
   const Expected* next = expected.data();
@@ -316,7 +315,7 @@ void Check(const Kernel& kernel, const Problem& problem, const PackedWeights& we
       for (int64_t column = 0;
            column < stride && row * stride + column < static_cast<int64_t>(found[i].size()); ++column) {
         const float y = found[i][static_cast<size_t>(row * stride + column)];
-        if (column < n ? Agrees(y, *next++, weights.groups) : y == kUntouched) continue;
+        if (column < n ? Agrees(y, *next++, weights.front().groups) : y == kUntouched) continue;
         std::fprintf(stderr,
                      "%s: matrix %zu of N %lld, K %lld, group %lld, bits %d, %s, rounding %d, M %lld: "
                      "y[%lld, %lld] is %g",
@@ -345,11 +344,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const Problem problem(&bytes);
   const uint32_t cut = bytes.ConsumeIntegral<uint8_t>();
   const int64_t padding = bytes.ConsumeIntegralInRange<int64_t>(0, 3);
-  PackedWeights weights;
   const std::vector<StoredWeights> stored = problem.Stored();
-  if (!Pack(stored.data(), stored.size(), &weights)) std::abort();
+  std::vector<PackedWeights> weights(stored.size());
+  const bool symmetric = std::all_of(stored.begin(), stored.end(), [](const StoredWeights& matrix) {
+    return matrix.zero_points == nullptr;
+  });
+  for (size_t i = 0; i < stored.size(); ++i) {
+    if (!Pack(stored[i], &weights[i])) std::abort();
+    if (!symmetric && weights[i].symmetric() && !AddMiddle(&weights[i])) std::abort();
+  }
 
-  const std::vector<Expected> expected = DefineAll(problem, weights.group);
+  const std::vector<Expected> expected = DefineAll(problem, weights.front().group);
   static const qcompiler::CpuFeatures cpu = qcompiler::DetectCpu();
   int count = 0;
   const Kernel* kernels = Kernels(&count);

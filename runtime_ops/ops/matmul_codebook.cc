@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ops/custom_op.h"
@@ -106,7 +107,9 @@ OrtStatus* MatMulCodebook::Create(const OrtApi* api, const OrtKernelInfo* info) 
   std::transform(largest, largest + blocks, scales.begin(),
                  [&](float scale) { return scale / static_cast<float>(multiple); });
   stored.scales = scales.data();
-  return product_.Create(node_, &stored, 1);
+  std::vector<matmul_nbits::PackedWeights> packed(1);
+  if (!matmul_nbits::Pack(stored, &packed.front())) return node_.Fail("no memory for its weights");
+  return product_.Create(node_, std::move(packed));
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <array>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "ops/custom_op.h"
 #include "ops/node.h"
@@ -77,19 +79,19 @@ class MatMulNBits {
 template <const Form& kForm>
 OrtStatus* MatMulNBits<kForm>::Create(const OrtApi* api, const OrtKernelInfo* info) {
   QCOMPILER_TRY(node_.Open(api, info, kName));
-  WeightsOfNode weights[kForm.products];
-  matmul_nbits::StoredWeights parts[kForm.products];
+  std::vector<matmul_nbits::PackedWeights> parts(kForm.products);
   for (size_t p = 0; p < kForm.products; ++p) {
-    QCOMPILER_TRY(weights[p].Read(node_, info, kColumns[p], p * kInputsOfEach + kCodes));
-    parts[p] = weights[p].stored;
-    if (kForm.three && parts[p].bits != 3)
-      return node_.Refuse("bits are " + std::to_string(parts[p].bits) + "; 3 are possible");
+    WeightsOfNode weights;
+    QCOMPILER_TRY(weights.Read(node_, info, kColumns[p], p * kInputsOfEach + kCodes));
+    if (kForm.three && weights.stored().bits != 3)
+      return node_.Refuse("bits are " + std::to_string(weights.stored().bits) + "; 3 are possible");
+    QCOMPILER_TRY(weights.Pack(node_, &parts[p]));
   }
-  if (kForm.gated && parts[0].n != parts[kForm.products - 1].n) {
-    return node_.Refuse("N_0 is " + std::to_string(parts[0].n) + ", but N_1 " +
-                        std::to_string(parts[kForm.products - 1].n) + "; they have to be the same");
+  if (kForm.gated && parts.front().rows != parts.back().rows) {
+    return node_.Refuse("N_0 is " + std::to_string(parts.front().rows) + ", but N_1 " +
+                        std::to_string(parts.back().rows) + "; they have to be the same");
   }
-  return product_.Create(node_, parts, kForm.products, {kForm.rounding, 0, 0},
+  return product_.Create(node_, std::move(parts), {kForm.rounding, 0, 0},
                          {kForm.gated, kForm.adds ? kResidual : Product::kNone});
 }
 

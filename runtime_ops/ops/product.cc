@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <string>
+#include <utility>
 
 #include "ops/scratch.h"
 #include "ops/sharing.h"
@@ -12,7 +13,6 @@ namespace qcompiler {
 using matmul_nbits::Activations;
 using matmul_nbits::Columns;
 using matmul_nbits::Kernel;
-using matmul_nbits::kPairRows;
 using matmul_nbits::PackedWeights;
 using matmul_nbits::Rounding;
 
@@ -40,12 +40,11 @@ const char* NameOf(ONNXTensorElementDataType type) {
 
 struct Share {
   const Kernel* kernel;
-  const PackedWeights* weights;
+  const std::vector<PackedWeights>* weights;  // of each product
   Activations* activations;
   const void* x;
   int64_t first_row;  // of x in y
   const Product::Output* outputs;
-  const std::vector<int64_t>* n;  // columns of each output
   bool gated;
   BufferPool* panels;
   int64_t pairs;  // that tasks share out
@@ -56,7 +55,7 @@ struct Share {
 void QuantizeShare(void* data, size_t i) {
   Share& share = *static_cast<Share*>(data);
   const int64_t tiles = share.activations->tiles(), index = static_cast<int64_t>(i);
-  share.kernel->quantize(share.x, *share.weights, share.activations, tiles * index / share.tasks,
+  share.kernel->quantize(share.x, share.weights->front(), share.activations, tiles * index / share.tasks,
                          tiles * (index + 1) / share.tasks);
 }
 
@@ -69,33 +68,41 @@ void MultiplyShare(void* data, size_t i) {
     share.failed = true;
     return;
   }
-  Columns columns{nullptr, 0, 0, 0};
-  for (size_t product = 0; product < share.n->size(); ++product) {
-    const int64_t n = (*share.n)[product], skipped = share.first_row * n;
+  int64_t before = 0;
+  for (size_t product = 0; product < share.weights->size(); ++product) {
+    const PackedWeights& weights = (*share.weights)[product];
+    const int64_t n = weights.rows, skipped = share.first_row * n;
     const Product::Output& output = share.outputs[product];
-    columns = Columns{output.y + skipped, n, columns.next(), columns.next() + n};
+    Columns columns{output.y + skipped, n, n};
     columns.added[0] = output.bias;
     columns.added[1] = output.correction;
     columns.residual = output.residual == nullptr ? nullptr : output.residual + skipped;
     columns.gated = share.gated && product == 1;
     // Pairs are counted through all products, but a gate's columns are a task's of both: the first makes
     // them.
-    const int64_t before = share.gated ? columns.first / kPairRows : 0;
-    const int64_t first = std::max(begin + before, columns.first / kPairRows);
-    const int64_t last = std::min(end + before, columns.next() / kPairRows);
+    const int64_t first = std::max<int64_t>(begin - before, 0),
+                  last = std::min(end - before, columns.pairs());
+    if (!share.gated) before += columns.pairs();
     if (first >= last) continue;
-    share.kernel->multiply(*share.activations, *share.weights, columns, first, last, panel.data());
+    share.kernel->multiply(*share.activations, weights, columns, first, last, panel.data());
   }
 }
 
 }  // namespace
 
-OrtStatus* Product::Create(const Node& node, const matmul_nbits::StoredWeights* parts, size_t count,
-                           const ProductInput& input, const ProductOutput& output) {
+OrtStatus* Product::Create(const Node& node, std::vector<PackedWeights> weights, const ProductInput& input,
+                           const ProductOutput& output) {
   input_ = input;
   output_ = output;
-  if (!matmul_nbits::Pack(parts, count, &weights_)) return node.Fail("no memory for its weights");
-  for (size_t part = 0; part < count; ++part) n_.push_back(parts[part].n);
+  weights_ = std::move(weights);
+  const bool symmetric = std::all_of(weights_.begin(), weights_.end(),
+                                     [](const PackedWeights& part) { return part.symmetric(); });
+  for (PackedWeights& part : weights_) {
+    // They share what activations become, which zero points have a part in.
+    if (!symmetric && part.symmetric() && !matmul_nbits::AddMiddle(&part))
+      return node.Fail("no memory for its weights");
+    rows_ += part.rows;
+  }
   kernel_ = matmul_nbits::ChooseKernel(DetectCpu());
   scratch_ = Scratch::Shared();
   threads_ = Threads();
@@ -108,8 +115,8 @@ OrtStatus* Product::Correct(const Node& node) {
   if (!TakesBytes(input_.rounding)) return nullptr;
   const int zero_point = input_.zero_point - (input_.rounding == Rounding::kUnsigned ? 128 : 0);
   if (zero_point == 0) return nullptr;
-  std::vector<float> correction(static_cast<size_t>(n_[0]));
-  const std::vector<uint8_t> ones(static_cast<size_t>(weights_.k),
+  std::vector<float> correction(static_cast<size_t>(rows_));
+  const std::vector<uint8_t> ones(static_cast<size_t>(weights_.front().k),
                                   input_.rounding == Rounding::kUnsigned ? 129 : 1);
   const Output output{correction.data(), nullptr, nullptr, nullptr};
   QCOMPILER_TRY(MultiplyRows(node, nullptr, ones.data(), 1, 0, &output));
@@ -153,19 +160,19 @@ OrtStatus* Product::Compute(const Node& node, OrtKernelContext* context, size_t 
   QCOMPILER_TRY(api->KernelContext_GetInput(context, x_index, &value));
   Tensor x;
   QCOMPILER_TRY(x.Read(api, value));
-  if (x.dims.empty() || x.dims.back() != weights_.k) {
-    return node.Refuse("the last dimension of x is not K = " + std::to_string(weights_.k));
+  const int64_t k = weights_.front().k;
+  if (x.dims.empty() || x.dims.back() != k) {
+    return node.Refuse("the last dimension of x is not K = " + std::to_string(k));
   }
   const ONNXTensorElementDataType type = TypeOf(input_.rounding);
   if (x.type != type) return node.Refuse(std::string("x is not ") + NameOf(type));
-  const size_t row_bytes =
-      static_cast<size_t>(weights_.k) * (TakesBytes(input_.rounding) ? 1 : sizeof(float));
-  const int64_t m = x.count() / weights_.k;
+  const size_t row_bytes = static_cast<size_t>(k) * (TakesBytes(input_.rounding) ? 1 : sizeof(float));
+  const int64_t m = x.count() / k;
   Output outputs[kMostProducts] = {};
-  for (size_t product = 0; product < n_.size(); ++product) {
+  for (size_t product = 0; product < weights_.size(); ++product) {
     Output& output = outputs[product];
-    x.dims.back() = n_[product];
-    QCOMPILER_TRY(Bias(node, context, bias + product * step, n_[product], &output.bias));
+    x.dims.back() = weights_[product].rows;
+    QCOMPILER_TRY(Bias(node, context, bias + product * step, weights_[product].rows, &output.bias));
     output.correction = correction_.empty() ? nullptr : correction_.data();
     if (output_.gated && product == 1) {
       output.y = outputs[0].y;
@@ -188,13 +195,13 @@ OrtStatus* Product::Compute(const Node& node, OrtKernelContext* context, size_t 
 
 OrtStatus* Product::MultiplyRows(const Node& node, const OrtKernelContext* context, const void* x, int64_t m,
                                  int64_t first_row, const Output* outputs) const {
-  const matmul_nbits::ActivationSizes sizes = matmul_nbits::SizesFor(m, weights_);
+  const matmul_nbits::ActivationSizes sizes = matmul_nbits::SizesFor(m, weights_.front());
   const BufferPool::Lent buffer = scratch_->activations.Lend(sizes.codes + sizes.scales + sizes.sums);
   if (buffer.data() == nullptr) return node.Fail("no memory for its activations");
   Activations activations;
   activations.m = m;
-  activations.groups = weights_.groups;
-  activations.group = weights_.group;
+  activations.groups = weights_.front().groups;
+  activations.group = weights_.front().group;
   activations.height = matmul_nbits::TileHeight(m, *kernel_);
   activations.rounding = input_.rounding;
   activations.scale = input_.scale;
@@ -202,10 +209,13 @@ OrtStatus* Product::MultiplyRows(const Node& node, const OrtKernelContext* conte
   activations.scales = reinterpret_cast<float*>(buffer.data() + sizes.codes);
   activations.sums = reinterpret_cast<int32_t*>(buffer.data() + sizes.codes + sizes.scales);
 
-  const int64_t pairs = output_.gated ? (n_[0] + kPairRows - 1) / kPairRows : (weights_.blocks + 1) / 2;
-  Share share{kernel_, &weights_,     &activations,      x,     first_row, outputs,
-              &n_,     output_.gated, &scratch_->panels, pairs, 1,         {false}};
-  const bool alone = context == nullptr || m * weights_.rows * weights_.k < kAlone || threads_ == 1;
+  int64_t pairs = 0;
+  for (const PackedWeights& weights : weights_) {
+    if (!output_.gated || pairs == 0) pairs += (weights.blocks + 1) / 2;
+  }
+  Share share{kernel_,       &weights_,         &activations, x, first_row, outputs,
+              output_.gated, &scratch_->panels, pairs,        1, {false}};
+  const bool alone = context == nullptr || m * rows_ * weights_.front().k < kAlone || threads_ == 1;
   const auto run = [&](void (*function)(void*, size_t), int64_t items) {
     share.tasks = alone ? 1 : std::min(items, MostTasks(threads_));
     return ShareOut(node.api(), context, share.tasks,

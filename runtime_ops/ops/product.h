@@ -30,8 +30,8 @@ class Product {
   static constexpr size_t kMostProducts = 3;
   static constexpr int64_t kMost = int64_t{1} << 31;  // of N and of K: what they multiply to stays in int64
 
-  // Lays weights out for the kernel of this CPU: of up to kMostProducts with the same K, bits and group.
-  OrtStatus* Create(const Node& node, const matmul_nbits::StoredWeights* parts, size_t count,
+  // Of up to kMostProducts weights with the same k, bits and group.
+  OrtStatus* Create(const Node& node, std::vector<matmul_nbits::PackedWeights> weights,
                     const ProductInput& input = {}, const ProductOutput& output = {});
 
   static constexpr size_t kNone = SIZE_MAX;  // an input that is not there
@@ -57,11 +57,11 @@ class Product {
   OrtStatus* MultiplyRows(const Node& node, const OrtKernelContext* context, const void* x, int64_t m,
                           int64_t first_row, const Output* outputs) const;
 
-  std::vector<int64_t> n_;
   ProductInput input_;
   ProductOutput output_;
-  std::vector<float> correction_;  // [N], for x with a zero point
-  matmul_nbits::PackedWeights weights_;
+  std::vector<float> correction_;                     // [N], for x with a zero point
+  std::vector<matmul_nbits::PackedWeights> weights_;  // of each product; all with zero points, or none
+  int64_t rows_ = 0;                                  // of all of them
   const matmul_nbits::Kernel* kernel_ = nullptr;
   std::shared_ptr<Scratch> scratch_;
   int64_t threads_ = 1;

@@ -2,6 +2,8 @@
 
 #include <cmath>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "ops/custom_op.h"
 #include "ops/node.h"
@@ -66,7 +68,9 @@ OrtStatus* QLinearMatMul::Create(const OrtApi* api, const OrtKernelInfo* info) {
   QCOMPILER_TRY(ReadInput(info, &input));
   WeightsOfNode weights;
   QCOMPILER_TRY(weights.Read(node_, info, "N", kCodes));
-  return product_.Create(node_, &weights.stored, 1, input);
+  std::vector<matmul_nbits::PackedWeights> packed(1);
+  QCOMPILER_TRY(weights.Pack(node_, &packed.front()));
+  return product_.Create(node_, std::move(packed), input);
 }
 
 }  // namespace

@@ -24,23 +24,28 @@ OrtStatus* ReadWeightSizes(const Node& node, const OrtKernelInfo* info, const ch
 
 OrtStatus* WeightsOfNode::Read(const Node& node, const OrtKernelInfo* info, const char* columns,
                                size_t first) {
-  QCOMPILER_TRY(ReadWeightSizes(node, info, columns, &stored));
-  const int64_t groups = (stored.k + stored.group - 1) / stored.group;
+  QCOMPILER_TRY(ReadWeightSizes(node, info, columns, &stored_));
+  const int64_t groups = (stored_.k + stored_.group - 1) / stored_.group;
   Tensor codes, zero_points;
   QCOMPILER_TRY(
-      node.Constant(info, first, "codes", stored.n * groups * (stored.group * stored.bits / 8), &codes));
-  stored.codes = static_cast<const uint8_t*>(codes.data);
-  QCOMPILER_TRY(node.ConstantFloats(info, first + 1, "scales", stored.n * groups, &widened, &stored.scales));
+      node.Constant(info, first, "codes", stored_.n * groups * (stored_.group * stored_.bits / 8), &codes));
+  stored_.codes = static_cast<const uint8_t*>(codes.data);
+  QCOMPILER_TRY(
+      node.ConstantFloats(info, first + 1, "scales", stored_.n * groups, &widened_, &stored_.scales));
   bool has_zero_points = false;
   QCOMPILER_TRY(node.IsThere(info, first + 2, &has_zero_points));
   if (!has_zero_points) return nullptr;
-  const int64_t bytes = stored.n * ((groups * stored.point_bits() + 7) / 8);
+  const int64_t bytes = stored_.n * ((groups * stored_.point_bits() + 7) / 8);
   QCOMPILER_TRY(node.Constant(info, first + 2, "zero_points", bytes, &zero_points));
-  stored.zero_points = static_cast<const uint8_t*>(zero_points.data);
+  stored_.zero_points = static_cast<const uint8_t*>(zero_points.data);
   const auto is_odd = [](uint8_t pair) { return (pair & 0x11) != 0; };
-  if (stored.bits == 3 && std::any_of(stored.zero_points, stored.zero_points + bytes, is_odd))
+  if (stored_.bits == 3 && std::any_of(stored_.zero_points, stored_.zero_points + bytes, is_odd))
     return node.Refuse("zero_points are odd; those of 3 bits are stored twice as large");
   return nullptr;
+}
+
+OrtStatus* WeightsOfNode::Pack(const Node& node, matmul_nbits::PackedWeights* packed) const {
+  return matmul_nbits::Pack(stored_, packed) ? nullptr : node.Fail("no memory for its weights");
 }
 
 }  // namespace qcompiler

@@ -14,16 +14,21 @@ namespace qcompiler {
 OrtStatus* ReadWeightSizes(const Node& node, const OrtKernelInfo* info, const char* columns,
                            matmul_nbits::StoredWeights* sizes);
 
-struct WeightsOfNode {
+class WeightsOfNode {
+ public:
   // Attributes as above. Inputs: codes uint8 [N, G, block_size bits / 8] at `first`, scales float32 or
   // float16 [N, G] behind it, then zero_points uint8 [N, ceil(G bits / 8)], optional (2^(bits - 1)); of any
   // rank, as many elements. Of 3 bits see StoredWeights: zero_points have 4.
   OrtStatus* Read(const Node& node, const OrtKernelInfo* info, const char* columns, size_t first);
 
-  matmul_nbits::StoredWeights stored{};  // points into the node's constants, and at `widened`
+  // In the order of the kernels.
+  OrtStatus* Pack(const Node& node, matmul_nbits::PackedWeights* packed) const;
+
+  const matmul_nbits::StoredWeights& stored() const { return stored_; }
 
  private:
-  std::vector<float> widened;
+  matmul_nbits::StoredWeights stored_{};  // points into the node's constants, and at `widened_`
+  std::vector<float> widened_;
 };
 
 }  // namespace qcompiler

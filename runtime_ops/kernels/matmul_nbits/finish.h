@@ -49,7 +49,7 @@ QCOMPILER_INLINE void LoadSegment(const float* from, int64_t count, Floats16* to
 // Row m of a strip's sums, which begin at column `column` of the product, to y.
 template <int64_t kWidth>
 QCOMPILER_INLINE void Finish(const float* sums, const Columns& columns, int64_t m, int64_t column) {
-  const int64_t at = m * columns.stride + column - columns.first, left = columns.end - column;
+  const int64_t at = m * columns.stride + column, left = columns.end - column;
   const bool plain = columns.added[0] == nullptr && columns.added[1] == nullptr &&
                      columns.residual == nullptr && !columns.gated;
   if (plain && left >= kWidth) {
@@ -62,7 +62,7 @@ QCOMPILER_INLINE void Finish(const float* sums, const Columns& columns, int64_t 
     LoadSegment(sums + first, kSegment, &value);
     for (const float* added : columns.added) {
       if (added == nullptr) continue;
-      LoadSegment(added + column - columns.first + first, count, &other);
+      LoadSegment(added + column + first, count, &other);
       value += other;
     }
     if (columns.gated) {

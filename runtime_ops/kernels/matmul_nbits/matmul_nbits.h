@@ -57,32 +57,45 @@ struct StoredWeights {
   int point_bits() const { return bits == 3 ? 4 : bits; }
 };
 
-// The same in the order of the kernels: of one matrix, or of several with the same k, bits and group, of
-// which each begins at a multiple of kPairRows.
+// The same in the order of the kernels, each part at a multiple of 64 bytes: packed here, or elsewhere, as in
+// a model's file.
 struct PackedWeights {
   int64_t k = 0;
-  int64_t rows = 0;  // what fills up all matrices but the last included
+  int64_t rows = 0;  // N
   int bits = 0;
-  int64_t group = 0;          // that of the kernel, at most kMaxGroup, a multiple of 16
-  int64_t groups = 0;         // along K
-  int64_t blocks = 0;         // of rows
-  AlignedBuffer codes;        // [blocks, groups, lines, 64]
-  AlignedBuffer scales;       // float32 [blocks, groups, 16]
-  AlignedBuffer zero_points;  // uint8 [blocks, groups, 16]; empty: middle()
-  bool one_scale = false;     // symmetric, and every row has the same scale in all groups
+  int64_t group = 0;                     // that of the kernel, at most kMaxGroup, a multiple of 16
+  int64_t groups = 0;                    // along K
+  int64_t blocks = 0;                    // of rows
+  const uint8_t* codes = nullptr;        // [blocks, groups, lines, 64]
+  const float* scales = nullptr;         // [blocks, groups, 16]
+  const uint8_t* zero_points = nullptr;  // [blocks, groups, 16], or nullptr: middle()
+  bool one_scale = false;                // symmetric, and every row has the same scale in all groups
   bool has_table = false;
   alignas(16) uint8_t table[16];
+  struct {
+    AlignedBuffer codes, scales, zero_points;
+  } own;  // of what is pointed at, the parts that live with it
 
   // Lines of a group.
   int64_t lines() const { return bits == 3 ? group / 16 + (group + 31) / 32 : group * bits / 32; }
   int64_t group_bytes() const { return lines() * kLine; }
-  bool symmetric() const { return zero_points.size() == 0; }
+  bool symmetric() const { return zero_points == nullptr; }
+  // Groups of blocks: of each there are group_bytes() of codes, and kRows scales and zero points.
+  int64_t cells() const { return blocks * groups; }
   // What counts as 0 where weights are symmetric.
   int middle() const { return has_table ? 128 : 1 << (bits - 1); }
 };
 
 // False where there is no memory.
-bool Pack(const StoredWeights* matrices, size_t count, PackedWeights* packed);
+bool Pack(const StoredWeights& stored, PackedWeights* packed);
+
+// The two parts of it: what `stored` says but for its pointers, and what is found in the packed scales.
+void SetSizes(const StoredWeights& stored, PackedWeights* packed);
+bool HasOneScale(const PackedWeights& packed);
+
+// Gives symmetric weights zero points of their own, all in the middle, so that they go with others on the
+// same activations. False where there is no memory.
+bool AddMiddle(PackedWeights* packed);
 
 // What activations come as.
 enum class Rounding {
@@ -112,18 +125,17 @@ struct Activations {
   }
 };
 
-// Where columns of y go, of row m and column n, first <= n < end, to y[m * stride + n - first], and what is
-// done to them on the way there: y = (product + bias) silu(gate) + residual, silu(v) = v / (1 + exp(-v)).
+// Where columns of y go, of row m and column n, 0 <= n < end, to y[m * stride + n], and what is done to them
+// on the way there: y = (product + bias) silu(gate) + residual, silu(v) = v / (1 + exp(-v)).
 struct Columns {
   float* y;
   int64_t stride;
-  int64_t first, end;               // first is a multiple of kPairRows
-  const float* added[2] = {};       // [end - first] each, or nullptr: the bias is their sum
+  int64_t end;
+  const float* added[2] = {};       // [end] each, or nullptr: the bias is their sum
   const float* residual = nullptr;  // where y is: row m at m * stride, or nullptr
   bool gated = false;               // y holds the gate
 
-  // The first column of what follows.
-  int64_t next() const { return (end + kPairRows - 1) / kPairRows * kPairRows; }
+  int64_t pairs() const { return (end + kPairRows - 1) / kPairRows; }
 };
 
 // One implementation; a row of kernels.inc.

@@ -112,7 +112,7 @@ bool IsWhole(const StoredWeights& stored) {
 
 // Codes [begin, end) of all rows of a block, which are `row_bytes` apart, a line at a time; `end` - `begin`
 // is a multiple of 8, and there are 4 or 8 bits.
-void PackRows(const uint8_t* rows, int64_t row_bytes, int64_t begin, int64_t end, int bits, uint8_t* out) {
+void PackBlock(const uint8_t* rows, int64_t row_bytes, int64_t begin, int64_t end, int bits, uint8_t* out) {
   const int64_t codes = 32 / bits;
   for (int64_t k = begin; k < end; k += codes) {
     uint32_t stored[kRows];
@@ -126,8 +126,7 @@ void PackRows(const uint8_t* rows, int64_t row_bytes, int64_t begin, int64_t end
   }
 }
 
-// One matrix into the rows of `packed` from `first_row` on.
-void PackMatrix(const StoredWeights& stored, int64_t first_row, PackedWeights* packed) {
+void PackRows(const StoredWeights& stored, PackedWeights* packed) {
   const int64_t stored_groups = (stored.k + stored.group - 1) / stored.group;
   const int64_t row_bytes = stored_groups * (stored.group * stored.bits / 8);
   // A row in bytes; what lies behind it is 0.
@@ -135,9 +134,9 @@ void PackMatrix(const StoredWeights& stored, int64_t first_row, PackedWeights* p
       stored.bits != 3
           ? 0
           : static_cast<size_t>(std::max(stored_groups * stored.group, packed->groups * packed->group)));
-  float* scales = reinterpret_cast<float*>(packed->scales.data());
+  float* scales = reinterpret_cast<float*>(packed->own.scales.data());
   for (int64_t n = 0; n < stored.n; ++n) {
-    const int64_t block = (first_row + n) / kRows, lane = (first_row + n) % kRows;
+    const int64_t block = n / kRows, lane = n % kRows;
     const uint8_t* row = stored.codes + n * row_bytes;
     if (stored.bits == 3) {
       SpreadThreeBits(row, stored_groups, stored.group, spread.data());
@@ -147,63 +146,71 @@ void PackMatrix(const StoredWeights& stored, int64_t first_row, PackedWeights* p
     for (int64_t group = 0; group < packed->groups; ++group) {
       const int64_t begin = group * packed->group, end = std::min(begin + packed->group, stored.k);
       const int64_t cell = block * packed->groups + group, source = begin / stored.group;
-      uint8_t* lines = packed->codes.data() + cell * packed->group_bytes();
+      uint8_t* lines = packed->own.codes.data() + cell * packed->group_bytes();
       if (stored.bits == 3) {
         PackThreeBits(spread.data() + begin, packed->group, lines + lane * 4);
       } else if (!whole) {
         PackRow(row, begin, end, stored.bits, lines + lane * 4);
       } else if (lane == 0) {
-        PackRows(row, row_bytes, begin, end, stored.bits, lines);
+        PackBlock(row, row_bytes, begin, end, stored.bits, lines);
       }
       scales[cell * kRows + lane] = stored.scales[n * stored_groups + source];
       if (packed->symmetric()) continue;
-      packed->zero_points.data()[cell * kRows + lane] = static_cast<uint8_t>(ZeroPoint(stored, n, source));
+      packed->own.zero_points.data()[cell * kRows + lane] =
+          static_cast<uint8_t>(ZeroPoint(stored, n, source));
     }
   }
 }
 
-// Whether every row of a matrix has one scale.
-bool HasOneScale(const StoredWeights& stored) {
-  const int64_t groups = (stored.k + stored.group - 1) / stored.group;
-  for (int64_t n = 0; n < stored.n; ++n) {
-    const float* scales = stored.scales + n * groups;
-    if (!std::all_of(scales, scales + groups, [&](float scale) { return scale == scales[0]; })) return false;
+}  // namespace
+
+void SetSizes(const StoredWeights& stored, PackedWeights* packed) {
+  packed->rows = stored.n;
+  packed->k = stored.k;
+  packed->bits = stored.bits;
+  packed->group = KernelGroup(stored.group, stored.k);
+  packed->groups = (stored.k + packed->group - 1) / packed->group;
+  packed->blocks = (stored.n + kRows - 1) / kRows;
+  packed->has_table = stored.table != nullptr;
+  if (packed->has_table) std::memcpy(packed->table, stored.table, sizeof(packed->table));
+}
+
+bool HasOneScale(const PackedWeights& packed) {
+  if (!packed.symmetric()) return false;
+  for (int64_t cell = 0; cell < packed.cells(); ++cell) {
+    const int64_t first = cell / packed.groups * packed.groups;
+    if (std::memcmp(packed.scales + cell * kRows, packed.scales + first * kRows, kRows * sizeof(float)) != 0)
+      return false;
   }
   return true;
 }
 
-}  // namespace
+bool AddMiddle(PackedWeights* packed) {
+  if (!packed->own.zero_points.Allocate(static_cast<size_t>(packed->cells() * kRows))) return false;
+  std::memset(packed->own.zero_points.data(), packed->middle(), packed->own.zero_points.size());
+  packed->zero_points = packed->own.zero_points.data();
+  packed->one_scale = false;
+  return true;
+}
 
-bool Pack(const StoredWeights* matrices, size_t count, PackedWeights* packed) {
-  const StoredWeights& first = matrices[0];
-  packed->k = first.k;
-  packed->bits = first.bits;
-  packed->group = KernelGroup(first.group, first.k);
-  packed->groups = (first.k + packed->group - 1) / packed->group;
-  packed->has_table = first.table != nullptr;
-  if (packed->has_table) std::memcpy(packed->table, first.table, sizeof(packed->table));
-  packed->rows = 0;
-  std::vector<int64_t> first_rows(count);
-  bool symmetric = true;
-  for (size_t i = 0; i < count; ++i) {
-    first_rows[i] = (packed->rows + kPairRows - 1) / kPairRows * kPairRows;
-    packed->rows = first_rows[i] + matrices[i].n;
-    symmetric = symmetric && matrices[i].zero_points == nullptr;
+bool Pack(const StoredWeights& stored, PackedWeights* packed) {
+  SetSizes(stored, packed);
+  const size_t cells = static_cast<size_t>(packed->cells());
+  auto& own = packed->own;
+  if (!own.codes.Allocate(cells * static_cast<size_t>(packed->group_bytes()))) return false;
+  if (!own.scales.Allocate(cells * kRows * sizeof(float))) return false;
+  packed->codes = own.codes.data();
+  packed->scales = reinterpret_cast<const float*>(own.scales.data());
+  if (stored.zero_points != nullptr) {
+    if (!own.zero_points.Allocate(cells * kRows)) return false;
+    packed->zero_points = own.zero_points.data();
+    std::memset(own.zero_points.data(), 0, own.zero_points.size());
   }
-  packed->blocks = (packed->rows + kRows - 1) / kRows;
-  const size_t cells = static_cast<size_t>(packed->blocks * packed->groups);
-  if (!packed->codes.Allocate(cells * packed->group_bytes())) return false;
-  if (!packed->scales.Allocate(cells * kRows * sizeof(float))) return false;
-  if (!symmetric && !packed->zero_points.Allocate(cells * kRows)) return false;
   // What fills up: bits that PackRow adds to, and rows and codes that are not there.
-  const bool filled = std::all_of(matrices, matrices + count, [](const StoredWeights& matrix) {
-    return IsWhole(matrix) && matrix.n % kPairRows == 0;
-  });
-  if (!filled) std::memset(packed->codes.data(), 0, packed->codes.size());
-  std::memset(packed->scales.data(), 0, packed->scales.size());
-  if (!symmetric) std::memset(packed->zero_points.data(), 0, packed->zero_points.size());
-  packed->one_scale = symmetric && std::all_of(matrices, matrices + count, HasOneScale);
-  for (size_t i = 0; i < count; ++i) PackMatrix(matrices[i], first_rows[i], packed);
+  if (!IsWhole(stored) || stored.n % kRows != 0) std::memset(own.codes.data(), 0, own.codes.size());
+  std::memset(own.scales.data(), 0, own.scales.size());
+  PackRows(stored, packed);
+  packed->one_scale = HasOneScale(*packed);
   return true;
 }
 

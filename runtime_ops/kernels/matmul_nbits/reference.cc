@@ -79,7 +79,6 @@ void QuantizeReference(const void* x, const PackedWeights& weights, Activations*
 void MultiplyReference(const Activations& x, const PackedWeights& weights, const Columns& columns,
                        int64_t begin, int64_t end, uint8_t*) {
   const int64_t group = weights.group, groups = weights.groups;
-  const float* scales = reinterpret_cast<const float*>(weights.scales.data());
   for (int64_t n = begin * kPairRows; n < std::min(end * kPairRows, columns.end); ++n) {
     const int64_t block = n / kRows;
     const int lane = static_cast<int>(n % kRows);
@@ -91,17 +90,16 @@ void MultiplyReference(const Activations& x, const PackedWeights& weights, const
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t cell = block * groups + g, of_x = tile * x.height * groups + g * rows + row;
         int32_t sum = x.sums[of_x];
-        if (!weights.symmetric()) sum *= weights.zero_points.data()[cell * kRows + lane];
+        if (!weights.symmetric()) sum *= weights.zero_points[cell * kRows + lane];
         for (int64_t k = 0; k < group; ++k) {
-          const int code =
-              CodeAt(weights.codes.data() + cell * weights.group_bytes(), group, weights.bits, k, lane);
+          const int code = CodeAt(weights.codes + cell * weights.group_bytes(), group, weights.bits, k, lane);
           sum += codes[((g * (group / 4) + k / 4) * rows + row) * 4 + k % 4] *
                  (weights.has_table ? weights.table[code] : code);
         }
-        total += static_cast<float>(sum) * (x.scales[of_x] * scales[cell * kRows + lane]);
+        total += static_cast<float>(sum) * (x.scales[of_x] * weights.scales[cell * kRows + lane]);
       }
-      const int64_t at = m * columns.stride + n - columns.first;
-      for (const float* added : columns.added) total += added == nullptr ? 0 : added[n - columns.first];
+      const int64_t at = m * columns.stride + n;
+      for (const float* added : columns.added) total += added == nullptr ? 0 : added[n];
       if (columns.gated) total *= columns.y[at] / (1.0f + std::exp(-columns.y[at]));
       columns.y[at] = columns.residual == nullptr ? total : total + columns.residual[at];
     }

@@ -38,9 +38,9 @@ struct Strip {
       // Of an odd number of blocks the last one is taken twice, and stored once.
       const int64_t row = index * kRowsOfStrip + v * Isa::kLanes, lane = row % kRows;
       const int64_t cell = Least(row / kRows, weights.blocks - 1) * weights.groups + first_group;
-      codes[v] = weights.codes.data() + cell * group_bytes + lane * 4;
-      scales[v] = reinterpret_cast<const float*>(weights.scales.data()) + cell * kRows + lane;
-      zero_points[v] = weights.symmetric() ? nullptr : weights.zero_points.data() + cell * kRows + lane;
+      codes[v] = weights.codes + cell * group_bytes + lane * 4;
+      scales[v] = weights.scales + cell * kRows + lane;
+      zero_points[v] = weights.symmetric() ? nullptr : weights.zero_points + cell * kRows + lane;
     }
   }
 };
