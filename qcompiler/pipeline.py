@@ -12,6 +12,7 @@ from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.assign_bits import AssignBits, MixedResult
 from qcompiler.passes.expand_gemm import ExpandGemm
+from qcompiler.passes.fuse_followers import FuseFollowers
 from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.lower_with_offsets import LowerWithOffsets
 from qcompiler.passes.normalize import Normalize
@@ -146,7 +147,8 @@ def left_plain(passes: list[NamedPass]) -> list[str]:
         line
         for entry in passes
         if isinstance(
-            entry.run, (LowerWithOffsets, StoreThreeBits, UseOwnCodebooks, UseOwnGathers, UseOwnKernels)
+            entry.run,
+            (FuseFollowers, LowerWithOffsets, StoreThreeBits, UseOwnCodebooks, UseOwnGathers, UseOwnKernels),
         )
         for line in entry.run.left
     ]

@@ -14,12 +14,15 @@ constexpr char kDomain[] = "ai.qcompiler";
 
 // Every operator of the domain.
 constexpr const OrtCustomOp* (*kOps[])(const OrtApi* api, bool infers_shapes) = {
-    qcompiler::DynamicQuantMatMulOp, qcompiler::GatherNBitsOp,       qcompiler::GatherNBitsHalfOp,
-    qcompiler::MatMul3BitsOp,        qcompiler::MatMul3BitsAddOp,    qcompiler::MatMul3BitsPairOp,
-    qcompiler::MatMul3BitsSwiGluOp,  qcompiler::MatMul3BitsTripleOp, qcompiler::MatMulCodebookOp,
-    qcompiler::MatMulNBitsOp,        qcompiler::MatMulNBitsAddOp,    qcompiler::MatMulNBitsPairOp,
-    qcompiler::MatMulNBitsSwiGluOp,  qcompiler::MatMulNBitsTripleOp, qcompiler::QLinearMatMulOp,
-    qcompiler::SparseMatMulOp,       qcompiler::SparseMatMulHalfOp,
+    qcompiler::DynamicQuantMatMulOp,   qcompiler::GatherNBitsOp,       qcompiler::GatherNBitsHalfOp,
+    qcompiler::MatMul3BitsOp,          qcompiler::MatMul3BitsAddOp,    qcompiler::MatMul3BitsFastGeluOp,
+    qcompiler::MatMul3BitsGeluOp,      qcompiler::MatMul3BitsPairOp,   qcompiler::MatMul3BitsQuickGeluOp,
+    qcompiler::MatMul3BitsReluOp,      qcompiler::MatMul3BitsSwiGluOp, qcompiler::MatMul3BitsTripleOp,
+    qcompiler::MatMulCodebookOp,       qcompiler::MatMulNBitsOp,       qcompiler::MatMulNBitsAddOp,
+    qcompiler::MatMulNBitsFastGeluOp,  qcompiler::MatMulNBitsGeluOp,   qcompiler::MatMulNBitsPairOp,
+    qcompiler::MatMulNBitsQuickGeluOp, qcompiler::MatMulNBitsReluOp,   qcompiler::MatMulNBitsSwiGluOp,
+    qcompiler::MatMulNBitsTripleOp,    qcompiler::QLinearMatMulOp,     qcompiler::SparseMatMulOp,
+    qcompiler::SparseMatMulHalfOp,
 };
 
 // Before 1.24 ONNX Runtime crashes when it is about to ask for the shapes of a node that leaves out an

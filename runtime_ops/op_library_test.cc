@@ -95,9 +95,11 @@ void SharesOneDomainBetweenSessions() {
   std::string names;
   for (const OrtCustomOp* op : a.domain->ops) names += std::string(op->GetName(op)) + " ";
   CHECK(names ==
-        "DynamicQuantMatMul GatherNBits GatherNBits MatMul3Bits MatMul3BitsAdd MatMul3BitsPair "
-        "MatMul3BitsSwiGlu MatMul3BitsTriple MatMulCodebook MatMulNBits MatMulNBitsAdd "
-        "MatMulNBitsPair MatMulNBitsSwiGlu MatMulNBitsTriple QLinearMatMul SparseMatMul SparseMatMul ");
+        "DynamicQuantMatMul GatherNBits GatherNBits MatMul3Bits MatMul3BitsAdd MatMul3BitsFastGelu "
+        "MatMul3BitsGelu MatMul3BitsPair MatMul3BitsQuickGelu MatMul3BitsRelu MatMul3BitsSwiGlu "
+        "MatMul3BitsTriple MatMulCodebook MatMulNBits MatMulNBitsAdd MatMulNBitsFastGelu "
+        "MatMulNBitsGelu MatMulNBitsPair MatMulNBitsQuickGelu MatMulNBitsRelu MatMulNBitsSwiGlu "
+        "MatMulNBitsTriple QLinearMatMul SparseMatMul SparseMatMul ");
   for (const OrtCustomOp* op : a.domain->ops) CHECK(op->InferOutputShapeFn == nullptr);  // from 1.24 on
 }
 

@@ -76,7 +76,8 @@ struct OrtApi {
   OrtUnusedSlot unused_64[1];
   // A new info, the caller's to release.
   OrtStatus* (*GetTensorTypeAndShape)(const OrtValue* value, OrtTensorTypeAndShapeInfo** info);
-  OrtUnusedSlot unused_66[20];
+  OrtUnusedSlot unused_66[19];
+  OrtStatus* (*KernelInfoGetAttribute_float)(const OrtKernelInfo* info, const char* name, float* value);
   OrtStatus* (*KernelInfoGetAttribute_int64)(const OrtKernelInfo* info, const char* name, int64_t* value);
   OrtUnusedSlot unused_87[1];
   OrtStatus* (*KernelContext_GetInputCount)(const OrtKernelContext* context, size_t* count);
@@ -173,6 +174,7 @@ QCOMPILER_ASSERT_SLOT(GetDimensionsCount, 61);
 QCOMPILER_ASSERT_SLOT(GetDimensions, 62);
 QCOMPILER_ASSERT_SLOT(GetSymbolicDimensions, 63);
 QCOMPILER_ASSERT_SLOT(GetTensorTypeAndShape, 65);
+QCOMPILER_ASSERT_SLOT(KernelInfoGetAttribute_float, 85);
 QCOMPILER_ASSERT_SLOT(KernelInfoGetAttribute_int64, 86);
 QCOMPILER_ASSERT_SLOT(KernelContext_GetInputCount, 88);
 QCOMPILER_ASSERT_SLOT(KernelContext_GetInput, 90);

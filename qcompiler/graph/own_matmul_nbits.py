@@ -9,7 +9,8 @@ for each row and block of weights, blocks of more than 128 in parts.
 
 ``MatMulNBitsPair`` and ``MatMulNBitsTriple`` are two and three of them on one x, which is rounded once: inputs x, then codes, scales,
 zero_points and bias of each; K, bits and block_size are the same for all, and N_0, N_1, N_2 the columns of each output.
-``MatMulNBitsAdd`` and ``MatMulNBitsSwiGlu`` take in what follows products in a decoder.
+``MatMulNBitsAdd`` and ``MatMulNBitsSwiGlu`` take in what follows products in a decoder, ``MatMulNBitsRelu``, ``Gelu``, ``FastGelu`` and
+``QuickGelu`` (attribute alpha) an activation: y = f(product + bias), as ``graph.activation`` has them.
 
 ``MatMul3Bits``, ``MatMul3BitsPair`` and ``MatMul3BitsTriple`` are the same of 3 bits: codes uint8 [N, G, block_size 3 / 8] as
 ``quant.three_bits`` has them; zero_points uint8 [N, ceil(G / 2)], of 4 bits and twice as large, or none for 4.
@@ -24,6 +25,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.graph import three_bits_body
+from qcompiler.graph.activation import ALPHA, KINDS, Kind, body_nodes
 from qcompiler.graph.kernel_node import DOMAIN as STOCK_DOMAIN
 from qcompiler.graph.operator_body import OUR_DOMAIN, provide_body
 from qcompiler.graph.quantized import KEYS
@@ -63,10 +65,19 @@ def with_gate(base: str = OP) -> str:
     return base + _SWIGLU
 
 
+def with_activation(kind: Kind, base: str = OP) -> str:
+    """That for one product and a function of what it and its bias make."""
+    return base + kind
+
+
 PRODUCTS = {
     base + kind: number
     for base in (OP, THREE)
-    for kind, number in (*((kind, number) for number, kind in _NUMBERS.items()), (_ADD, 1), (_SWIGLU, 2))
+    for kind, number in (
+        *((kind, number) for number, kind in _NUMBERS.items()),
+        *((kind, 1) for kind in (_ADD, *KINDS)),
+        (_SWIGLU, 2),
+    )
 }
 """All of them, with how many products they are."""
 
@@ -81,8 +92,9 @@ def provide(model: ir.Model, op: str = OP) -> None:
     provide_body(model, op, _body(op))
 
 
-_ENDS = {
+_ENDS: dict[str, str] = {
     _ADD: "y = Add (y_0, residual)",
+    **{kind: body_nodes(kind) for kind in KINDS},
     _SWIGLU: "sigmoid = Sigmoid (y_0) gate = Mul (y_0, sigmoid) y = Mul (gate, y_1)",
 }
 """The nodes behind the products, of operators whose outputs are not the products themselves."""
@@ -105,9 +117,10 @@ def _body(op: str) -> str:
     columns = ", ".join(columns_attribute(op, i) for i in numbers)
     outputs = "y" if end else ", ".join(f"y_{i}" for i in numbers)
     residual = ", residual" if op.endswith(_ADD) else ""
+    alpha = f", {ALPHA}" if end and f"@{ALPHA}" in end else ""
     return f"""
 <domain: "{OUR_DOMAIN}", opset_import: ["" : 21, "{STOCK_DOMAIN}" : 1]>
-{op} <K, {columns}, bits, block_size> (x, {inputs}{residual}) => ({outputs}) {{{once}{nodes}
+{op} <K, {columns}, bits, block_size{alpha}> (x, {inputs}{residual}) => ({outputs}) {{{once}{nodes}
     {end or ""}
 }}
 """

@@ -133,6 +133,13 @@ OrtStatus* GetAttribute(const OrtKernelInfo* info, const char* name, int64_t* va
   *value = *attribute.value;
   return nullptr;
 }
+OrtStatus* GetFloatAttribute(const OrtKernelInfo* info, const char* name, float* value) {
+  MAY_FAIL();
+  const OrtOpAttr& attribute = Of(info)->Attribute(name);
+  if (!attribute.value) return Refuse("no such attribute");
+  std::memcpy(value, &*attribute.value, sizeof(*value));  // any bits: NaN and infinity too
+  return nullptr;
+}
 OrtStatus* GetInputCount(const OrtKernelInfo* info, size_t* count) {
   MAY_FAIL();
   *count = Of(info)->inputs.size();
@@ -242,6 +249,7 @@ OrtApi MakeApi() {
   api.GetDimensions = GetDimensions;
   api.GetSymbolicDimensions = GetSymbolicDimensions;
   api.GetTensorTypeAndShape = GetTensorTypeAndShape;
+  api.KernelInfoGetAttribute_float = GetFloatAttribute;
   api.KernelInfoGetAttribute_int64 = GetAttribute;
   api.KernelInfo_GetInputCount = GetInputCount;
   api.KernelInfo_GetInputName = GetInputName;

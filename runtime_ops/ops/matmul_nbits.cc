@@ -13,6 +13,7 @@
 namespace qcompiler {
 namespace {
 
+using matmul_nbits::Activation;
 using matmul_nbits::Rounding;
 
 constexpr size_t kX = 0;
@@ -27,6 +28,7 @@ struct Form {
   bool gated = false;  // the two products make one output
   bool adds = false;   // there is a residual, behind the first product's bias
   bool three = false;  // of 3 bits, under a name of its own, since what makes 4 of them is in the body
+  Activation activation = Activation::kNone;
 };
 
 constexpr Form kAlone = {"MatMulNBits"}, kPair = {"MatMulNBitsPair", 2}, kTriple = {"MatMulNBitsTriple", 3},
@@ -38,6 +40,18 @@ constexpr Form kAlone = {"MatMulNBits"}, kPair = {"MatMulNBitsPair", 2}, kTriple
                kThreeTriple = {"MatMul3BitsTriple", 3, Rounding::kByGroup, false, false, true},
                kThreeAdd = {"MatMul3BitsAdd", 1, Rounding::kByGroup, false, true, true},
                kThreeSwiGlu = {"MatMul3BitsSwiGlu", 2, Rounding::kByGroup, true, false, true};
+
+constexpr Form Activated(const char* name, Activation activation, bool three = false) {
+  return {name, 1, Rounding::kByGroup, false, false, three, activation};
+}
+constexpr Form kRelu = Activated("MatMulNBitsRelu", Activation::kRelu),
+               kGelu = Activated("MatMulNBitsGelu", Activation::kGelu),
+               kFastGelu = Activated("MatMulNBitsFastGelu", Activation::kFastGelu),
+               kQuickGelu = Activated("MatMulNBitsQuickGelu", Activation::kQuickGelu),
+               kThreeRelu = Activated("MatMul3BitsRelu", Activation::kRelu, true),
+               kThreeGelu = Activated("MatMul3BitsGelu", Activation::kGelu, true),
+               kThreeFastGelu = Activated("MatMul3BitsFastGelu", Activation::kFastGelu, true),
+               kThreeQuickGelu = Activated("MatMul3BitsQuickGelu", Activation::kQuickGelu, true);
 
 template <const Form& kForm>
 class MatMulNBits {
@@ -91,8 +105,10 @@ OrtStatus* MatMulNBits<kForm>::Create(const OrtApi* api, const OrtKernelInfo* in
     return node_.Refuse("N_0 is " + std::to_string(parts.front().rows) + ", but N_1 " +
                         std::to_string(parts.back().rows) + "; they have to be the same");
   }
-  return product_.Create(node_, std::move(parts), {kForm.rounding, 0, 0},
-                         {kForm.gated, kForm.adds ? kResidual : Product::kNone});
+  ProductOutput output{kForm.gated, kForm.adds ? kResidual : Product::kNone, kForm.activation};
+  if (kForm.activation == Activation::kQuickGelu)
+    QCOMPILER_TRY(node_.Attribute(info, "alpha", &output.alpha));
+  return product_.Create(node_, std::move(parts), {kForm.rounding, 0, 0}, output);
 }
 
 template <const Form& kForm>
@@ -136,6 +152,30 @@ const OrtCustomOp* MatMul3BitsSwiGluOp(const OrtApi* api, bool infers_shapes) {
 }
 const OrtCustomOp* MatMul3BitsTripleOp(const OrtApi* api, bool infers_shapes) {
   return CustomOp<MatMulNBits<kThreeTriple>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMulNBitsReluOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<kRelu>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMulNBitsGeluOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<kGelu>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMulNBitsFastGeluOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<kFastGelu>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMulNBitsQuickGeluOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<kQuickGelu>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMul3BitsReluOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<kThreeRelu>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMul3BitsGeluOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<kThreeGelu>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMul3BitsFastGeluOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<kThreeFastGelu>>::Get(api, infers_shapes);
+}
+const OrtCustomOp* MatMul3BitsQuickGeluOp(const OrtApi* api, bool infers_shapes) {
+  return CustomOp<MatMulNBits<kThreeQuickGelu>>::Get(api, infers_shapes);
 }
 const OrtCustomOp* DynamicQuantMatMulOp(const OrtApi* api, bool infers_shapes) {
   return CustomOp<MatMulNBits<kByRow>>::Get(api, infers_shapes);

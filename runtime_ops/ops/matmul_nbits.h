@@ -1,7 +1,8 @@
 // ai.qcompiler::MatMulNBits: y = x W^T, W of 2, 3, 4 or 8 bits with a scale for each group.
 // ai.qcompiler::MatMulNBitsPair, MatMulNBitsTriple: two or three of them on one x, which is quantized once.
 // ai.qcompiler::MatMulNBitsAdd, MatMulNBitsSwiGlu: with what follows them in a decoder.
-// ai.qcompiler::MatMul3Bits and so on: all of the above of 3 bits alone.
+// ai.qcompiler::MatMulNBitsRelu, MatMulNBitsGelu, MatMulNBitsFastGelu, MatMulNBitsQuickGelu: with an
+// activation. ai.qcompiler::MatMul3Bits and so on: all of the above of 3 bits alone.
 // ai.qcompiler::DynamicQuantMatMul: the same with a scale for each row of x.
 #ifndef QCOMPILER_RUNTIME_OPS_OPS_MATMUL_NBITS_H_
 #define QCOMPILER_RUNTIME_OPS_OPS_MATMUL_NBITS_H_
@@ -25,11 +26,20 @@ const OrtCustomOp* MatMulNBitsTripleOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMulNBitsAddOp(const OrtApi* api, bool infers_shapes);
 // Inputs as of the pair, N_0 = N_1: y = second silu(first), silu(v) = v / (1 + exp(-v)).
 const OrtCustomOp* MatMulNBitsSwiGluOp(const OrtApi* api, bool infers_shapes);
+// y = f(product + bias): see matmul_nbits::Activation; QuickGelu has an attribute `alpha`, a finite float.
+const OrtCustomOp* MatMulNBitsReluOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMulNBitsGeluOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMulNBitsFastGeluOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMulNBitsQuickGeluOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMul3BitsOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMul3BitsAddOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMul3BitsPairOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMul3BitsSwiGluOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* MatMul3BitsTripleOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMul3BitsReluOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMul3BitsGeluOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMul3BitsFastGeluOp(const OrtApi* api, bool infers_shapes);
+const OrtCustomOp* MatMul3BitsQuickGeluOp(const OrtApi* api, bool infers_shapes);
 // With x rounded to 8 bits with one scale for each row, in place of one for each row and block.
 const OrtCustomOp* DynamicQuantMatMulOp(const OrtApi* api, bool infers_shapes);
 

@@ -1,6 +1,7 @@
 #include "ops/node.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/float16.h"
 
@@ -26,6 +27,15 @@ OrtStatus* Node::Attribute(const OrtKernelInfo* info, const char* name, int64_t 
   if (*value >= least && *value <= most) return nullptr;
   return Refuse(std::string("attribute ") + name + " is " + std::to_string(*value) + "; from " +
                 std::to_string(least) + " to " + std::to_string(most) + " is possible");
+}
+
+OrtStatus* Node::Attribute(const OrtKernelInfo* info, const char* name, float* value) const {
+  if (OrtStatus* status = api_->KernelInfoGetAttribute_float(info, name, value)) {
+    api_->ReleaseStatus(status);
+    return Refuse(std::string("attribute ") + name + " is missing or not a float");
+  }
+  if (std::isfinite(*value)) return nullptr;
+  return Refuse(std::string("attribute ") + name + " is not finite");
 }
 
 OrtStatus* Node::IsThere(const OrtKernelInfo* info, size_t index, bool* there) const {

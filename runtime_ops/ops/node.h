@@ -29,6 +29,8 @@ class Node {
   // An attribute that has to be there.
   OrtStatus* Attribute(const OrtKernelInfo* info, const char* name, int64_t least, int64_t most,
                        int64_t* value) const;
+  // The same of a number that has to be finite.
+  OrtStatus* Attribute(const OrtKernelInfo* info, const char* name, float* value) const;
   // Whether an optional input is there.
   OrtStatus* IsThere(const OrtKernelInfo* info, size_t index, bool* there) const;
   // An input that has to be constant.

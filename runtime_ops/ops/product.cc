@@ -45,7 +45,7 @@ struct Share {
   const void* x;
   int64_t first_row;  // of x in y
   const Product::Output* outputs;
-  bool gated;
+  const ProductOutput* output;
   BufferPool* panels;
   int64_t pairs;  // that tasks share out
   int64_t tasks;
@@ -77,12 +77,14 @@ void MultiplyShare(void* data, size_t i) {
     columns.added[0] = output.bias;
     columns.added[1] = output.correction;
     columns.residual = output.residual == nullptr ? nullptr : output.residual + skipped;
-    columns.gated = share.gated && product == 1;
+    columns.gated = share.output->gated && product == 1;
+    columns.activation = share.output->activation;
+    columns.alpha = share.output->alpha;
     // Pairs are counted through all products, but a gate's columns are a task's of both: the first makes
     // them.
     const int64_t first = std::max<int64_t>(begin - before, 0),
                   last = std::min(end - before, columns.pairs());
-    if (!share.gated) before += columns.pairs();
+    if (!share.output->gated) before += columns.pairs();
     if (first >= last) continue;
     share.kernel->multiply(*share.activations, weights, columns, first, last, panel.data());
   }
@@ -213,8 +215,8 @@ OrtStatus* Product::MultiplyRows(const Node& node, const OrtKernelContext* conte
   for (const PackedWeights& weights : weights_) {
     if (!output_.gated || pairs == 0) pairs += (weights.blocks + 1) / 2;
   }
-  Share share{kernel_,       &weights_,         &activations, x, first_row, outputs,
-              output_.gated, &scratch_->panels, pairs,        1, {false}};
+  Share share{kernel_,  &weights_,         &activations, x, first_row, outputs,
+              &output_, &scratch_->panels, pairs,        1, {false}};
   const bool alone = context == nullptr || m * rows_ * weights_.front().k < kAlone || threads_ == 1;
   const auto run = [&](void (*function)(void*, size_t), int64_t items) {
     share.tasks = alone ? 1 : std::min(items, MostTasks(threads_));

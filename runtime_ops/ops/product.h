@@ -19,10 +19,12 @@ struct ProductInput {
   int zero_point = 0;
 };
 
-// What is done with products: nothing, or
+// What is done with products: nothing, or one of
 struct ProductOutput {
   bool gated = false;          // there are two, of as many columns, and y = second silu(first)
   size_t residual = SIZE_MAX;  // y += this input, of y's shape
+  matmul_nbits::Activation activation = matmul_nbits::Activation::kNone;
+  float alpha = 1;  // of it
 };
 
 class Product {

@@ -125,8 +125,17 @@ struct Activations {
   }
 };
 
+// What becomes of a product: activation.h says how exactly.
+enum class Activation {
+  kNone,
+  kRelu,       // max(v, 0)
+  kGelu,       // v (1 + erf(v / sqrt(2))) / 2
+  kFastGelu,   // v (1 + tanh(sqrt(2 / pi) (v + 0.044715 v^3))) / 2
+  kQuickGelu,  // v / (1 + exp(-alpha v))
+};
+
 // Where columns of y go, of row m and column n, 0 <= n < end, to y[m * stride + n], and what is done to them
-// on the way there: y = (product + bias) silu(gate) + residual, silu(v) = v / (1 + exp(-v)).
+// on the way there: y = activation(product + bias) silu(gate) + residual, silu(v) = v / (1 + exp(-v)).
 struct Columns {
   float* y;
   int64_t stride;
@@ -134,6 +143,8 @@ struct Columns {
   const float* added[2] = {};       // [end] each, or nullptr: the bias is their sum
   const float* residual = nullptr;  // where y is: row m at m * stride, or nullptr
   bool gated = false;               // y holds the gate
+  Activation activation = Activation::kNone;
+  float alpha = 1;  // finite
 
   int64_t pairs() const { return (end + kPairRows - 1) / kPairRows; }
 };

@@ -169,6 +169,104 @@ void CheckFinish(const Kernel& kernel, const Kernel& reference) {
   }
 }
 
+struct Function {
+  Activation activation;
+  float alpha;
+};
+constexpr Function kFunctions[] = {{Activation::kRelu, 1.0f},        {Activation::kGelu, 1.0f},
+                                   {Activation::kFastGelu, 1.0f},    {Activation::kQuickGelu, 1.0f},
+                                   {Activation::kQuickGelu, 1.702f}, {Activation::kQuickGelu, -0.5f},
+                                   {Activation::kQuickGelu, 1e-30f}, {Activation::kQuickGelu, 3e38f}};
+
+// The functions that matmul_nbits.h names, without the cancellations that their formulas have.
+double Defined(const Function& function, double v) {
+  switch (function.activation) {
+    case Activation::kRelu:
+      return v < 0 ? 0 : v;
+    case Activation::kGelu:
+      return v * (0.5 * std::erfc(-v * std::sqrt(0.5)));
+    case Activation::kFastGelu:
+      return v / (1 + std::exp(-2 * std::sqrt(2 / std::acos(-1.0)) * (v + 0.044715 * v * v * v)));
+    case Activation::kQuickGelu:
+      return v / (1 + std::exp(-static_cast<double>(function.alpha) * v));
+    case Activation::kNone:
+      break;
+  }
+  return v;
+}
+
+// Activations of numbers from far below 0 to far above, which come as the bias of a product that is 0.
+void CheckActivations(const Kernel& kernel) {
+  std::vector<float> values = {0.0f, -0.0f, 1e-45f, -1e-45f, 3.4e38f, -3.4e38f, INFINITY, -INFINITY, NAN};
+  for (float size = 1e-30f; size < 1e30f; size *= 1.37f) {
+    values.push_back(size);
+    values.push_back(-size);
+  }
+  for (int i = -120000; i <= 120000; ++i) values.push_back(static_cast<float>(i) * 1e-3f);
+  const int64_t n = static_cast<int64_t>(values.size());
+  Problem problem({n, 16, 16, 4, true, 1});
+  std::fill(problem.x.begin(), problem.x.end(), 0.0f);
+  PackedWeights weights;
+  if (!Pack(problem.stored, &weights)) std::abort();
+  for (const Function& function : kFunctions) {
+    std::vector<float> y(values.size());
+    Columns columns{y.data(), n, n};
+    columns.added[0] = values.data();
+    columns.activation = function.activation;
+    columns.alpha = function.alpha;
+    RunInto(kernel, problem, weights, columns);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const double v = static_cast<double>(values[i]), expected = Defined(function, v);
+      const double found = static_cast<double>(y[i]);
+      const double allowed = function.activation == Activation::kRelu
+                                 ? 0
+                                 : 3 * kEpsilon * std::fabs(v) + std::numeric_limits<float>::denorm_min();
+      // Infinities as they are: their difference is none.
+      if (std::isnan(expected) ? std::isnan(found)
+                               : found == expected || std::fabs(found - expected) <= allowed)
+        continue;
+      std::printf("%s: activation %d (alpha %g) of %.9g is %.9g and should be %.9g\n", kernel.name,
+                  static_cast<int>(function.activation), static_cast<double>(function.alpha), v, found,
+                  expected);
+      ++failures;
+      break;
+    }
+  }
+}
+
+// Activations of products with a bias, for every remainder of columns.
+void CheckActivated(const Kernel& kernel, const Kernel& reference) {
+  for (const int64_t n : {1, 15, 16, 33, 150}) {
+    for (const int64_t m : {1, 30}) {
+      const Problem problem({n, 70, 32, 4, false, m});
+      std::vector<float> bias(static_cast<size_t>(n));
+      std::mt19937 random(11);
+      std::normal_distribution<float> normal;
+      for (float& value : bias) value = normal(random);
+      PackedWeights weights;
+      if (!Pack(problem.stored, &weights)) std::abort();
+      for (const Function& function : kFunctions) {
+        if (std::fabs(function.alpha) > 2) continue;  // as steep as a step: it magnifies a rounding
+        std::vector<float> found[2];
+        for (int i = 0; i < 2; ++i) {
+          std::vector<float>& y = found[i];
+          y.assign(static_cast<size_t>(m * n), -1.0f);
+          Columns columns{y.data(), n, n};
+          columns.added[0] = bias.data();
+          columns.activation = function.activation;
+          columns.alpha = function.alpha;
+          RunInto(i == 0 ? kernel : reference, problem, weights, columns);
+        }
+        // A product's groups as elsewhere, twice, as the functions are steeper than 1 (at most 1.2), and
+        // their own 3 epsilons on either side. Sums are below twice the largest output, unless none is above
+        // 0.
+        Compare(kernel.name, problem.shape, found[0], found[1],
+                2 * (4.0 * static_cast<double>(weights.groups) + 6.0));
+      }
+    }
+  }
+}
+
 // The largest sums there are: activations all alike or of alternating sign, codes and zero points at their
 // ends.
 void CheckExtremes(const std::vector<const Kernel*>& kernels, const Kernel& reference) {
@@ -266,6 +364,8 @@ int Main() {
     CheckNonFinite(*kernel);
     CheckMiddle(*kernel);
     CheckFinish(*kernel, reference);
+    CheckActivations(*kernel);
+    CheckActivated(*kernel, reference);
   }
   if (failures == 0) std::printf("%zu kernels agree with the reference\n", kernels.size() - 1);
   return failures == 0 ? 0 : 1;

@@ -34,6 +34,22 @@ float Largest(const float* x, int64_t count) {
   return largest;
 }
 
+float Activate(float v, Activation activation, float alpha) {
+  switch (activation) {
+    case Activation::kRelu:
+      return v < 0 ? 0 : v;  // NaN is not below
+    case Activation::kGelu:
+      return 0.5f * v * (1.0f + std::erf(v * 0.70710678118654752f));
+    case Activation::kFastGelu:
+      return 0.5f * v * (1.0f + std::tanh(0.79788456080286536f * (v + 0.044715f * v * v * v)));
+    case Activation::kQuickGelu:
+      return v / (1.0f + std::exp(-alpha * v));
+    case Activation::kNone:
+      break;
+  }
+  return v;
+}
+
 }  // namespace
 
 void QuantizeReference(const void* x, const PackedWeights& weights, Activations* out, int64_t begin,
@@ -100,6 +116,7 @@ void MultiplyReference(const Activations& x, const PackedWeights& weights, const
       }
       const int64_t at = m * columns.stride + n;
       for (const float* added : columns.added) total += added == nullptr ? 0 : added[n];
+      total = Activate(total, columns.activation, columns.alpha);
       if (columns.gated) total *= columns.y[at] / (1.0f + std::exp(-columns.y[at]));
       columns.y[at] = columns.residual == nullptr ? total : total + columns.residual[at];
     }

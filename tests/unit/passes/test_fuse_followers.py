@@ -1,4 +1,4 @@
-"""FuseFollowers: gates and residuals that become part of a product's node, and those that do not."""
+"""FuseFollowers: gates, residuals and activations that become part of a product's node, and those that do not."""
 
 import numpy as np
 import onnx
@@ -29,6 +29,8 @@ def _model(nodes: str, inputs: str = "float[M,32] x", outputs: str = "float[M,16
         constants[name] = rng.integers(0, 256, (n, 1, 32)).astype(np.uint8)
         constants[f"s{name}"] = rng.uniform(0.01, 0.02, (n, 1)).astype(np.float32)
         constants[f"b{name}"] = rng.standard_normal(n).astype(np.float32)
+    for name, number in (("root", 2**0.5), ("one", 1.0), ("half", 0.5)):
+        constants[name] = np.array(number, np.float32)
     used = {name: array for name, array in constants.items() if name in nodes}
     return make_model(f"g ({inputs}) => ({outputs}) {{ {nodes} }}", used, domains={"com.microsoft": 1})
 
@@ -120,3 +122,67 @@ def _shaped(model: ir.Model) -> ir.Model:
 def test_what_is_no_residual_stays(nodes: str, inputs: str) -> None:
     after, modified = apply_pass(FuseFollowers(), _ours(_model(nodes, inputs)))
     assert not modified and "MatMulNBits" in op_types(after) and "Add" in op_types(after)
+
+
+ACTIVATIONS = {
+    "Relu": ("y = Relu(ya)", 0.0),
+    "Gelu": ("d = Div(ya, root) e = Erf(d) p = Add(e, one) m = Mul(ya, p) y = Mul(m, half)", 1e-6),
+    "FastGelu": ('y = Gelu <approximate = "tanh"> (ya)', 1e-6),
+    "QuickGelu": ("s = Sigmoid(ya) y = Mul(s, ya)", 1e-6),
+}  # with how far ONNX Runtime's functions may be from those that it fuses of their nodes, relative to the largest
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("bias", ["", ", , , ba"])
+def test_an_activation_becomes_part_of_its_product(kind: str, bias: str) -> None:
+    nodes, tolerance = ACTIVATIONS[kind]
+    model = _model(f"{_product('a', more=bias)} {nodes}")
+    entry = FuseFollowers()
+    after, modified = apply_pass(entry, _ours(model))
+    assert modified and op_types(after) == [f"MatMulNBits{kind}"] and not entry.left
+    assert [lowered.operator for lowered in entry.lowered] == [f"ai.qcompiler::MatMulNBits{kind}"]
+    assert [function.name for function in after.functions.values()] == [f"MatMulNBits{kind}"]
+    alpha = after.graph[0].attributes.get("alpha")
+    assert (alpha is not None and alpha.as_float() == 1.0) if kind == "QuickGelu" else alpha is None
+    assert_equal_outputs(run(model, _feeds()), run(after, _feeds()), tolerance)
+    assert [weight.name for weight in read_products(after)] == ["a"]
+    again = FuseFollowers()
+    assert not apply_pass(again, after)[1] and not again.left
+
+
+def test_one_of_three_bits_too() -> None:
+    before = _ours(_model(f"{_product('a')} y = Relu(ya)"))
+    before.graph[0].op_type = "MatMul3Bits"
+    after, modified = apply_pass(FuseFollowers(), before)
+    assert modified and op_types(after) == ["MatMul3BitsRelu"]
+    assert "MatMul3BitsRelu" in [function.name for function in after.functions.values()]
+
+
+def test_a_gate_goes_before_the_activation_in_it() -> None:
+    after, _ = apply_pass(FuseFollowers(), _ours(_model(f"{_product('a')} {_product('b')} {GATED}")))
+    assert op_types(after) == ["MatMulNBitsSwiGlu"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "said"),
+    [
+        (
+            f"{_product('a')} s = Sigmoid(ya) y = Mul(s, ya) z = Neg(ya)", "float[M,16] y, float[M,16] z",
+            "MatMulNBits: what its QuickGelu is made of is read by another node too, or an output; it stays behind its product",
+        ),
+        (
+            f"{_product('a')} y = Relu(ya)", "float[M,16] y, float[M,16] ya",
+            "MatMulNBits: what its Relu is made of is read by another node too, or an output; it stays behind its product",
+        ),
+        (
+            f"{_product('a')} {_product('b')} g = Relu(ya) y = Mul(g, yb)", "float[M,16] y",
+            "MatMulNBits + MatMulNBits: its Relu follows one of several products on the same activations, which are one node; "
+            "it stays behind its product",
+        ),
+    ],
+    ids=["read elsewhere", "an output", "of a pair"],
+)  # fmt: skip
+def test_an_activation_that_stays_is_told(nodes: str, outputs: str, said: str) -> None:
+    entry = FuseFollowers()
+    _, modified = apply_pass(entry, _ours(_model(nodes, outputs=outputs)))
+    assert not modified and entry.left == [said]
