@@ -38,7 +38,10 @@ class GatherNBits {
   OrtStatus* Gather(const OrtKernelContext* context, const Index* indices, int64_t count, Element* y) const;
 
   Node node_;
-  gather_nbits::Table table_{};  // the node's constants, where they are as long as the session lives
+  void GatherRow(int64_t row, Element* y) const;
+
+  gather_nbits::Table table_{};        // the node's constants, where they are as long as the session lives
+  matmul_nbits::PackedWeights lines_;  // or these, of Layout::kLines
   int64_t threads_ = 1;
 };
 
@@ -46,12 +49,19 @@ template <ONNXTensorElementDataType kType>
 OrtStatus* GatherNBits<kType>::Create(const OrtApi* api, const OrtKernelInfo* info) {
   QCOMPILER_TRY(node_.Open(api, info, kName));
   matmul_nbits::StoredWeights sizes{};
-  QCOMPILER_TRY(ReadWeightSizes(node_, info, "N", &sizes));
+  Layout layout = Layout::kRows;
+  QCOMPILER_TRY(ReadWeightSizes(node_, info, "N", &sizes, &layout));
   if (sizes.bits == 3) return node_.Refuse("bits are 3; 2, 4 and 8 are possible");
   table_.n = sizes.n;
   table_.k = sizes.k;
   table_.bits = sizes.bits;
   table_.block = sizes.group;
+  threads_ = Threads();
+  if (layout == Layout::kLines) {
+    WeightsOfNode weights;
+    QCOMPILER_TRY(weights.Read(node_, info, "N", kCodes));
+    return weights.Pack(node_, &lines_);
+  }
   const int64_t groups = table_.groups();
   Tensor codes, scales, zero_points;
   QCOMPILER_TRY(
@@ -66,8 +76,15 @@ OrtStatus* GatherNBits<kType>::Create(const OrtApi* api, const OrtKernelInfo* in
                                  table_.n * ((groups * table_.bits + 7) / 8), &zero_points));
     table_.zero_points = static_cast<const uint8_t*>(zero_points.data);
   }
-  threads_ = Threads();
   return nullptr;
+}
+
+template <ONNXTensorElementDataType kType>
+void GatherNBits<kType>::GatherRow(int64_t row, Element* y) const {
+  if constexpr (std::is_same_v<Element, float>) {  // the scales of lines are float32
+    if (lines_.codes != nullptr) return gather_nbits::GatherRow(lines_, row, y);
+  }
+  gather_nbits::GatherRow(table_, row, y);
 }
 
 template <ONNXTensorElementDataType kType>
@@ -105,7 +122,7 @@ OrtStatus* GatherNBits<kType>::Gather(const OrtKernelContext* context, const Ind
   const auto task = [&](int64_t i) {
     for (int64_t m = count * i / tasks; m < count * (i + 1) / tasks; ++m) {
       const int64_t row = indices[m] < 0 ? indices[m] + n : indices[m];
-      gather_nbits::GatherRow(table_, row, y + m * table_.k);
+      GatherRow(row, y + m * table_.k);
     }
   };
   return ShareOut(api(), context, tasks, task);

@@ -15,6 +15,8 @@ namespace qcompiler {
 // constant; zero_points uint8 [N, ceil(G bits / 8)], constant, optional (2^(bits - 1)). Attributes: K, N,
 // bits (2, 4, 8), block_size (a multiple of 16; the last block of a row may be short). Output: y [indices..,
 // K], of the type of the scales.
+// With the attribute layout = 1 (0 where it is left out) the table lies as products' kernels read it, with
+// float32 scales: see WeightsOfNode.
 const OrtCustomOp* GatherNBitsOp(const OrtApi* api, bool infers_shapes);
 const OrtCustomOp* GatherNBitsHalfOp(const OrtApi* api, bool infers_shapes);
 

@@ -31,6 +31,9 @@ class Node {
                        int64_t* value) const;
   // The same of a number that has to be finite.
   OrtStatus* Attribute(const OrtKernelInfo* info, const char* name, float* value) const;
+  // One that may be left out, for `otherwise`.
+  OrtStatus* Attribute(const OrtKernelInfo* info, const char* name, int64_t otherwise, int64_t least,
+                       int64_t most, int64_t* value) const;
   // Whether an optional input is there.
   OrtStatus* IsThere(const OrtKernelInfo* info, size_t index, bool* there) const;
   // An input that has to be constant.
@@ -43,6 +46,8 @@ class Node {
                             std::vector<float>* widened, const float** values) const;
 
  private:
+  OrtStatus* Check(const char* name, int64_t least, int64_t most, int64_t value) const;
+
   const OrtApi* api_ = nullptr;
   std::string name_;
 };

@@ -80,7 +80,43 @@ void GatherAny(const Table& table, int64_t row, Element* y) {
   }
 }
 
+// The first `count` codes of a row of a group, of which `line` points at its 4 bytes in the first line.
+template <int kBits>
+void UnpackLines(const uint8_t* line, int64_t count, int point, float scale, float* y) {
+  constexpr int kOfByte = 8 / kBits, kMask = (1 << kBits) - 1, kOfLine = 4 * kOfByte;
+  for (int64_t first = 0; first < count; first += kOfLine, line += matmul_nbits::kLine) {
+    float wide[kOfLine];
+    for (int i = 0; i < kOfLine; ++i) {
+      wide[i] = static_cast<float>((line[i % 4] >> (i / 4 * kBits) & kMask) - point) * scale;
+    }
+    std::copy_n(wide, std::min<int64_t>(kOfLine, count - first), y + first);
+  }
+}
+
+template <int kBits>
+void GatherLines(const matmul_nbits::PackedWeights& table, int64_t row, float* y) {
+  const int64_t block = row / matmul_nbits::kRows, lane = row % matmul_nbits::kRows;
+  for (int64_t g = 0; g < table.groups; ++g) {
+    const int64_t cell = block * table.groups + g, first = g * table.group;
+    const int64_t number = cell * matmul_nbits::kRows + lane;
+    const int point = table.symmetric() ? table.middle() : table.zero_points[number];
+    UnpackLines<kBits>(table.codes + cell * table.group_bytes() + lane * 4,
+                       std::min(table.group, table.k - first), point, table.scales[number], y + first);
+  }
+}
+
 }  // namespace
+
+void GatherRow(const matmul_nbits::PackedWeights& table, int64_t row, float* y) {
+  switch (table.bits) {
+    case 2:
+      return GatherLines<2>(table, row, y);
+    case 4:
+      return GatherLines<4>(table, row, y);
+    default:
+      return GatherLines<8>(table, row, y);
+  }
+}
 
 void GatherRow(const Table& table, int64_t row, float* y) { GatherAny(table, row, y); }
 void GatherRow(const Table& table, int64_t row, uint16_t* y) { GatherAny(table, row, y); }

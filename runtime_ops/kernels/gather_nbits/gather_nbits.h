@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "kernels/matmul_nbits/matmul_nbits.h"
+
 namespace qcompiler {
 namespace gather_nbits {
 
@@ -27,6 +29,9 @@ struct Table {
 // Row `row` into y [K]: float32, or float16 as bits.
 void GatherRow(const Table& table, int64_t row, float* y);
 void GatherRow(const Table& table, int64_t row, uint16_t* y);
+
+// The same from the lines of a product's kernels, of 2, 4 or 8 bits and without a table of numbers.
+void GatherRow(const matmul_nbits::PackedWeights& table, int64_t row, float* y);
 
 // The same, code by code: what GatherRow is tested against.
 void GatherRowReference(const Table& table, int64_t row, float* y);
