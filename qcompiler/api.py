@@ -115,6 +115,7 @@ def dry_run(
     output: str | os.PathLike[str] | None = None,
     target: str = "ort",
     function_body: bool = True,
+    mapped_weights: bool = False,
     settings: Sequence[str | Setting] = (),
     options: Options | None = None,
 ) -> DryRun:
@@ -124,7 +125,7 @@ def dry_run(
         QCompilerError: as ``compile``, but for what ``refusals`` says.
     """
     options = options or Options()
-    goal = find_target(target, function_body)
+    goal = find_target(target, function_body, mapped_weights)
     job = _look_up(model, recipe, settings, goal, output, calibration, tokenizer, options)
     run_passes(job.model, preparing_passes(job.recipe), [])
     planned = plan_weights(job.model, job.recipe)
@@ -154,6 +155,7 @@ def compile(
     output: str | os.PathLike[str] | None = None,
     target: str = "ort",
     function_body: bool = True,
+    mapped_weights: bool = False,
     settings: Sequence[str | Setting] = (),
     options: Options | None = None,
     progress: Progress | None = None,
@@ -168,7 +170,8 @@ def compile(
         tokenizer: tokenizer.json, for text; default: the one in the model's folder.
         output: folder; default ``./<stem>-<recipe>``.
         target: where it is to run; ``function_body=False`` (``--no-function-body``) leaves out what runs in place of our
-            operators where our library is not registered.
+            operators where our library is not registered, and ``mapped_weights=True`` (``--mapped-weights``) does so and
+            writes weights in the order of our kernels, which use them where the file is mapped.
         progress: called with (what is at hand, done, of how many).
         tell: called with a line on what becomes of an unfinished compile to the same place.
     Raises:
@@ -179,7 +182,7 @@ def compile(
     options = options or Options()
     progress = progress or (lambda what, done, total: None)
     tell = tell or (lambda line: None)
-    goal = find_target(target, function_body)
+    goal = find_target(target, function_body, mapped_weights)
     job = _look_up(model, recipe, settings, goal, output, calibration, tokenizer, options)
     loaded, resolved = job.model, job.recipe
     unfinished = has_checkpoints(work_folder(job.place))
@@ -204,7 +207,7 @@ def compile(
             data = make_feeds(loaded, calibration, job.tokenizer, samples, length, options.seed, progress)
         run = None if data is None else CalibrationRun(data.feeds, work, options.memory_limit // 4)
         fingerprint = make_fingerprint(
-            job.source, resolved, options.seed, job.target.name, function_body, data
+            job.source, resolved, options.seed, job.target.name, function_body, mapped_weights, data
         )
         checkpoints = Checkpoints(work, store, fingerprint)
         resumed = sum(len(part.get("weights", ())) for part in checkpoints.found)

@@ -78,6 +78,11 @@ def cli() -> None:
     help="With --target qcompiler: a model that runs with our library alone.",
 )
 @click.option(
+    "--mapped-weights",
+    is_flag=True,
+    help="With --target qcompiler: weights that sessions share where the file is mapped; needs our library.",
+)
+@click.option(
     "--set",
     "settings",
     metavar="KEY=VALUE",
@@ -111,8 +116,9 @@ def cli() -> None:
 @_traceback
 def compile_verb(
     model: str, recipe: str, output: str | None, calib: str | None, tokenizer: str | None, target: str,
-    no_function_body: bool, settings: tuple[str, ...], budget: str | None, max_kl: float | None, seed: int, memory_limit: int,
-    resume: bool, force: bool, dry_run: bool, dump_ir: str | None, verify_each: bool, stop_after: str | None, as_json: bool,
+    no_function_body: bool, mapped_weights: bool, settings: tuple[str, ...], budget: str | None, max_kl: float | None, seed: int,
+    memory_limit: int, resume: bool, force: bool, dry_run: bool, dump_ir: str | None, verify_each: bool, stop_after: str | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize MODEL into a folder."""
     from qcompiler import api
@@ -129,7 +135,7 @@ def compile_verb(
 
         ahead = api.dry_run(
             model, recipe, calibration=calib, tokenizer=tokenizer, output=output, target=target,
-            function_body=not no_function_body, settings=changes, options=options,
+            function_body=not no_function_body, mapped_weights=mapped_weights, settings=changes, options=options,
         )  # fmt: skip
         show = plan_json if as_json else plan_table
         _show(show(ahead.plan, ahead.source, ahead.peak_bytes, ahead.refusals))
@@ -137,7 +143,7 @@ def compile_verb(
     with progress_shown(quiet=as_json) as progress:
         result = api.compile(
             model, recipe, calibration=calib, tokenizer=tokenizer, output=output, target=target,
-            function_body=not no_function_body, settings=changes, options=options, progress=progress,
+            function_body=not no_function_body, mapped_weights=mapped_weights, settings=changes, options=options, progress=progress,
             tell=lambda line: click.echo(line, err=True),
         )  # fmt: skip
     if as_json:

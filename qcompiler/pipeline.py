@@ -13,6 +13,7 @@ from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.assign_bits import AssignBits, MixedResult
 from qcompiler.passes.expand_gemm import ExpandGemm
 from qcompiler.passes.fuse_followers import FuseFollowers
+from qcompiler.passes.lay_out_for_kernels import LayOutForKernels
 from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.lower_with_offsets import LowerWithOffsets
 from qcompiler.passes.normalize import Normalize
@@ -131,8 +132,8 @@ def layer_results(passes: list[NamedPass]) -> list[LayerResult]:
     """What became of each weight, after the passes have run."""
     saved: dict[str, int] = {}
     for entry in passes:
-        if isinstance(entry.run, StoreThreeBits):
-            saved |= entry.run.saved
+        if isinstance(entry.run, (StoreThreeBits, LayOutForKernels)):
+            saved |= {name: saved.get(name, 0) + less for name, less in entry.run.saved.items()}
     return [
         replace(result, stored_bytes=result.stored_bytes - saved.get(result.name, 0))
         for entry in passes
@@ -148,7 +149,15 @@ def left_plain(passes: list[NamedPass]) -> list[str]:
         for entry in passes
         if isinstance(
             entry.run,
-            (FuseFollowers, LowerWithOffsets, StoreThreeBits, UseOwnCodebooks, UseOwnGathers, UseOwnKernels),
+            (
+                FuseFollowers,
+                LayOutForKernels,
+                LowerWithOffsets,
+                StoreThreeBits,
+                UseOwnCodebooks,
+                UseOwnGathers,
+                UseOwnKernels,
+            ),
         )
         for line in entry.run.left
     ]

@@ -29,14 +29,13 @@ from qcompiler.graph.activation import ALPHA, KINDS, Kind, body_nodes
 from qcompiler.graph.kernel_node import DOMAIN as STOCK_DOMAIN
 from qcompiler.graph.operator_body import OUR_DOMAIN, provide_body
 from qcompiler.graph.quantized import KEYS
+from qcompiler.quant.kernel_lines import kernel_group
 
 OP = "MatMulNBits"
 THREE = "MatMul3Bits"
 """Its name for 3 bits: the stock node has none, so the body is another."""
 INT8_ACTIVATIONS = 4
 """The stock node's accuracy_level for activations in 8 bits."""
-MAX_GROUP = 128
-"""Most activations that share a scale."""
 SMALLEST = np.float32(1e-36)
 """Of a group's largest activation: up to it all of the group count as 0."""
 
@@ -46,6 +45,9 @@ NAMES_KEY = f"{KEYS}products"
 """A note of joined nodes: the names of their products, a line each."""
 _NUMBERS = {1: "", 2: "Pair", 3: "Triple"}
 _ADD, _SWIGLU = "Add", "SwiGlu"
+LAYOUT, LINES = "layout", 1
+"""The attribute of weights in the kernels' own order (``quant.kernel_lines``): codes uint8 [blocks, groups, lines, 64], scales float32 and
+zero_points uint8, a byte each, [blocks, groups, 16]. No body reads that: such nodes need our library."""
 INPUTS_OF_EACH = 4
 """codes, scales, zero_points, bias: inputs 1 to 4 of the first product, the next four of the second."""
 
@@ -172,19 +174,12 @@ def weights(
     return (codes - np.repeat(points, block_size, 1)[:, :k].astype(np.float64)) * steps
 
 
-def _activation_group(block_size: int, k: int) -> int:
-    """Activations that share a scale: a block, or the longest equal parts of one, of at most MAX_GROUP."""
-    if block_size >= k:
-        return min(-(-k // 16) * 16, MAX_GROUP)
-    return max(size for size in range(16, min(block_size, MAX_GROUP) + 1, 16) if block_size % size == 0)
-
-
 def rounded_activations(x: npt.NDArray[np.float32], block_size: int) -> npt.NDArray[np.float64]:
-    """x [.., K] as 8 bits hold it: round(x 127 / max |x|) max |x| / 127 for each row and block, or its parts of MAX_GROUP.
+    """x [.., K] as 8 bits hold it: round(x 127 / max |x|) max |x| / 127 for each row and block, or its parts (``kernel_group``).
 
     NaN in a part with NaN or infinity.
     """
-    return _rounded(x, _activation_group(block_size, x.shape[-1]))
+    return _rounded(x, kernel_group(block_size, x.shape[-1]))
 
 
 def rounded_rows(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -24,6 +24,7 @@ def make_fingerprint(
     seed: int,
     target: str,
     function_body: bool,
+    mapped_weights: bool,
     data: CalibrationFeeds | None,
 ) -> dict[str, Any]:
     """Everything that the bytes of the result follow from, but for the kind of CPU and the number of threads."""
@@ -33,7 +34,8 @@ def make_fingerprint(
         "calibration": None if data is None else data.sha256,
         "seed": seed,
         "target": target,
-        "function_body": function_body,
+        "function_body": function_body and not mapped_weights,
+        "mapped_weights": mapped_weights,
         "machine": platform.machine(),
         "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
     }

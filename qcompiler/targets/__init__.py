@@ -25,6 +25,7 @@ class Target:
         verify: reload the saved model and raise PromiseError unless every quantized node runs as it should.
         require: raises ResourceError where this installation lacks what ``verify`` needs, before any work is done.
         without_bodies: the same target, its models without the bodies of our operators; None where they have none.
+        mapped: the same, and weights in the kernels' own order, used where the file is mapped; None where kernels have none.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Target:
     verify: Callable[[Path, list[NamedPass]], dict[str, int]]
     require: Callable[[], object] = lambda: None
     without_bodies: "Target | None" = None
+    mapped: "Target | None" = None
 
 
 _OWN_KERNELS = Target(
@@ -63,22 +65,36 @@ TARGETS = (
             lowering=own_kernels.lowering_without_bodies,
             verify=own_kernels.verify_with_library,
         ),
+        mapped=replace(
+            _OWN_KERNELS,
+            lowering=own_kernels.lowering_mapped,
+            verify=own_kernels.verify_with_library,
+        ),
     ),
 )
 
 
-def find_target(name: str, function_body: bool = True) -> Target:
+def find_target(name: str, function_body: bool = True, mapped_weights: bool = False) -> Target:
     """The target of that name.
 
     Args:
         function_body: whether models carry the bodies of our operators.
+        mapped_weights: whether weights are in the kernels' own order; such models have no bodies, whatever ``function_body`` is.
 
     Raises:
-        RecipeError: there is none (names the nearest), or its models have no bodies to leave out.
+        RecipeError: there is none (names the nearest), or its models have no bodies to leave out, or its kernels no such order.
     """
     found = next((target for target in TARGETS if target.name == name), None)
     if found is None:
         raise RecipeError(f"target {name!r}: not known; {nearest(name, [target.name for target in TARGETS])}")
+    if mapped_weights:
+        if found.mapped is None:
+            names = ", ".join(target.name for target in TARGETS if target.mapped is not None)
+            raise RecipeError(
+                f"target {name}: --mapped-weights writes weights in the order of our library's kernels, and models for {name} do "
+                f"not use it; drop the option, or take --target {names}"
+            )
+        return found.mapped
     if function_body:
         return found
     if found.without_bodies is None:

@@ -1,7 +1,8 @@
 """Target `qcompiler`: as `ort`, with products on our own kernels.
 
 The saved model carries the stock node as the body of each of our operators, so it also runs where our library is not registered. Both
-ways are tried after saving. Without bodies (``--no-function-body``) it needs the library, and only that way is tried.
+ways are tried after saving. Without bodies (``--no-function-body``) it needs the library, and only that way is tried; so does one whose
+weights lie as our kernels read them (``--mapped-weights``), which has no bodies.
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.drop_operator_bodies import DropOperatorBodies
 from qcompiler.passes.fuse_followers import FuseFollowers
 from qcompiler.passes.join_products import JoinProducts
+from qcompiler.passes.lay_out_for_kernels import LayOutForKernels
 from qcompiler.passes.store_three_bits import StoreThreeBits
 from qcompiler.passes.use_own_codebooks import UseOwnCodebooks
 from qcompiler.passes.use_own_gathers import UseOwnGathers
@@ -77,6 +79,18 @@ def lowering_without_bodies(recipe: Recipe) -> list[NamedPass]:
             "drop_operator_bodies",
             DropOperatorBodies(WITH_KERNELS),
             "last: the passes before it provide bodies with the operators",
+        ),
+    ]
+
+
+def lowering_mapped(recipe: Recipe) -> list[NamedPass]:
+    """The same, and weights in the kernels' own order."""
+    return [
+        *lowering_without_bodies(recipe),
+        NamedPass(
+            "lay_out_for_kernels",
+            LayOutForKernels(),
+            "last: the passes before it read weights row by row, and no body reads what it writes",
         ),
     ]
 

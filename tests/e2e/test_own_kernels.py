@@ -197,6 +197,27 @@ def test_without_bodies_a_model_needs_our_library(quantize: Compile) -> None:
     assert [manifest["function_body"] for manifest in manifests] == [True, False]
 
 
+@pytest.mark.parametrize(
+    "settings", [[], ["symmetric=false"], ["bits=3", "head.bits=3"], ["group_size=channel"]]
+)
+def test_mapped_weights_are_the_same_numbers(settings: list[str], quantize: Compile) -> None:
+    compiled = [
+        quantize(tied_decoder(), target="qcompiler", settings=settings, mapped_weights=mapped)
+        for mapped in (False, True)
+    ]
+    rows, lines = compiled
+    assert rows.report.running == lines.report.running and not loaded_model(lines).functions
+    feeds = {"input_ids": np.array([[0, 79, 3, 17, 15, 16]])}
+    (expected,), (found,) = (create_session(made.path).run(None, feeds) for made in compiled)
+    np.testing.assert_array_equal(expected, found)
+    before, after = ([replace(p, bytes=0) for p in inspect(made.path).products] for made in compiled)
+    assert before == after
+    stored = sum(p.bytes for p in inspect(lines.path).products)
+    assert sum(layer["stored_bytes"] for layer in lines.report.layers) == stored
+    manifests = [json.loads((made.folder / "manifest.json").read_text()) for made in compiled]
+    assert [(m["function_body"], m["mapped_weights"]) for m in manifests] == [(True, False), (False, True)]
+
+
 def test_without_library_and_bodies_the_error_says_what_to_do(quantize: Compile) -> None:
     compiled = quantize(two_layers(), target="qcompiler", function_body=False)
     with pytest.raises(
