@@ -24,6 +24,14 @@ QCOMPILER_INLINE void LoadSegment(const float* from, int64_t count, Floats16* to
   }
 }
 
+QCOMPILER_INLINE void StoreSegment(const Floats16& from, int64_t count, float* to) {
+  if (count >= kSegment) {
+    std::memcpy(to, &from, sizeof(from));  // without a call
+  } else {
+    std::memcpy(to, &from, static_cast<size_t>(count) * sizeof(float));
+  }
+}
+
 // Row m of a strip's sums, which begin at column `column` of the product, to y.
 template <int64_t kWidth>
 QCOMPILER_INLINE void Finish(const float* sums, const Columns& columns, int64_t m, int64_t column) {
@@ -53,7 +61,7 @@ QCOMPILER_INLINE void Finish(const float* sums, const Columns& columns, int64_t 
       LoadSegment(columns.residual + at + first, count, &other);
       value += other;
     }
-    std::memcpy(columns.y + at + first, &value, static_cast<size_t>(count) * sizeof(float));
+    StoreSegment(value, count, columns.y + at + first);
   }
 }
 
