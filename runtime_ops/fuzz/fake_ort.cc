@@ -189,7 +189,7 @@ OrtStatus* ContextOutput(OrtKernelContext* context, size_t index, const int64_t*
     if (dim > 0 && elements > kMostElements / dim) return Refuse("no memory for an output");
     elements *= dim;
   }
-  made->data.resize(static_cast<size_t>(elements) * ElementSize(made->info.type));
+  made->data.Allocate(static_cast<size_t>(elements) * ElementSize(made->info.type), false);
   *value = made.get();
   Of(context)->outputs[index] = std::move(made);
   return nullptr;

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,10 +24,30 @@ struct OrtTensorTypeAndShapeInfo {
   int64_t count() const;
 };
 
+// Zeros at a multiple of 64 bytes, as in a mapped file, or 16 behind one, as anywhere else.
+class FakeData {
+ public:
+  void Allocate(size_t size, bool aligned) {
+    lead_ = aligned ? 0 : 16;
+    size_ = size;
+    bytes_.reset(new (std::align_val_t{64}) uint8_t[lead_ + size]());
+  }
+  uint8_t* data() const { return bytes_.get() + lead_; }
+  size_t size() const { return size_; }
+
+ private:
+  struct Delete {
+    void operator()(uint8_t* bytes) const { ::operator delete[](bytes, std::align_val_t{64}); }
+  };
+
+  std::unique_ptr<uint8_t[], Delete> bytes_;
+  size_t lead_ = 0, size_ = 0;
+};
+
 // As ONNX Runtime has them: no negative dimension, and data of the type's size times their product.
 struct OrtValue {
   OrtTensorTypeAndShapeInfo info;
-  std::vector<uint8_t> data;
+  FakeData data;
   bool constant = false;
 };
 

@@ -99,7 +99,7 @@ ONNXTensorElementDataType Fuzzer::Type(const OrtCustomOp* op, size_t index) {
 std::unique_ptr<OrtValue> Fuzzer::Tensor(ONNXTensorElementDataType type, std::vector<int64_t> dims) {
   auto value = std::make_unique<OrtValue>();
   value->info = {type, std::move(dims)};
-  value->data.resize(static_cast<size_t>(value->info.count()) * ElementSize(type));
+  value->data.Allocate(static_cast<size_t>(value->info.count()) * ElementSize(type), random_() % 2 == 0);
   for (size_t i = 0; i < value->data.size(); i += sizeof(uint64_t)) {
     const uint64_t some = random_() * 0x9e3779b97f4a7c15;  // a fast one: this is most of the fuzzer's work
     std::memcpy(value->data.data() + i, &some, std::min(sizeof(some), value->data.size() - i));
