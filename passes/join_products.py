@@ -2,8 +2,8 @@
 
 *Given* ai.qcompiler::MatMulNBits nodes (or MatMul3Bits) on one x, such as queries, keys and values, or gate and up.
 *Result* one MatMulNBitsPair or MatMulNBitsTriple (MatMul3BitsPair, MatMul3BitsTriple) for two or three of them, on the same initializers,
-in the place of the first; it carries the body of its operator. Nodes with other bits, blocks or notes of ours stay apart, and so do those
-with a part of their own beside them (offsets, low rank, outliers), which is found again by the node that it belongs to.
+in the place of the first; it carries the body of its operator. Nodes with other bits, blocks, levels or notes of ours stay apart, and so do
+those with a part of their own beside them (offsets, low rank, outliers), which is found again by the node that it belongs to.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,8 @@ from qcompiler.graph.offset_product import offset_of
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import (
     INPUTS_OF_EACH,
+    INT8_ACTIVATIONS,
+    LEVEL,
     MOST,
     NAMES_KEY,
     OP,
@@ -27,7 +29,6 @@ from qcompiler.graph.own_matmul_nbits import (
 )
 from qcompiler.graph.quantized import KEYS
 
-_SHARED = ("K", "bits", "block_size")
 _ALONE = (OP, THREE)
 
 
@@ -67,13 +68,20 @@ def _together(model: ir.Model) -> Iterator[list[ir.Node]]:
     found: dict[tuple[object, ...], list[ir.Node]] = {}
     for node in RecursiveGraphIterator(model.graph):
         if _is_product(node) and _stands_alone(node):
-            sizes = (node.attributes.get_int(name) for name in _SHARED)
             notes = frozenset(item for item in node.metadata_props.items() if item[0].startswith(KEYS))
-            nodes = found.setdefault((node.graph, node.inputs[0], node.op_type, notes, *sizes), [])
+            nodes = found.setdefault(
+                (node.graph, node.inputs[0], node.op_type, notes, *_shared(node).values()), []
+            )
             # Each weight once: by it a product is found again in the model that ONNX Runtime runs.
             if all(node.inputs[1] is not other.inputs[1] for other in nodes):
                 nodes.append(node)
     yield from found.values()
+
+
+def _shared(node: ir.Node) -> dict[str, int]:
+    """The attributes that joined products have alike."""
+    sizes = {name: node.attributes.get_int(name) for name in ("K", "bits", "block_size")}
+    return {**sizes, LEVEL: node.attributes.get_int(LEVEL, INT8_ACTIVATIONS)}
 
 
 def _stands_alone(node: ir.Node) -> bool:
@@ -92,7 +100,7 @@ def _join(nodes: list[ir.Node]) -> list[LoweredNode]:
         inputs += [*own, *[None] * (INPUTS_OF_EACH - len(own))]
     while inputs[-1] is None:
         inputs.pop()
-    attributes = [ir.AttrInt64(name, nodes[0].attributes.get_int(name)) for name in _SHARED]
+    attributes = [ir.AttrInt64(name, value) for name, value in _shared(nodes[0]).items()]
     attributes += [
         ir.AttrInt64(columns_attribute(op, index), node.attributes.get_int("N"))
         for index, node in enumerate(nodes)

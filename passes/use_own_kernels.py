@@ -1,9 +1,10 @@
 """Give ONNX Runtime's MatMulNBits nodes to our operator of that name, which has faster kernels, and promise those for outliers.
 
-*Given* com.microsoft::MatMulNBits with accuracy_level 4 on float32 activations, its weight constant, its scales [N, G] constant or computed
-of constants, which ONNX Runtime folds when it loads the model.
-*Result* ai.qcompiler::MatMulNBits of the same name, on the same bytes; the model carries the operator's body, which is the node that was
-there. A weight that is tied to an embedding is read without the Reshape that the stock node needs.
+*Given* com.microsoft::MatMulNBits with accuracy_level 4, 1 or 0 on float32 activations, its weight constant, its scales [N, G] constant or
+computed of constants, which ONNX Runtime folds when it loads the model.
+*Result* ai.qcompiler::MatMulNBits of the same name and level (1 for 0, which leaves it to the kernel: that computes in float32), on the
+same bytes; the model carries the operator's body, which is the node that was there. A weight that is tied to an embedding is read without
+the Reshape that the stock node needs.
 ai.qcompiler::SparseMatMul stays as it is: the library has a kernel for it, which has to run.
 """
 
@@ -15,12 +16,18 @@ from qcompiler.graph.edits import drop_unused
 from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.node_chain import is_foldable
 from qcompiler.graph.operator_body import OUR_DOMAIN
-from qcompiler.graph.own_matmul_nbits import INT8_ACTIVATIONS, OP, provide
+from qcompiler.graph.own_matmul_nbits import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, LEVEL, OP, provide
 from qcompiler.passes.take_over import take_over
 
 X, CODES, SCALES, ZERO_POINTS, ROW_INDEX, BIAS = range(6)
 _SIZES = ("K", "N", "bits", "block_size")
 _BITS = 4  # where the stock node does not say
+_LEVELS = {
+    INT8_ACTIVATIONS: INT8_ACTIVATIONS,
+    FLOAT_ACTIVATIONS: FLOAT_ACTIVATIONS,
+    0: FLOAT_ACTIVATIONS,
+}
+"""Our operator's accuracy_level for the stock node's."""
 
 
 class UseOwnKernels(ir.passes.InPlacePass):
@@ -52,9 +59,12 @@ class UseOwnKernels(ir.passes.InPlacePass):
 
 def _obstacle(node: ir.Node) -> str | None:
     """Why our kernels cannot run a node, or None."""
-    level = node.attributes.get_int("accuracy_level", 0)
-    if level != INT8_ACTIVATIONS:
-        return f"accuracy_level {level}: our kernels round activations to 8 bits; set accuracy_level: {INT8_ACTIVATIONS}"
+    level = node.attributes.get_int(LEVEL, 0)
+    if level not in _LEVELS:
+        return (
+            f"accuracy_level {level}: our kernels take activations in 8 bits or in float32; "
+            f"set accuracy_level: {INT8_ACTIVATIONS} or {FLOAT_ACTIVATIONS}"
+        )
     if reason := _attribute_obstacle(node):
         return reason
     x, zero_points = node.inputs[X], _input(node, ZERO_POINTS)
@@ -77,7 +87,7 @@ def _obstacle(node: ir.Node) -> str | None:
 
 
 def _attribute_obstacle(node: ir.Node) -> str | None:
-    if unknown := sorted(node.attributes.keys() - {*_SIZES, "accuracy_level"}):
+    if unknown := sorted(node.attributes.keys() - {*_SIZES, LEVEL}):
         return f"it has the attribute {unknown[0]}, which our operator has not; leave it out if it is the default"
     if missing := [name for name in _SIZES if name != "bits" and name not in node.attributes]:
         return f"it has no attribute {missing[0]}"
@@ -109,7 +119,8 @@ def _take_over(node: ir.Node) -> LoweredNode:
     while inputs[-1] is None:
         inputs.pop()
     sizes = [ir.AttrInt64(name, node.attributes.get_int(name, _BITS)) for name in _SIZES]
-    ours = ir.Node(OUR_DOMAIN, OP, inputs, sizes, num_outputs=1, name=node.name)
+    level = ir.AttrInt64(LEVEL, _LEVELS[node.attributes.get_int(LEVEL, 0)])
+    ours = ir.Node(OUR_DOMAIN, OP, inputs, [*sizes, level], num_outputs=1, name=node.name)
     ours.metadata_props.update(node.metadata_props)
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], [ours], node.outputs, ours.outputs)
     drop_unused(reshaped)

@@ -7,12 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from qcompiler.graph.operator_body import OUR_DOMAIN
-from qcompiler.graph.own_matmul_nbits import OP, THREE, provide, reference
+from qcompiler.graph.own_matmul_nbits import INT8_ACTIVATIONS, LEVEL, OP, THREE, operator, provide, reference
 from qcompiler.quant import packing, three_bits
 from qcompiler.quant.scheme import Granularity, QuantScheme
+from qcompiler.runtime import register
 
 Array = npt.NDArray[Any]
 EPSILON = float(np.finfo(np.float32).eps)
@@ -73,7 +75,10 @@ class Product:
 
     def expected(self, x: Array) -> Array:
         codes, scales, points, bias = self.numbers
-        return reference(x, codes, scales, points, bias, bits=self.bits, block_size=self.block_size)
+        level = self.attributes.get(LEVEL, INT8_ACTIVATIONS)
+        return reference(
+            x, codes, scales, points, bias, bits=self.bits, block_size=self.block_size, level=level
+        )
 
     def weights(self) -> Array:
         """float32 [N, K]: the operator's outputs for unit vectors, without the bias; a 1 is held exactly."""
@@ -109,6 +114,41 @@ class Product:
         loaded = ir.serde.deserialize_model(made)
         provide(loaded, self.op)
         return ir.serde.serialize_model(loaded)
+
+
+def joined(products: list[Product]) -> onnx.ModelProto:
+    """Products of one K, bits and block size as one node, its outputs y_0, y_1 ..."""
+    inputs, stored = ["x"], []
+    for index, product in enumerate(products):
+        for name in ("codes", "scales", "zero_points", "bias"):
+            inputs.append(f"{name}_{index}" if name in product.constants else "")
+            if name in product.constants:
+                stored.append(numpy_helper.from_array(product.constants[name], inputs[-1]))
+    numbers = range(len(products))
+    attributes = {name: products[0].attributes[name] for name in ("K", "bits", "block_size")}
+    attributes |= {LEVEL: products[0].attributes[LEVEL]} if LEVEL in products[0].attributes else {}
+    attributes |= {f"N_{index}": products[index].n for index in numbers}
+    outputs = [f"y_{index}" for index in numbers]
+    op = operator(len(products), products[0].op)
+    node = helper.make_node(op, inputs, outputs, "products", domain=OUR_DOMAIN, **attributes)
+    x = helper.make_tensor_value_info("x", 1, ["M", products[0].k])
+    graph = helper.make_graph(
+        [node], "g", [x], [helper.make_tensor_value_info(y, 1, None) for y in outputs], stored
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(OUR_DOMAIN, 1)]
+    loaded = ir.serde.deserialize_model(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    provide(loaded, op)
+    return ir.serde.serialize_model(loaded)
+
+
+def session(model: onnx.ModelProto, ours: bool = True, optimized: bool = True) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if ours:
+        register(options)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def activations(*shape: int) -> Array:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +31,15 @@ class Limits:
     threads: int
     dram_gb_s: float
     int8_gops: float
+    float32_gops: float
 
-    def seconds(self, n: int, k: int, m: int, stored: int) -> float:
-        """The least time of a product whose weight has ``stored`` bytes."""
+    def seconds(
+        self, n: int, k: int, m: int, stored: int, compute: Literal["int8", "float32"] = "int8"
+    ) -> float:
+        """The least time of a product whose weight has ``stored`` bytes, which multiplies numbers of a type."""
         reading = stored / self.dram_gb_s / 1e9 if stored > SMALL else 0.0
-        return max(reading, 2 * n * k * m / self.int8_gops / 1e9)
+        gops = self.int8_gops if compute == "int8" else self.float32_gops
+        return max(reading, 2 * n * k * m / gops / 1e9)
 
 
 def measure_limits(threads: int) -> Limits:

@@ -5,7 +5,7 @@
 Inputs and attributes are those of com.microsoft::MatMulNBits, without g_idx: x float32 [.., K]; codes uint8, block after block,
 N ceil(K / block_size) block_size bits / 8 bytes of any shape; scales float32 or float16 [N, G]; zero_points uint8
 [N ceil(G bits / 8)] or none for 2^(bits - 1); bias float32 [N] or none. Our kernels compute with activations that are rounded to 8 bits
-for each row and block of weights, blocks of more than 128 in parts.
+for each row and block of weights, blocks of more than 128 in parts; of accuracy_level 1, in place of 4 (default), in float32.
 
 ``MatMulNBitsPair`` and ``MatMulNBitsTriple`` are two and three of them on one x, which is rounded once: inputs x, then codes, scales,
 zero_points and bias of each; K, bits and block_size are the same for all, and N_0, N_1, N_2 the columns of each output.
@@ -34,8 +34,10 @@ from qcompiler.quant.kernel_lines import kernel_group
 OP = "MatMulNBits"
 THREE = "MatMul3Bits"
 """Its name for 3 bits: the stock node has none, so the body is another."""
-INT8_ACTIVATIONS = 4
-"""The stock node's accuracy_level for activations in 8 bits."""
+LEVEL = "accuracy_level"
+"""The attribute that says how activations are taken, of the stock node's name and meaning."""
+INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1
+"""Its values: in 8 bits, as a node without it has them, or in float32."""
 SMALLEST = np.float32(1e-36)
 """Of a group's largest activation: up to it all of the group count as 0."""
 
@@ -113,7 +115,7 @@ def _body(op: str) -> str:
         (three_bits_body.of_product(i) if three else _blocks(i))
         + f"""
     y_{i} = {STOCK_DOMAIN}.MatMulNBits <K: int = @K, N: int = @{columns_attribute(op, i)}, {bits}, block_size: int = @block_size,
-        accuracy_level = {INT8_ACTIVATIONS}> (x, blocks_{i}, {"halves" if three else "scales"}_{i}, zero_points_{i}, , bias_{i})"""
+        {LEVEL}: int = @{LEVEL}> (x, blocks_{i}, {"halves" if three else "scales"}_{i}, zero_points_{i}, , bias_{i})"""
         for i in numbers
     )
     columns = ", ".join(columns_attribute(op, i) for i in numbers)
@@ -122,7 +124,7 @@ def _body(op: str) -> str:
     alpha = f", {ALPHA}" if end and f"@{ALPHA}" in end else ""
     return f"""
 <domain: "{OUR_DOMAIN}", opset_import: ["" : 21, "{STOCK_DOMAIN}" : 1]>
-{op} <K, {columns}, bits, block_size{alpha}> (x, {inputs}{residual}) => ({outputs}) {{{once}{nodes}
+{op} <K, {columns}, bits, block_size{alpha}, {LEVEL}: int = {INT8_ACTIVATIONS}> (x, {inputs}{residual}) => ({outputs}) {{{once}{nodes}
     {end or ""}
 }}
 """
@@ -145,6 +147,7 @@ def reference(
     *,
     bits: int,
     block_size: int,
+    level: int = INT8_ACTIVATIONS,
 ) -> npt.NDArray[np.float32]:
     """What our kernels compute, its sums in float64.
 
@@ -152,9 +155,11 @@ def reference(
         x: [.., K].
         codes: [N, K], unpacked, 0 .. 2^bits - 1.
         scales: [N, G]; zero_points: [N, G], unpacked; bias: [N].
+        level: INT8_ACTIVATIONS or FLOAT_ACTIVATIONS.
     """
     w = weights(codes, scales, zero_points, bits=bits, block_size=block_size)
-    y = rounded_activations(x, block_size) @ w.T
+    a = rounded_activations(x, block_size) if level == INT8_ACTIVATIONS else x.astype(np.float64)
+    y = a @ w.T
     total: npt.NDArray[np.float64] = y if bias is None else y + bias
     return total.astype(np.float32)
 

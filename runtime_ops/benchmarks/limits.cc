@@ -1,6 +1,9 @@
-// What this machine can do at most: bytes read from memory, multiplications and additions of 8-bit integers.
+// What this machine can do at most: bytes read from memory, multiplications and additions of 8-bit integers
+// and of float32.
 //
-//   limits THREADS      {"threads": 1, "dram_gb_s": 12.3, "int8_gops": 345.6}, the best of many runs
+//   limits THREADS      {"threads": 1, "dram_gb_s": 12.3, "int8_gops": 345.6, "float32_gops": 86.4}, the best
+//   of
+//                       many runs
 //
 // A product of matrices cannot take less than its bytes over the first, or its operations (2 for each
 // multiplication) over the second. Each instruction set's loop has the instructions of its kernel and nothing
@@ -69,7 +72,35 @@ __attribute__((target("avx2"))) double Avx2() {
   for (const __m256i& sum : sums) asm volatile("" ::"x"(sum));
   return 2.0 * 32 * kSums * static_cast<double>(kRounds);
 }
+
+// The compiler's vectors, in the largest registers of the kernels for the instruction set.
+#define QCOMPILER_FLOAT_LOOP(name, isa, add, bytes, constraint)                \
+  __attribute__((target(isa))) double name() {                                 \
+    typedef float Floats __attribute__((vector_size(bytes)));                  \
+    Floats sums[kSums] = {}, a = Floats{} + 2.0f, b = Floats{} + 3.0f;         \
+    for (Floats& sum : sums) asm volatile("" : "+" constraint(sum));           \
+    for (int64_t i = 0; i < kRounds; ++i) {                                    \
+      _Pragma("GCC unroll 12") for (Floats& sum : sums) sum = add(a, b, sum);  \
+      asm volatile("" : "+" constraint(a));                                    \
+    }                                                                          \
+    for (const Floats& sum : sums) asm volatile("" ::constraint(sum));         \
+    return 2.0 * bytes / sizeof(float) * kSums * static_cast<double>(kRounds); \
+  }
+QCOMPILER_FLOAT_LOOP(Avx512Floats, "avx512f", _mm512_fmadd_ps, 64, "v")
+QCOMPILER_FLOAT_LOOP(Avx2Floats, "avx2,fma", _mm256_fmadd_ps, 32, "x")
 #elif defined(__aarch64__)
+double NeonFloats() {
+  float32x4_t sums[kSums] = {}, a = vdupq_n_f32(3), b = vdupq_n_f32(2);
+  for (float32x4_t& sum : sums) asm volatile("" : "+w"(sum));
+  for (int64_t i = 0; i < kRounds; ++i) {
+#pragma GCC unroll 12
+    for (float32x4_t& sum : sums) sum = vfmaq_f32(sum, a, b);
+    asm volatile("" : "+w"(a));
+  }
+  for (const float32x4_t& sum : sums) asm volatile("" ::"w"(sum));
+  return 2.0 * 4 * kSums * static_cast<double>(kRounds);
+}
+
 __attribute__((target("+dotprod"))) double NeonDotprod() {
   int32x4_t sums[kSums] = {};
   int8x16_t codes = vdupq_n_s8(3), a = vdupq_n_s8(2);
@@ -96,17 +127,35 @@ double Scalar() {
   return 2.0 * kSums * static_cast<double>(kRounds);
 }
 
-double (*Loop())() {
+double ScalarFloats() {
+  float sums[kSums] = {}, a = 3, b = 2;
+  for (int64_t i = 0; i < kRounds; ++i) {
+    for (float& sum : sums) {
+      sum += a * b;
+      asm volatile("" : "+m"(sum));
+    }
+    asm volatile("" : "+m"(a));
+  }
+  return 2.0 * kSums * static_cast<double>(kRounds);
+}
+
+using Loop = double (*)();
+struct Loops {
+  Loop int8, float32;
+};
+
+// Those of the kernel that the library chooses.
+Loops ChooseLoops() {
   const qcompiler::CpuFeatures cpu = qcompiler::DetectCpu();
 #if defined(__x86_64__)
-  if (cpu.avx512vnni) return Avx512Vnni;
-  if (cpu.avxvnni) return AvxVnni;
-  if (cpu.avx2) return Avx2;
+  if (cpu.avx512vnni) return {Avx512Vnni, Avx512Floats};
+  if (cpu.avxvnni) return {AvxVnni, Avx2Floats};
+  if (cpu.avx2) return {Avx2, Avx2Floats};
 #elif defined(__aarch64__)
-  if (cpu.neon_dotprod) return NeonDotprod;
+  if (cpu.neon_dotprod) return {NeonDotprod, NeonFloats};
 #endif
   static_cast<void>(cpu);
-  return Scalar;
+  return {Scalar, ScalarFloats};
 }
 
 // The least seconds of kRuns in which `threads` threads call work(thread).
@@ -124,6 +173,16 @@ double Best(int threads, Work work) {
   return best;
 }
 
+// Operations a second, in 1e9.
+double Gops(int threads, Loop loop) {
+  double operations = 0;
+  const double seconds = Best(threads, [&](int thread) {
+    const double done = loop();
+    if (thread == 0) operations = done;
+  });
+  return operations * threads / seconds / 1e9;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -132,12 +191,8 @@ int main(int count, char** arguments) {
     std::fprintf(stderr, "usage: limits THREADS\n");
     return 2;
   }
-  double (*const loop)() = Loop();
-  double operations = 0;
-  const double computing = Best(threads, [&](int thread) {
-    const double done = loop();
-    if (thread == 0) operations = done;
-  });
+  const Loops loops = ChooseLoops();
+  const double int8 = Gops(threads, loops.int8), float32 = Gops(threads, loops.float32);
 
   constexpr size_t kWords = size_t{256} << 17;  // 256 MB: far more than any cache
   const std::vector<uint64_t> memory(kWords, 1);
@@ -152,8 +207,7 @@ int main(int count, char** arguments) {
     }
     for (const uint64_t sum : sums) found[static_cast<size_t>(thread)] += sum;
   });
-  std::printf("{\"threads\": %d, \"dram_gb_s\": %.2f, \"int8_gops\": %.1f}\n", threads,
-              static_cast<double>(kWords * sizeof(uint64_t)) / reading / 1e9,
-              operations * threads / computing / 1e9);
+  std::printf("{\"threads\": %d, \"dram_gb_s\": %.2f, \"int8_gops\": %.1f, \"float32_gops\": %.1f}\n",
+              threads, static_cast<double>(kWords * sizeof(uint64_t)) / reading / 1e9, int8, float32);
   return found[0] == 0;
 }

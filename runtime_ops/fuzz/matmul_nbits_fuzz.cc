@@ -21,6 +21,7 @@ constexpr int64_t kMostWork = 1 << 16;  // products: an input takes milliseconds
 constexpr double kEpsilon = std::numeric_limits<float>::epsilon();
 constexpr double kSmallest = std::numeric_limits<float>::denorm_min();
 constexpr float kUntouched = -12345.0f;
+constexpr float kLargestX = 1e34f;  // of activations that stay float32: see matmul_nbits.h
 
 // Normal numbers with hard ones between them: which, `kinds` says, and one in how many at most, `rarity`.
 class Numbers {
@@ -94,9 +95,9 @@ Problem::Problem(FuzzedDataProvider* bytes) {
   std::mt19937 random(bytes->ConsumeIntegral<unsigned>());
   Numbers of_scales(&random, kinds_of_scales, rarity), of_x(&random, kinds_of_x, rarity);
   constexpr Rounding kRoundings[] = {Rounding::kByGroup, Rounding::kByRow, Rounding::kSigned,
-                                     Rounding::kUnsigned};
+                                     Rounding::kUnsigned, Rounding::kNone};
   rounding = bytes->PickValueInArray(kRoundings);
-  if (has_table && in_bytes()) rounding = Rounding::kByRow;
+  if (has_table && (in_bytes() || rounding == Rounding::kNone)) rounding = Rounding::kByRow;
   const bool one_scale = bytes->ConsumeBool();
   scale_of_bytes = of_x.Next();
   for (uint8_t& byte : table) byte = static_cast<uint8_t>(random());
@@ -156,9 +157,10 @@ struct Rounded {
 
 // What a kernel may have found for an output.
 struct Expected {
-  double y = 0, size = 0;  // the sum, and that of its parts' sizes, which bounds what is rounded
-  bool nan = false;        // it has to be NaN
-  bool open = false;       // an infinity or NaN among scales, or too large for float32: anything
+  double y = 0, size = 0;          // the sum, and that of its parts' sizes, which bounds what is rounded
+  bool nan = false;                // it has to be NaN
+  bool open = false;               // an infinity or NaN among scales, or too large for float32: anything
+  double rounding = 0, least = 0;  // of floats: how far it may be off, of the size and in all
 };
 
 // max |x|, or NaN where one is NaN or infinity.
@@ -241,9 +243,31 @@ Expected Define(const Problem& problem, const Rounded* x, int64_t group, const i
   return expected;
 }
 
+// An output of a row of x that stays float32.
+Expected DefineFloats(const Problem& problem, const float* x, const int* values, const float* scales) {
+  Expected expected;
+  for (int64_t k = 0; k < problem.k; ++k) {
+    const float scale = scales[k / problem.group];
+    if (std::isnan(x[k]) || std::isnan(scale)) expected.nan = true;
+    // What infinities make depends on the signs they meet, which the test of the kernels looks at.
+    if (!std::isfinite(x[k]) || !std::isfinite(scale) || std::fabs(x[k]) > kLargestX) expected.open = true;
+    const double part = values[k] * static_cast<double>(scale) * static_cast<double>(x[k]);
+    expected.y += part;
+    expected.size += std::fabs(part);
+    // A group's sum is float32 before its scale and after it: subnormal ones are off by half of the smallest.
+    expected.least +=
+        kSmallest * (1 + std::fabs(static_cast<double>(scale)) + std::fabs(static_cast<double>(x[k])));
+  }
+  if (!(expected.size < 0.25 * static_cast<double>(kLargestFloat))) expected.open = true;
+  // Half an epsilon for each product and each sum, all the same way.
+  expected.rounding = (0.5 * static_cast<double>(problem.k) + 4) * kEpsilon;
+  return expected;
+}
+
 // [M, N] of each matrix, one after the other.
 std::vector<Expected> DefineAll(const Problem& problem, int64_t group) {
-  const std::vector<Rounded> x = Round(problem, group);
+  const bool rounded = problem.rounding != Rounding::kNone;
+  const std::vector<Rounded> x = rounded ? Round(problem, group) : std::vector<Rounded>();
   const int64_t groups_of_x = (problem.k + group - 1) / group;
   const int64_t groups = (problem.k + problem.group - 1) / problem.group;
   std::vector<Expected> expected;
@@ -251,8 +275,10 @@ std::vector<Expected> DefineAll(const Problem& problem, int64_t group) {
     const std::vector<int> values = Values(problem, matrix);
     for (int64_t m = 0; m < problem.m; ++m) {
       for (int64_t n = 0; n < matrix.n; ++n) {
-        expected.push_back(Define(problem, x.data() + m * groups_of_x, group, values.data() + n * problem.k,
-                                  matrix.scales.data() + n * groups));
+        const int* of_row = values.data() + n * problem.k;
+        const float* scales = matrix.scales.data() + n * groups;
+        expected.push_back(rounded ? Define(problem, x.data() + m * groups_of_x, group, of_row, scales)
+                                   : DefineFloats(problem, problem.x.data() + m * problem.k, of_row, scales));
       }
     }
   }
@@ -262,6 +288,10 @@ std::vector<Expected> DefineAll(const Problem& problem, int64_t group) {
 bool Agrees(float found, const Expected& expected, int64_t groups) {
   if (expected.nan) return std::isnan(found);
   if (expected.open) return true;
+  if (expected.rounding > 0) {
+    const double bound = expected.rounding * expected.size + expected.least;
+    return std::fabs(static_cast<double>(found) - expected.y) <= bound;
+  }
   // As in matmul_nbits_test.cc, each part and each sum rounded once. The product of two scales may be
   // subnormal: off by half of the smallest number, times a group's sum of at most 128 127 255.
   const double rounding = static_cast<double>(groups) * (4 * kEpsilon * expected.size + 2.1e6 * kSmallest);
@@ -272,7 +302,7 @@ bool Agrees(float found, const Expected& expected, int64_t groups) {
 std::vector<std::vector<float>> Run(const Kernel& kernel, const Problem& problem,
                                     const std::vector<PackedWeights>& weights, uint32_t cut,
                                     int64_t padding) {
-  const ActivationSizes sizes = SizesFor(problem.m, weights.front());
+  const ActivationSizes sizes = SizesFor(problem.m, weights.front(), problem.rounding);
   AlignedBuffer codes, scales, sums, scratch;
   if (!codes.Allocate(sizes.codes) || !scales.Allocate(sizes.scales) || !sums.Allocate(sizes.sums) ||
       !scratch.Allocate(kScratchBytes)) {

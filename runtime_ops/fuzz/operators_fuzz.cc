@@ -71,6 +71,7 @@ std::optional<int64_t> Fuzzer::Attribute(const std::string& name) {
   if (name == "block_size") return 16 * bytes_->ConsumeIntegralInRange<int64_t>(1, 20);
   if (name == "alpha") return bytes_->ConsumeIntegral<int64_t>();
   if (name == "layout") return bytes_->ConsumeBool() ? std::optional<int64_t>(1) : std::nullopt;
+  if (name == "accuracy_level") return bytes_->ConsumeBool() ? 1 : 4;
   if (name == "quant_type") return bytes_->ConsumeIntegralInRange<int64_t>(0, 1);
   return bytes_->ConsumeIntegralInRange<int64_t>(1, 300);
 }

@@ -31,6 +31,11 @@ struct Form {
   Activation activation = Activation::kNone;
 };
 
+// The attribute accuracy_level of com.microsoft::MatMulNBits, which bodies hand through: activations in 8
+// bits, or in float32 as they are.
+constexpr char kLevel[] = "accuracy_level";
+constexpr int64_t kInt8 = 4, kFloat32 = 1;
+
 constexpr Form kAlone = {"MatMulNBits"}, kPair = {"MatMulNBitsPair", 2}, kTriple = {"MatMulNBitsTriple", 3},
                kByRow = {"DynamicQuantMatMul", 1, Rounding::kByRow},
                kAdd = {"MatMulNBitsAdd", 1, Rounding::kByGroup, false, true},
@@ -108,7 +113,11 @@ OrtStatus* MatMulNBits<kForm>::Create(const OrtApi* api, const OrtKernelInfo* in
   ProductOutput output{kForm.gated, kForm.adds ? kResidual : Product::kNone, kForm.activation};
   if (kForm.activation == Activation::kQuickGelu)
     QCOMPILER_TRY(node_.Attribute(info, "alpha", &output.alpha));
-  return product_.Create(node_, std::move(parts), {kForm.rounding, 0, 0}, output);
+  int64_t level = kInt8;
+  if (kForm.rounding == Rounding::kByGroup)
+    QCOMPILER_TRY(node_.Choice(info, kLevel, kInt8, kFloat32, &level));
+  const Rounding rounding = level == kFloat32 ? Rounding::kNone : kForm.rounding;
+  return product_.Create(node_, std::move(parts), {rounding, 0, 0}, output);
 }
 
 template <const Form& kForm>

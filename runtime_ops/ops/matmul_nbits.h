@@ -18,7 +18,8 @@ namespace qcompiler {
 // or float16 [N, G] (any rank, as many elements), both constant; zero_points uint8 [N, ceil(G bits / 8)],
 // constant, optional (2^(bits - 1)); bias float32 [N], optional. Attributes: K, N (of several: N_0, N_1,
 // N_2), bits (2, 3, 4, 8), block_size (a multiple of 16). Outputs: y float32 [.., N] of each product. Of 3
-// bits see matmul_nbits::StoredWeights: zero_points are uint8 [N, ceil(G 4 / 8)].
+// bits see matmul_nbits::StoredWeights: zero_points are uint8 [N, ceil(G 4 / 8)]. accuracy_level, optional: 4
+// (default) rounds x to 8 bits for each row and block, 1 takes it as it is.
 // With the attribute layout = 1 (0 where it is left out) weights lie as the kernels read them: see
 // WeightsOfNode.
 const OrtCustomOp* MatMulNBitsOp(const OrtApi* api, bool infers_shapes);

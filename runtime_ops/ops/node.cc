@@ -51,6 +51,17 @@ OrtStatus* Node::Attribute(const OrtKernelInfo* info, const char* name, float* v
   return Refuse(std::string("attribute ") + name + " is not finite");
 }
 
+OrtStatus* Node::Choice(const OrtKernelInfo* info, const char* name, int64_t missing, int64_t other,
+                        int64_t* value) const {
+  if (OrtStatus* status = api_->KernelInfoGetAttribute_int64(info, name, value)) {
+    api_->ReleaseStatus(status);
+    *value = missing;
+  }
+  if (*value == missing || *value == other) return nullptr;
+  return Refuse(std::string("attribute ") + name + " is " + std::to_string(*value) + "; " +
+                std::to_string(other) + " and " + std::to_string(missing) + " are possible");
+}
+
 OrtStatus* Node::IsThere(const OrtKernelInfo* info, size_t index, bool* there) const {
   size_t inputs = 0, size = 0;
   QCOMPILER_TRY(api_->KernelInfo_GetInputCount(info, &inputs));

@@ -34,6 +34,9 @@ class Node {
   // One that may be left out, for `otherwise`.
   OrtStatus* Attribute(const OrtKernelInfo* info, const char* name, int64_t otherwise, int64_t least,
                        int64_t most, int64_t* value) const;
+  // One that need not be there: then it is `missing`. `value` is one of the two.
+  OrtStatus* Choice(const OrtKernelInfo* info, const char* name, int64_t missing, int64_t other,
+                    int64_t* value) const;
   // Whether an optional input is there.
   OrtStatus* IsThere(const OrtKernelInfo* info, size_t index, bool* there) const;
   // An input that has to be constant.

@@ -187,17 +187,20 @@ OrtStatus* Product::Compute(const Node& node, OrtKernelContext* context, size_t 
     output.y = static_cast<float*>(y);
     QCOMPILER_TRY(Residual(node, context, x.dims, &output.residual));
   }
-  for (int64_t first = 0; first < m; first += kRowsAtOnce) {
+  // Rows that stay floats are worked on a few at a time anyway, and a short rest would unpack all weights.
+  const int64_t parts = std::max<int64_t>((m + kRowsAtOnce - 1) / kRowsAtOnce, 1);
+  const int64_t at_once = input_.rounding == Rounding::kNone ? (m + parts - 1) / parts : kRowsAtOnce;
+  for (int64_t first = 0; first < m; first += at_once) {
     QCOMPILER_TRY(MultiplyRows(node, context,
                                static_cast<const uint8_t*>(x.data) + static_cast<size_t>(first) * row_bytes,
-                               std::min(kRowsAtOnce, m - first), first, outputs));
+                               std::min(at_once, m - first), first, outputs));
   }
   return nullptr;
 }
 
 OrtStatus* Product::MultiplyRows(const Node& node, const OrtKernelContext* context, const void* x, int64_t m,
                                  int64_t first_row, const Output* outputs) const {
-  const matmul_nbits::ActivationSizes sizes = matmul_nbits::SizesFor(m, weights_.front());
+  const matmul_nbits::ActivationSizes sizes = matmul_nbits::SizesFor(m, weights_.front(), input_.rounding);
   const BufferPool::Lent buffer = scratch_->activations.Lend(sizes.codes + sizes.scales + sizes.sums);
   if (buffer.data() == nullptr) return node.Fail("no memory for its activations");
   Activations activations;

@@ -14,6 +14,9 @@
 // s), so that a group's part of the sum is  s[m, g] scale[n, g] (sum a code - zero_point sum a), the brackets
 // exact in int32. A group whose activations hold NaN or infinity makes the whole row of y NaN.
 //
+// Or activations stay float32, and so do sums, whose order is the kernel's. NaN and infinity then spread as
+// in a product of floats. The sum of a group may be taken before its scale: |x| has to stay below 1e34.
+//
 // Layout of packed weights. Rows come in blocks of 16, K in groups. A *line* of 64 bytes has 4 bytes for each
 // of the 16 rows; byte j of a row holds, from its lowest bits on, the codes of k = 4 i + j for i = 0, 1, ..
 // as many as fit: two for 4 bits, four for 2 bits, one for 8 bits. 3 bits are a line of 2-bit codes with
@@ -103,6 +106,7 @@ enum class Rounding {
   kByRow,     // float32; each row has a scale
   kSigned,    // int8 of one scale
   kUnsigned,  // uint8 of one scale, 128 more than the contract's a
+  kNone,      // float32, and stays so; not for tables
 };
 
 // Rows of activation, quantized, in tiles of `height` rows (the last one may have fewer).
@@ -111,11 +115,13 @@ struct Activations {
   int height = 0;  // rows of a tile
   Rounding rounding = Rounding::kByGroup;
   float scale = 0;  // the one of kSigned and kUnsigned
-  int8_t* codes;    // [tiles][groups][group / 4][rows of the tile][4]
+  int8_t* codes;    // [tiles][groups][group / 4][rows of the tile][4]; of kNone floats()
   float* scales;    // [tiles][groups][rows of the tile]
   int32_t* sums;    // as scales: minus the sum of a group's codes; times middle() where the weights are
                     // symmetric
 
+  // Activations that stay float32: [tiles][groups group][rows of the tile].
+  float* floats() const { return reinterpret_cast<float*>(codes); }
   // Whether a row's scales are all the same.
   bool one_scale() const { return rounding != Rounding::kByGroup; }
   int64_t tiles() const { return (m + height - 1) / height; }
@@ -182,7 +188,7 @@ constexpr size_t kScratchBytes = kPanelBytes + kTotalsBytes;
 struct ActivationSizes {
   size_t codes, scales, sums;
 };
-ActivationSizes SizesFor(int64_t m, const PackedWeights& weights);
+ActivationSizes SizesFor(int64_t m, const PackedWeights& weights, Rounding rounding);
 
 // The first row of kernels.inc that runs on the CPU.
 const Kernel* ChooseKernel(const CpuFeatures& cpu);

@@ -219,8 +219,10 @@ int TileHeight(int64_t m, const Kernel& kernel) {
   return static_cast<int>((m + tiles - 1) / tiles);
 }
 
-ActivationSizes SizesFor(int64_t m, const PackedWeights& weights) {
+ActivationSizes SizesFor(int64_t m, const PackedWeights& weights, Rounding rounding) {
   const auto lines = [](int64_t bytes) { return static_cast<size_t>((bytes + kLine - 1) / kLine * kLine); };
+  if (rounding == Rounding::kNone)
+    return {lines(m * weights.groups * weights.group * static_cast<int64_t>(sizeof(float))), 0, 0};
   return {lines(m * weights.groups * weights.group),
           lines(m * weights.groups * static_cast<int64_t>(sizeof(float))),
           lines(m * weights.groups * static_cast<int64_t>(sizeof(int32_t)))};

@@ -50,10 +50,41 @@ float Activate(float v, Activation activation, float alpha) {
   return v;
 }
 
+// Rows that stay float32, to tiles.
+void Arrange(const float* x, const PackedWeights& weights, Activations* out, int64_t begin, int64_t end) {
+  const int64_t padded = weights.groups * weights.group;
+  for (int64_t m = begin * out->height; m < std::min(end * out->height, out->m); ++m) {
+    const int64_t tile = m / out->height, row = m % out->height, rows = out->rows_of(tile);
+    float* to = out->floats() + tile * out->height * padded + row;
+    for (int64_t k = 0; k < padded; ++k) to[k * rows] = k < weights.k ? x[m * weights.k + k] : 0;
+  }
+}
+
+// y[m, n] of activations that stay float32.
+float FloatProduct(const Activations& x, const PackedWeights& weights, int64_t m, int64_t n) {
+  const int64_t group = weights.group, tile = m / x.height, rows = x.rows_of(tile);
+  const float* of_row = x.floats() + tile * x.height * weights.groups * group + m % x.height;
+  const int lane = static_cast<int>(n % kRows);
+  float total = 0;
+  for (int64_t g = 0; g < weights.groups; ++g) {
+    const int64_t cell = n / kRows * weights.groups + g;
+    const int point = weights.symmetric() ? weights.middle() : weights.zero_points[cell * kRows + lane];
+    float sum = 0;
+    for (int64_t k = 0; k < group; ++k) {
+      const int code = CodeAt(weights.codes + cell * weights.group_bytes(), group, weights.bits, k, lane);
+      sum += of_row[(g * group + k) * rows] * static_cast<float>(code - point);
+    }
+    total += sum * weights.scales[cell * kRows + lane];
+  }
+  return total;
+}
+
 }  // namespace
 
 void QuantizeReference(const void* x, const PackedWeights& weights, Activations* out, int64_t begin,
                        int64_t end) {
+  if (out->rounding == Rounding::kNone)
+    return Arrange(static_cast<const float*>(x), weights, out, begin, end);
   const int64_t group = weights.group, groups = weights.groups;
   const int factor = weights.symmetric() ? weights.middle() : 1;
   const bool in_floats = out->rounding == Rounding::kByGroup || out->rounding == Rounding::kByRow;
@@ -102,8 +133,8 @@ void MultiplyReference(const Activations& x, const PackedWeights& weights, const
       const int64_t tile = m / x.height, row = m % x.height;
       const int rows = x.rows_of(tile);
       const int8_t* codes = x.codes + tile * x.height * groups * group;
-      float total = 0;
-      for (int64_t g = 0; g < groups; ++g) {
+      float total = x.rounding == Rounding::kNone ? FloatProduct(x, weights, m, n) : 0;
+      for (int64_t g = 0; x.rounding != Rounding::kNone && g < groups; ++g) {
         const int64_t cell = block * groups + g, of_x = tile * x.height * groups + g * rows + row;
         int32_t sum = x.sums[of_x];
         if (!weights.symmetric()) sum *= weights.zero_points[cell * kRows + lane];

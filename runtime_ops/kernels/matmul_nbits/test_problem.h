@@ -102,6 +102,10 @@ void RoundRow(const Problem& problem, int64_t group, int64_t m, double* a) {
     return;
   }
   const float* x = problem.x.data() + m * c.k;
+  if (c.rounding == Rounding::kNone) {
+    std::copy(x, x + c.k, a);
+    return;
+  }
   const int64_t part = c.rounding == Rounding::kByRow ? c.k : group;
   for (int64_t first = 0; first < c.k; first += part) {
     const int64_t end = std::min(first + part, c.k);
@@ -113,13 +117,12 @@ void RoundRow(const Problem& problem, int64_t group, int64_t m, double* a) {
   }
 }
 
-// y by the formula at the head of matmul_nbits.h, in float64, bit by bit from what is stored; `group` is the
-// kernel's.
-std::vector<double> Define(const Problem& problem, int64_t group) {
+// The weights [N, K] by the formula at the head of matmul_nbits.h, in float64, bit by bit from what is
+// stored.
+std::vector<double> Weights(const Problem& problem) {
   const Case& c = problem.shape;
   const int64_t stored_groups = (c.k + c.group - 1) / c.group;
-  std::vector<double> w(static_cast<size_t>(c.n * c.k)), y(static_cast<size_t>(c.m * c.n)),
-      a(static_cast<size_t>(c.k));
+  std::vector<double> w(static_cast<size_t>(c.n * c.k));
   for (int64_t n = 0; n < c.n; ++n) {
     for (int64_t k = 0; k < c.k; ++k) {
       const int64_t g = k / c.group;
@@ -134,6 +137,14 @@ std::vector<double> Define(const Problem& problem, int64_t group) {
           static_cast<double>(problem.scales[static_cast<size_t>(n * stored_groups + g)]);
     }
   }
+  return w;
+}
+
+// y by that formula, in float64; `group` is the kernel's.
+inline std::vector<double> Define(const Problem& problem, int64_t group) {
+  const Case& c = problem.shape;
+  const std::vector<double> w = Weights(problem);
+  std::vector<double> y(static_cast<size_t>(c.m * c.n)), a(static_cast<size_t>(c.k));
   for (int64_t m = 0; m < c.m; ++m) {
     RoundRow(problem, group, m, a.data());
     for (int64_t n = 0; n < c.n; ++n) {

@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "kernels/matmul_nbits/finish.h"
+#include "kernels/matmul_nbits/float_tile.h"
 #include "kernels/matmul_nbits/kernels.h"
 #include "kernels/matmul_nbits/quantize.h"
 #include "kernels/matmul_nbits/strip.h"
@@ -352,6 +353,7 @@ void MultiplyBits(const Activations& x, const PackedWeights& weights, const Colu
 template <class Isa>
 void MultiplyWith(const Activations& x, const PackedWeights& weights, const Columns& columns, int64_t begin,
                   int64_t end, uint8_t* scratch) {
+  if (x.rounding == Rounding::kNone) return MultiplyFloats<Isa>(x, weights, columns, begin, end, scratch);
   if (weights.has_table) return MultiplyBits<Isa, kTable>(x, weights, columns, begin, end, scratch);
   if (weights.bits == 8 && (x.rounding == Rounding::kSigned || x.rounding == Rounding::kUnsigned))
     return MultiplyBits<typename Isa::With128, 8>(x, weights, columns, begin, end, scratch);
@@ -375,6 +377,8 @@ void MultiplyWith(const Activations& x, const PackedWeights& weights, const Colu
 #define QCOMPILER_DEFINE_KERNEL(suffix, Isa)                                                          \
   void Quantize##suffix(const void* x, const PackedWeights& weights, Activations* out, int64_t begin, \
                         int64_t end) {                                                                \
+    if (out->rounding == Rounding::kNone)                                                             \
+      return ArrangeFloats(static_cast<const float*>(x), weights, out, begin, end);                   \
     QuantizeHere(x, weights, out, begin, end);                                                        \
   }                                                                                                   \
   void Multiply##suffix(const Activations& x, const PackedWeights& weights, const Columns& columns,   \

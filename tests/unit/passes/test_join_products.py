@@ -28,8 +28,8 @@ def _model(nodes: str, outputs: str, more_inputs: str = "") -> onnx.ModelProto:
     return make_model(text, used, domains={"com.microsoft": 1})
 
 
-def _product(name: str, n: int, x: str = "x", more: str = "", block_size: int = 32) -> str:
-    sizes = f"K=32, N={n}, bits=8, block_size={block_size}, accuracy_level=4"
+def _product(name: str, n: int, x: str = "x", more: str = "", block_size: int = 32, level: int = 4) -> str:
+    sizes = f"K=32, N={n}, bits=8, block_size={block_size}, accuracy_level={level}"
     return f"y{name} = com.microsoft.MatMulNBits<{sizes}>({x}, {name}, s{name}{more})"
 
 
@@ -58,6 +58,15 @@ def test_two_and_three_products_on_one_x_become_one_node() -> None:
         assert [lowered.packed for lowered in entry.lowered] == list(names)
         assert_equal_outputs(run(model, _feed()), run(after, _feed()), SAME)
         assert not apply_pass(JoinProducts(), after)[1]
+
+
+@pytest.mark.parametrize("level", [1, 4])
+def test_the_level_goes_along(level: int) -> None:
+    products = f"{_product('a', 16, level=level)} {_product('b', 8, level=level)}"
+    model = _model(products, _outputs(a=16, b=8))
+    after, _ = _joined(model)
+    assert after.graph[0].attributes.get_int("accuracy_level") == level
+    assert_equal_outputs(run(model, _feed()), run(after, _feed()), SAME)
 
 
 def test_zero_points_and_biases_go_along_where_there_are_any() -> None:
@@ -89,9 +98,10 @@ def test_of_four_products_three_are_joined() -> None:
     [
         (f"h = Neg(x) {_product('a', 16)} {_product('b', 8, x='h')}", _outputs(a=16, b=8)),
         (f"{_product('a', 16)} {_product('b', 8, block_size=64)}", _outputs(a=16, b=8)),
+        (f"{_product('a', 16)} {_product('b', 8, level=1)}", _outputs(a=16, b=8)),
         (f"h = Neg(bb) {_product('a', 16)} {_product('b', 8, more=', , , h')}", _outputs(a=16, b=8)),
     ],
-    ids=["another x", "another block size", "a bias that is computed"],
+    ids=["another x", "another block size", "another level", "a bias that is computed"],
 )
 def test_what_differs_stays_apart(nodes: str, outputs: str) -> None:
     model = _model(nodes, outputs)

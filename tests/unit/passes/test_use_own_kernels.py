@@ -52,6 +52,17 @@ def test_it_takes_over_the_node_on_the_same_bytes(inputs: str, count: int) -> No
     assert not apply_pass(UseOwnKernels(), after)[1]
 
 
+@pytest.mark.parametrize(("level", "ours"), [(4, 4), (1, 1), (0, 1), (None, 1)])
+def test_the_level_goes_along_and_one_left_to_the_kernel_is_float32(level: int | None, ours: int) -> None:
+    model = _model(
+        _product().replace(", accuracy_level=4", "" if level is None else f", accuracy_level={level}")
+    )
+    after, _ = apply_pass(UseOwnKernels(), model)
+    (node,) = after.graph
+    assert node.attributes.get_int("accuracy_level") == ours
+    assert_equal_outputs(run(model, {"x": _x()}), run(after, {"x": _x()}), ROUNDING)
+
+
 def test_name_and_notes_stay() -> None:
     model = ir.serde.deserialize_model(_model(_product()))
     model.graph[0].name = "head"
@@ -85,7 +96,8 @@ def test_bits_that_the_stock_node_leaves_out_are_written() -> None:
 @pytest.mark.parametrize(
     ("body", "inputs", "constants", "reason"),
     [
-        (_product(level=0), "float[M,32] x", {}, "accuracy_level 0"),
+        (_product(level=2), "float[M,32] x", {}, "accuracy_level 2: our kernels take activations in 8 bits or in float32"),
+        (_product(level=3), "float[M,32] x", {}, "set accuracy_level: 4 or 1"),
         (_product("x, b, s, , g"), "float[M,32] x", {"g": np.zeros(32, np.int32)}, "g_idx"),
         (_product("x, b, s, z"), "float[M,32] x", {"z": np.zeros((16, 1), np.float32)}, "its zero points are floats"),
         (_product("x, b2, s"), "float[M,32] x, uint8[16,1,32] b2", {}, "its weight is not constant"),
