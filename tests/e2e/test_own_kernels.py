@@ -166,7 +166,7 @@ def test_float_activations_run_on_our_kernels(settings: list[str], quantize: Com
     ours, stock = (
         quantize(two_layers(), target=target, settings=settings) for target in ("qcompiler", "ort")
     )
-    assert set(ours.report.running) <= {"ai.qcompiler::MatMulNBits", "ai.qcompiler::MatMul3Bits"}
+    assert all(operator.startswith("ai.qcompiler::") for operator in ours.report.running)
     assert not [line for line in ours.report.warnings if "our kernels" in line]
     x = {"x": normal(5, 64)}
     (expected,) = run(loaded_model(stock), x).values()  # the same weights, in float32
