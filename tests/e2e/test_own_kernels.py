@@ -18,7 +18,6 @@ from qcompiler.runtime import create_session
 from tests.compiled_models import EIGHT_BIT, Compile, loaded_model, normal, tied_decoder, two_layers
 from tests.small_models import Array, make_model, relative_error, run, save_model, weight
 
-
 TWO_LAYERS = {"ai.qcompiler::MatMulNBitsRelu": 1, "ai.qcompiler::MatMulNBits": 1}
 
 

@@ -1,9 +1,11 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+import qcompiler
 from models import language, minilm
 from models.built_model import BuiltModel
 
@@ -31,6 +33,12 @@ def test_padding_changes_nothing(built: BuiltModel) -> None:
     together = minilm.embed(session, minilm.tokenize(tokenizer, sentences))
     alone = minilm.embed(session, minilm.tokenize(tokenizer, sentences[:1]))
     assert np.abs(together[0] - alone[0]).max() < 1e-5  # float32 sums in another order; entries below 1
+
+
+def test_its_activations_are_part_of_our_products(built: BuiltModel, tmp_path: Path) -> None:
+    compiled = qcompiler.compile(built.path, "w4a16-rtn", target="qcompiler", output=tmp_path / "out")
+    running = compiled.report.running
+    assert running["ai.qcompiler::MatMulNBitsGelu"] == 6 and "ai.qcompiler::MatMulNBits" not in running
 
 
 def test_data_files_hold_the_inputs_of_the_model(built: BuiltModel) -> None:
