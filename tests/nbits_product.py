@@ -11,7 +11,18 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from qcompiler.graph.operator_body import OUR_DOMAIN
-from qcompiler.graph.own_matmul_nbits import INT8_ACTIVATIONS, LEVEL, OP, THREE, operator, provide, reference
+from qcompiler.graph.own_matmul_nbits import (
+    INT8_ACTIVATIONS,
+    LAYOUT,
+    LEVEL,
+    LINES,
+    OP,
+    THREE,
+    operator,
+    provide,
+    reference,
+)
+from qcompiler.passes.lay_out_for_kernels import LayOutForKernels
 from qcompiler.quant import packing, three_bits
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.runtime import register
@@ -73,6 +84,14 @@ class Product:
         found: tuple[Array, Array, Array | None, Array | None] = self._numbers  # type: ignore[attr-defined]
         return found
 
+    def laid_out(self) -> "Product":
+        """The same, its weight in the kernels' own order; its model has no body."""
+        model = ir.serde.deserialize_model(self.model())
+        LayOutForKernels()(model)
+        parts = {name: value.const_value for name, value in model.graph.initializers.items()}
+        constants = {name: part.numpy() for name, part in parts.items() if part is not None}
+        return replace(self, constants=constants, attributes={**self.attributes, LAYOUT: LINES})
+
     def expected(self, x: Array) -> Array:
         codes, scales, points, bias = self.numbers
         level = self.attributes.get(LEVEL, INT8_ACTIVATIONS)
@@ -88,7 +107,7 @@ class Product:
     def model(
         self, x_shape: list[Any] | None = None, given: tuple[str, ...] = (), dtype: int = 1, opset: int = 21
     ) -> onnx.ModelProto:
-        """The product as a model; the constants in ``given`` are inputs of it. Before opset 21 it has no body."""
+        """The product as a model; the constants in ``given`` are inputs of it. Before opset 21, or laid out, it has no body."""
         names = [
             name if name in self.constants else "" for name in ("codes", "scales", "zero_points", "bias")
         ]
@@ -109,7 +128,7 @@ class Product:
         opsets = [helper.make_opsetid("", opset), helper.make_opsetid(OUR_DOMAIN, 1)]
         ir_version = 10 if opset >= 21 else 9
         made = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
-        if opset < 21:
+        if opset < 21 or self.attributes.get(LAYOUT) == LINES:
             return made
         loaded = ir.serde.deserialize_model(made)
         provide(loaded, self.op)

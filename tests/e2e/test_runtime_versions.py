@@ -138,6 +138,14 @@ def test_numbers_with_our_library(runtime: Runtime, tmp_path: Path, name: str) -
     assert_close(product, runtime.y(tmp_path, model, {"x": x}), x)
 
 
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_mapped_weights(runtime: Runtime, tmp_path: Path, name: str) -> None:
+    product = PRODUCTS[name]
+    x = activations(2, 15, product.k)
+    model = product.laid_out().model(opset=runtime.version.opset)
+    assert_close(product, runtime.y(tmp_path, model, {"x": x}), x)
+
+
 @pytest.mark.parametrize("name", [name for name in PRODUCTS if name != "float16 scales"])  # of float32 alone
 def test_numbers_without_our_library(runtime: Runtime, tmp_path: Path, name: str) -> None:
     product, version = PRODUCTS[name], runtime.version

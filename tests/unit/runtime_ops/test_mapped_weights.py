@@ -1,6 +1,7 @@
 """Weights in the kernels' own order: the same bits as row after row, used where they are, and sizes that lie are refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,19 +119,13 @@ def test_gathered_rows(bits: int, block_size: int, symmetric: bool, tmp_path: Pa
     _check_alike(table.model([None]), tmp_path, {"indices": np.array([0, 49, -1, 16, 15, 31, -50])})
 
 
-def _lines(product: Product) -> dict[str, Array]:
-    """The constants of a product, laid out."""
-    model = ir.serde.deserialize_model(product.model())
-    LayOutForKernels()(model)
-    parts = {name: value.const_value for name, value in model.graph.initializers.items()}
-    return {name: part.numpy() for name, part in parts.items() if part is not None}
-
-
 def _refused(attributes: dict[str, int] | None = None, **constants: Array) -> onnx.ModelProto:
-    laid_out = {**_lines(Product()), **constants}
-    model = Product(attributes={"layout": 1, **(attributes or {})}, constants=laid_out).model()
-    del model.functions[:]
-    return model
+    made = Product().laid_out()
+    changed = replace(
+        made, constants={**made.constants, **constants}, attributes={**made.attributes, **(attributes or {})}
+    ).model()
+    del changed.functions[:]
+    return changed
 
 
 REFUSED: list[tuple[Callable[[], onnx.ModelProto], str]] = [
@@ -156,18 +151,14 @@ def test_a_bad_node_is_refused(make: Callable[[], onnx.ModelProto], said: str, t
 
 
 def test_what_fills_up_may_be_anything(tmp_path: Path) -> None:
-    product = Product(17, 70, block_size=32)
-    constants = _lines(product)
-    expected = Product(17, 70, block_size=32, attributes={"layout": 1}, constants=constants).model([None, 70])
-    noisy = {name: array.copy() for name, array in constants.items()}
+    expected = Product(17, 70, block_size=32).laid_out()
+    noisy = {name: array.copy() for name, array in expected.constants.items()}
     noisy["codes"].reshape(2, 3, 4, 16, 4)[1, :, :, 1:] = 255  # rows from 17 on
     noisy["codes"].reshape(2, 3, 4, 16, 4)[:, 2, 1:] = 255  # k from 72 on
     noisy["scales"][1, :, 1:] = np.nan
     noisy["zero_points"][1, :, 1:] = 255
-    found = Product(17, 70, block_size=32, attributes={"layout": 1}, constants=noisy).model([None, 70])
-    feeds = {"x": _activations(5, 70)}
     outputs = []
-    for model in (expected, found):
-        del model.functions[:]
-        outputs += _outputs(ir.serde.deserialize_model(model), tmp_path / str(len(outputs)), feeds)
+    for made in (expected, replace(expected, constants=noisy)):
+        model = ir.serde.deserialize_model(made.model([None, 70]))
+        outputs += _outputs(model, tmp_path / str(len(outputs)), {"x": _activations(5, 70)})
     np.testing.assert_array_equal(*outputs)
