@@ -15,6 +15,8 @@ namespace qcompiler {
 namespace matmul_nbits {
 namespace {
 
+using Words16 = uint32_t __attribute__((vector_size(64)));  // which may overflow
+
 // a b + c, rounded once: half the operations. A loop for the compiler, which makes one instruction of it.
 QCOMPILER_INLINE void MultiplyAdd(const Floats16& a, const Floats16& b, float c, Floats16* sum) {
   Floats16 result;
@@ -45,7 +47,7 @@ QCOMPILER_INLINE void TimesSigmoid(const Floats16& w, Floats16* v) {
   Polynomial(power - (shifted - kRounding), &series, 1.0f, 0.6931471824645996f, 0.24022646248340607f,
              0.05550328642129898f, 0.009618489071726799f, 0.0013399930903688073f, 0.00015345810970757167f);
   // kRounding's own bits are shifted out.
-  const Ints16 bits = reinterpret_cast<Ints16>(series) + (reinterpret_cast<Ints16>(shifted) << 23);
+  const Words16 bits = reinterpret_cast<Words16>(series) + (reinterpret_cast<Words16>(shifted) << 23);
   Floats16 exp = reinterpret_cast<Floats16>(bits);
   exp = w > kEnd ? Floats16{} : exp;
   exp = w < -kEnd ? Floats16{} + INFINITY : exp;
