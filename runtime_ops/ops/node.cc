@@ -24,21 +24,8 @@ OrtStatus* Node::Attribute(const OrtKernelInfo* info, const char* name, int64_t 
     api_->ReleaseStatus(status);
     return Refuse(std::string("attribute ") + name + " is missing");
   }
-  return Check(name, least, most, *value);
-}
-
-OrtStatus* Node::Attribute(const OrtKernelInfo* info, const char* name, int64_t otherwise, int64_t least,
-                           int64_t most, int64_t* value) const {
-  if (OrtStatus* status = api_->KernelInfoGetAttribute_int64(info, name, value)) {
-    api_->ReleaseStatus(status);
-    *value = otherwise;
-  }
-  return Check(name, least, most, *value);
-}
-
-OrtStatus* Node::Check(const char* name, int64_t least, int64_t most, int64_t value) const {
-  if (value >= least && value <= most) return nullptr;
-  return Refuse(std::string("attribute ") + name + " is " + std::to_string(value) + "; from " +
+  if (*value >= least && *value <= most) return nullptr;
+  return Refuse(std::string("attribute ") + name + " is " + std::to_string(*value) + "; from " +
                 std::to_string(least) + " to " + std::to_string(most) + " is possible");
 }
 

@@ -31,9 +31,6 @@ class Node {
                        int64_t* value) const;
   // The same of a number that has to be finite.
   OrtStatus* Attribute(const OrtKernelInfo* info, const char* name, float* value) const;
-  // One that may be left out, for `otherwise`.
-  OrtStatus* Attribute(const OrtKernelInfo* info, const char* name, int64_t otherwise, int64_t least,
-                       int64_t most, int64_t* value) const;
   // One that need not be there: then it is `missing`. `value` is one of the two.
   OrtStatus* Choice(const OrtKernelInfo* info, const char* name, int64_t missing, int64_t other,
                     int64_t* value) const;
@@ -49,8 +46,6 @@ class Node {
                             std::vector<float>* widened, const float** values) const;
 
  private:
-  OrtStatus* Check(const char* name, int64_t least, int64_t most, int64_t value) const;
-
   const OrtApi* api_ = nullptr;
   std::string name_;
 };

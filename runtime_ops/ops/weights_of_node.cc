@@ -21,7 +21,7 @@ OrtStatus* ReadWeightSizes(const Node& node, const OrtKernelInfo* info, const ch
   if (sizes->group % 16 != 0)
     return node.Refuse("block_size is " + std::to_string(sizes->group) + "; a multiple of 16 is needed");
   sizes->bits = static_cast<int>(bits);
-  QCOMPILER_TRY(node.Attribute(info, "layout", 0, 0, 1, &lies));
+  QCOMPILER_TRY(node.Choice(info, "layout", 0, 1, &lies));
   *layout = static_cast<Layout>(lies);
   return nullptr;
 }

@@ -11,6 +11,7 @@ import pytest
 
 from qcompiler.errors import InputError
 from qcompiler.graph import model_file
+from qcompiler.graph.own_matmul_nbits import LEVEL
 from qcompiler.passes.lay_out_for_kernels import LayOutForKernels
 from qcompiler.runtime import create_session
 from tests.gathered_table import GatheredTable
@@ -64,6 +65,12 @@ def test_scales_of_float16_become_float32(tmp_path: Path) -> None:
     model = Product(scale_type=np.float16).model([None, K])
     lines = _check_alike(model, tmp_path, {"x": _activations(3)})
     assert lines.graph.initializers["scales"].dtype == ir.DataType.FLOAT
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_float_activations(bits: int, tmp_path: Path) -> None:
+    model = Product(bits=bits, attributes={LEVEL: 1}).model([None, K])
+    _check_alike(model, tmp_path, {"x": _activations(13)})
 
 
 JOINED = {
@@ -129,7 +136,7 @@ def _refused(attributes: dict[str, int] | None = None, **constants: Array) -> on
 
 
 REFUSED: list[tuple[Callable[[], onnx.ModelProto], str]] = [
-    (lambda: _refused({"layout": 2}), "attribute layout is 2; from 0 to 1 is possible"),
+    (lambda: _refused({"layout": 2}), "attribute layout is 2; 1 and 0 are possible"),
     (lambda: _refused({"layout": -1}), "attribute layout is -1"),
     (lambda: _refused({"layout": 0}), "codes has 3072 elements; the attributes make it 2560"),
     (lambda: _refused({"N": 49}), "codes has 3072 elements; the attributes make it 4096"),
