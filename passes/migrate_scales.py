@@ -109,6 +109,11 @@ class ScaleMigration:
             for planned in scaled.values():
                 planned.notes.append("not scaled: weights with other transforms read the same input")
             return statistics
+        activations = next(iter(scaled.values())).settings.activations
+        if any(planned.settings.activations != activations for planned in scaled.values()):
+            for planned in scaled.values():
+                planned.notes.append("not scaled: the same input is rounded otherwise for other weights")
+            return statistics
         # Readers without a transform still get the inverse factor, so their function stays too, if X itself is divided upstream.
         movable = all(len(planned.weight.uses) == 1 for planned in readers.values())
         absorber = (
@@ -135,6 +140,7 @@ class ScaleMigration:
                 [planned.scheme for planned in targets.values()],
                 step.options,
                 None if absorber is None else absorber.follows,
+                *((activations,) if step.algorithm.activations else ()),
             )
             gain = choice.loss / choice.plain_loss if choice.plain_loss > 0 else 1.0
             if gain >= 1.0 or (absorber is None and gain > WORTH_A_MUL):

@@ -5,14 +5,16 @@ computed of constants, which ONNX Runtime folds when it loads the model.
 *Result* ai.qcompiler::MatMulNBits of the same name and level (1 for 0, which leaves it to the kernel: that computes in float32), on the
 same bytes; the model carries the operator's body, which is the node that was there. A weight that is tied to an embedding is read without
 the Reshape that the stock node needs.
+Where FakeQuantRows rounds the activations it is ai.qcompiler::DynamicQuantMatMul, on what they were.
 ai.qcompiler::SparseMatMul stays as it is: the library has a kernel for it, which has to run.
 """
 
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
-from qcompiler.graph import sparse_matmul
+from qcompiler.graph import own_dynamic_matmul, sparse_matmul
 from qcompiler.graph.edits import drop_unused
+from qcompiler.graph.fake_quant_rows import is_fake_quant_rows
 from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.node_chain import is_foldable
 from qcompiler.graph.operator_body import OUR_DOMAIN
@@ -52,8 +54,11 @@ class UseOwnKernels(ir.passes.InPlacePass):
         ]
         self.lowered += lowered + sparse
         self.left += left
-        if lowered:
+        operators = {node.op_type for node in lowered}
+        if OP in operators:
             provide(model)
+        if own_dynamic_matmul.OP in operators:
+            own_dynamic_matmul.provide(model)
         return ir.passes.PassResult(model, modified=bool(lowered))
 
 
@@ -119,11 +124,19 @@ def _take_over(node: ir.Node) -> LoweredNode:
     while inputs[-1] is None:
         inputs.pop()
     sizes = [ir.AttrInt64(name, node.attributes.get_int(name, _BITS)) for name in _SIZES]
-    level = ir.AttrInt64(LEVEL, _LEVELS[node.attributes.get_int(LEVEL, 0)])
-    ours = ir.Node(OUR_DOMAIN, OP, inputs, [*sizes, level], num_outputs=1, name=node.name)
+    level = [ir.AttrInt64(LEVEL, _LEVELS[node.attributes.get_int(LEVEL, 0)])]
+    op, rounded = OP, node.inputs[X]
+    if is_fake_quant_rows(rounded):
+        assert rounded is not None
+        rounding = rounded.producer()
+        assert rounding is not None
+        op, level, inputs[X] = own_dynamic_matmul.OP, [], rounding.inputs[0]
+    ours = ir.Node(OUR_DOMAIN, op, inputs, [*sizes, *level], num_outputs=1, name=node.name)
     ours.metadata_props.update(node.metadata_props)
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], [ours], node.outputs, ours.outputs)
     drop_unused(reshaped)
+    if rounded is not None:
+        drop_unused(rounded)
     return _lowered(ours)
 
 

@@ -20,6 +20,7 @@ from qcompiler.passes.normalize import Normalize
 from qcompiler.passes.quantize_weights import CalibrationRun, Progress, QuantizeWeights, check_tuning
 from qcompiler.passes.raise_opset import RaiseOpset
 from qcompiler.passes.rotate import Rotate, RotationResult
+from qcompiler.passes.round_activations import RoundActivations
 from qcompiler.passes.split_experts import SplitExperts
 from qcompiler.passes.store_three_bits import StoreThreeBits
 from qcompiler.passes.use_own_codebooks import UseOwnCodebooks
@@ -199,6 +200,10 @@ def _quantize_weights(materials: Materials) -> QuantizeWeights:
     )
 
 
+def _round_activations(materials: Materials) -> RoundActivations:
+    return RoundActivations(materials.plan)
+
+
 def _assign_bits(materials: Materials) -> AssignBits:
     return AssignBits(
         materials.plan,
@@ -223,6 +228,11 @@ _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str]
         "quantize_weights",
         _quantize_weights,
         "calibration, scaling and rounding go segment by segment, so they are one pass",
+    ),
+    (
+        "round_activations",
+        _round_activations,
+        "after the weights: scales move through the inputs of products, and would not pass their rounding",
     ),
 )
 

@@ -14,7 +14,19 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from qcompiler.algorithms import autoround, awq, codebook, gptq, hqq, kquant, lorc, mse, rtn, spqr
+from qcompiler.algorithms import (
+    autoround,
+    awq,
+    codebook,
+    gptq,
+    hqq,
+    kquant,
+    lorc,
+    mse,
+    rtn,
+    smoothquant,
+    spqr,
+)
 from qcompiler.errors import QCompilerError, SchemeError
 from qcompiler.nearest import nearest
 from qcompiler.quant.affine_tensor import AffineTensor
@@ -38,6 +50,8 @@ class Need(str, Enum):
     """InputStatistics.hessian."""
     CHANNELS = "channels"
     """InputStatistics.mean_abs, max_abs and mean_square."""
+    ROWS = "rows"
+    """InputStatistics.sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +66,8 @@ class Algorithm:
     Attributes:
         kind: "quantizer": run(weight, statistics, scheme, options) -> QuantizedTensor, statistics may be None
             where ``needs`` is empty or the data is missing; "transform": run(weights, statistics, schemes,
-            options, tie); "refinement": run(weight, quantized, statistics, options) -> QuantizedTensor, where it
+            options, tie), where it is for ``activations`` with what rounds those (quant.activations) as a last argument;
+            "refinement": run(weight, quantized, statistics, options) -> QuantizedTensor, where it
             ``requantizes`` with a last argument: what the quantizer makes of another weight [N, K];
             "reconstruction": run(weights, quantized, segment, options) -> autoround.Tuned, over all weights of a
             segment that it is asked for.
@@ -62,6 +77,7 @@ class Algorithm:
             should weigh an error by what remains (InputStatistics.remaining).
         codebooks: whether it knows codes that are indices of a table (QuantScheme.dtype nf4 and the like).
         two_level: of a quantizer: it finds two-level scales (QuantScheme.two_level), and no others.
+        activations: of a transform: it is for activations that are rounded, and needs to know how.
         whole_zero_points: of a quantizer: it needs a code that means 0, which float zero points do not promise.
         either_axis: whether it can have groups of rows (QuantScheme.group_axis "output").
         beside: of one whose result is a CorrectedTensor: the bytes that stand beside the codes, from its options, the scheme, N and K.
@@ -81,6 +97,7 @@ class Algorithm:
     codebooks: bool = False
     requantizes: bool = False
     two_level: bool = False
+    activations: bool = False
     whole_zero_points: bool = False
     either_axis: bool = False
     beside: Callable[[Any, QuantScheme, int, int], int] | None = None
@@ -141,6 +158,14 @@ ALGORITHMS = (
         awq.AwqOptions,
         awq.search_scale,
         codebooks=True,
+    ),
+    Algorithm(
+        "smoothquant",
+        "transform",
+        frozenset({Need.CHANNELS, Need.ROWS}),
+        smoothquant.SmoothQuantOptions,
+        smoothquant.search_scale,
+        activations=True,
     ),
     Algorithm(
         "lorc",

@@ -94,7 +94,7 @@ def search_scale(
         raise CalibrationError("awq needs the Hessian of the layer's input; calibrate with it")
     if not np.isfinite(statistics.hessian).all():
         raise CalibrationError("awq: the Hessian holds NaN or infinity; check the calibration data")
-    samples = [np.asarray(_sample_rows(weight, options.rows), np.float32) for weight in weights]
+    samples = [np.asarray(sampled_rows(weight, options.rows), np.float32) for weight in weights]
     shares = [weight.shape[0] / sample.shape[0] for weight, sample in zip(weights, samples, strict=True)]
     # Under a quantizer that makes up for errors, what counts is what it cannot make up for.
     importance = np.diagonal(statistics.hessian) if statistics.remaining is None else statistics.remaining
@@ -125,7 +125,7 @@ def search_scale(
     return ScaleChoice(candidates[best], losses[best], losses[0])
 
 
-def _sample_rows(weight: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+def sampled_rows(weight: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
     """At most ``rows`` rows, evenly spaced."""
     n = weight.shape[0]
     if n <= rows:

@@ -1,4 +1,4 @@
-"""Statistics of a linear's input, gathered batch by batch in bounded memory: one K x K sum, or a few sums of K."""
+"""Statistics of a linear's input, gathered batch by batch in bounded memory: one K x K sum, a few sums of K, some rows."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +8,9 @@ from qcompiler.errors import CalibrationError
 from qcompiler.quant.statistics import InputStatistics
 
 BLOCK_ROWS = 4096  # rows turned to float32 at a time
+SAMPLED_ROWS = (
+    256  # at least so many of those seen are kept, where an algorithm wants some, and at most twice as many
+)
 
 
 class InputObserver:
@@ -30,6 +33,7 @@ class InputObserver:
         self._sum_abs = np.zeros(k, np.float64)
         self._max_abs = np.zeros(k, np.float32)
         self._sum_square = np.zeros(k, np.float64)
+        self._sample = RowSample(k) if Need.ROWS in needs else None
 
     def add(self, activation: npt.NDArray[np.generic]) -> None:
         """Take in rows: any float type, [..., K].
@@ -64,6 +68,8 @@ class InputObserver:
             self._sum_abs += magnitude.sum(axis=0, dtype=np.float64)
             np.maximum(self._max_abs, magnitude.max(axis=0), out=self._max_abs)
             self._sum_square += np.square(rows, out=magnitude).sum(axis=0, dtype=np.float64)
+        if self._sample is not None:
+            self._sample.add(rows)
 
     def statistics(self) -> InputStatistics | None:
         """What was seen; None when nothing was. The sums are given away: nothing can be added afterwards."""
@@ -77,4 +83,32 @@ class InputObserver:
             mean_abs=(self._sum_abs / self._rows).astype(np.float32) if self._channels else None,
             max_abs=self._max_abs if self._channels else None,
             mean_square=(self._sum_square / self._rows).astype(np.float32) if self._channels else None,
+            sample=None if self._sample is None else self._sample.rows(),
         )
+
+
+class RowSample:
+    """Evenly spaced rows of all that is seen: every n-th, n doubled whenever they become too many."""
+
+    def __init__(self, k: int) -> None:
+        self._kept = np.empty((2 * SAMPLED_ROWS, k), np.float32)
+        self._count = 0
+        self._stride = 1
+        self._until_next = 0  # rows to pass over
+
+    def add(self, rows: npt.NDArray[np.float32]) -> None:
+        """Rows [.., K] in their order."""
+        at = self._until_next
+        while at < len(rows):
+            if self._count == len(self._kept):
+                self._count //= 2
+                self._kept[: self._count] = self._kept[::2]
+                self._stride *= 2
+            self._kept[self._count] = rows[at]
+            self._count += 1
+            at += self._stride
+        self._until_next = at - len(rows)
+
+    def rows(self) -> npt.NDArray[np.float32]:
+        """Those kept, float32 [R, K]."""
+        return self._kept[: self._count].copy()

@@ -21,6 +21,7 @@ class InputStatistics:
         mean_square: float32 [K], mean of x^2; the diagonal of the Hessian for those who need no more of it.
         remaining: float32 [K], the mean square that the channels rounded later cannot explain: what an error
             in channel k costs under a quantizer that makes up for it (GPTQ).
+        sample: float32 [R, K], some of the rows, evenly spaced.
         derived: what algorithms computed from these, for the next weight that reads the same input; it lives as
             long as they do.
     """
@@ -31,6 +32,7 @@ class InputStatistics:
     max_abs: FloatArray | None = None
     mean_square: FloatArray | None = None
     remaining: FloatArray | None = None
+    sample: FloatArray | None = None
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def diagonal(self) -> FloatArray | None:
@@ -48,6 +50,7 @@ class InputStatistics:
             mean_abs=None if self.mean_abs is None else self.mean_abs / s,
             max_abs=None if self.max_abs is None else self.max_abs / s,
             mean_square=None if self.mean_square is None else self.mean_square / (s * s),
+            sample=None if self.sample is None else self.sample / s,
         )
 
 

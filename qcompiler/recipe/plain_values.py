@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from qcompiler.errors import RecipeError
+from qcompiler.quant.activations import Activations
 from qcompiler.quant.scheme import GroupFallback
 from qcompiler.recipe.calibration import CalibrationSettings
 from qcompiler.recipe.mixed import MixedSettings
@@ -100,6 +101,8 @@ def with_setting(mapping: Mapping[str, object], setting: Setting) -> dict[str, o
         raise RecipeError(f"{where}: expected KEY=VALUE")
     outer, dot, inner = key.strip().partition(".")
     outer = "calibration" if outer == "calib" else outer
+    if outer == "level" and not dot:
+        outer, text = "activations", _of_level(text.strip(), where)
     used = _step_names(mapping["algorithm"])
     steps = steps_with(outer, used) if dot and outer not in mapping else None
     if steps is not None:
@@ -117,6 +120,17 @@ def with_setting(mapping: Mapping[str, object], setting: Setting) -> dict[str, o
         raise RecipeError(f"{where}: {outer} has no keys inside; set it whole, {outer}=VALUE")
     check_keys({inner: None}, keys_of(_SECTIONS[outer].kind), where)
     return {**mapping, outer: {**inside, inner: value}}
+
+
+_LEVELS: dict[str, Activations] = {"o1": "token", "o2": "tensor"}
+"""What SmoothQuant's levels do with activations (Xiao et al. 2022, table 2)."""
+
+
+def _of_level(level: str, where: str) -> Activations:
+    if level.lower() not in _LEVELS:
+        known = ", ".join(f"{name} (activations: {value})" for name, value in _LEVELS.items())
+        raise RecipeError(f"{where}: level: expected one of {known}, got {level!r}")
+    return _LEVELS[level.lower()]
 
 
 def _step_names(algorithm: object) -> list[str]:

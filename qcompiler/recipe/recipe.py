@@ -15,11 +15,20 @@ from typing import Literal, get_args
 
 from qcompiler.errors import RecipeError
 from qcompiler.nearest import nearest
+from qcompiler.quant.activations import Activations
 from qcompiler.quant.scheme import Dtype, GroupAxis, GroupFallback, QuantScheme, ScaleDtype, ZeroPoint
 from qcompiler.recipe.calibration import CalibrationSettings
 from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.plain_values import keys_of, plain_value, read_fields, with_setting
-from qcompiler.recipe.rules import SETTINGS, GroupSize, RoleSettings, Rule, check_scheme, make_scheme
+from qcompiler.recipe.rules import (
+    SETTINGS,
+    GroupSize,
+    RoleSettings,
+    Rule,
+    check_activations,
+    check_scheme,
+    make_scheme,
+)
 from qcompiler.recipe.setting import Setting, as_setting
 from qcompiler.recipe.steps import Step, make_steps
 from qcompiler.recipe.transform import TransformSettings
@@ -45,6 +54,7 @@ class WeightSettings:
     two_level: bool
     group_axis: GroupAxis
     algorithm: tuple[Step, ...]
+    activations: Activations
     scale_dtype: ScaleDtype | Literal["auto"]
     double_quant: bool
     group_fallback: GroupFallback
@@ -116,6 +126,7 @@ class Recipe:
     zero_point: ZeroPoint = "int"
     two_level: bool = False
     algorithm: tuple[Step, ...] = field(default_factory=lambda: make_steps("rtn"))
+    activations: Activations = "none"
     group_fallback: GroupFallback = GroupFallback.ADJUST
     scale_dtype: ScaleDtype | Literal["auto"] = "auto"
     double_quant: bool = False
@@ -142,6 +153,7 @@ class Recipe:
         check_int(self.accuracy_level, 0, 4, "accuracy_level")
         check_bool(self.double_quant, "double_quant")
         check_scheme(**{key: getattr(self, key) for key in SETTINGS})
+        check_activations(self.activations, self.algorithm, self.dtype)
         if self.mixed is not None:
             self._check_mixed(self.mixed)
         if self.embedding is not None:
@@ -233,8 +245,8 @@ class Recipe:
     def with_settings(self, settings: Iterable[str | Setting]) -> "Recipe":
         """This recipe after ``KEY=VALUE`` lines: ``group_size=64``, ``calib.samples=8``, ``head=float``.
 
-        They apply in order, and what they come to together is checked; values are YAML. ``calib`` is short for ``calibration``;
-        ``head.bits=4`` on a float head starts from the default head.
+        They apply in order, and what they come to together is checked; values are YAML. ``calib`` is short for ``calibration``,
+        SmoothQuant's ``level=o1`` (o2) for ``activations=token`` (tensor); ``head.bits=4`` on a float head starts from the default head.
 
         Raises:
             RecipeError: no ``=`` or an unknown key (names the setting and the nearest key), or values that do not fit (names all settings).
@@ -283,12 +295,15 @@ class Recipe:
             )
         if role == "embedding":
             _check_embedding(chosen["algorithm"], f"{name}: {line}: algorithm")
+        activations = base.activations if rule.activations is None else rule.activations
         try:
             check_scheme(**chosen)
+            check_activations(activations, chosen["algorithm"], chosen["dtype"])
         except RecipeError as error:  # the rule and what it leaves to others do not go together
             raise RecipeError(f"{name}: {line}: {error}") from error
         return WeightSettings(
             **chosen,
+            activations=activations,
             scale_dtype=self.scale_dtype,
             double_quant=self.double_quant,
             group_fallback=self.group_fallback,
@@ -303,6 +318,7 @@ class Recipe:
             return Skip(f"{role}: float in recipe {self.name}")
         return WeightSettings(
             **{key: getattr(base, key) for key in SETTINGS},
+            activations=base.activations,
             scale_dtype=self.scale_dtype,
             double_quant=self.double_quant,
             group_fallback=self.group_fallback,

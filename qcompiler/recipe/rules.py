@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from qcompiler.errors import RecipeError, SchemeError
+from qcompiler.quant.activations import Activations
 from qcompiler.quant.scheme import Dtype, Granularity, GroupAxis, QuantScheme, ScaleDtype, ZeroPoint
 from qcompiler.recipe.steps import Step, make_steps
 from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int, check_text
@@ -29,10 +30,12 @@ class RoleSettings:
     zero_point: ZeroPoint = "int"
     two_level: bool = False
     group_axis: GroupAxis = "input"
+    activations: Activations = "none"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "algorithm", make_steps(self.algorithm))
         check_scheme(**{key: getattr(self, key) for key in SETTINGS})
+        check_activations(self.activations, self.algorithm, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,13 @@ class Rule:
     two_level: bool | None = None
     group_axis: GroupAxis | None = None
     algorithm: tuple[Step, ...] | None = None
+    activations: Activations | None = None
     quantize: bool | None = None
     reason: str | None = None
 
     def __post_init__(self) -> None:
-        settings = {key: getattr(self, key) for key in SETTINGS if getattr(self, key) is not None}
+        keys = (*SETTINGS, "activations")
+        settings = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
         if self.algorithm is not None:
             object.__setattr__(self, "algorithm", make_steps(self.algorithm))
         if self.quantize is not None:
@@ -105,7 +110,9 @@ class Rule:
                 f"quantize: false leaves the weight alone, so {', '.join(settings)} means nothing; drop one"
             )
         if self.quantize is None and not settings:
-            raise RecipeError(f"a rule must say something: one of {', '.join(SETTINGS)} or quantize: false")
+            raise RecipeError(f"a rule must say something: one of {', '.join(keys)} or quantize: false")
+        if self.activations is not None:
+            check_choice(self.activations, get_args(Activations), "activations")
         if self.reason is not None:
             check_text(self.reason, "reason")
         steps = self.algorithm or ()
@@ -154,6 +161,22 @@ def make_scheme(
         two_level,
         group_axis,
     )
+
+
+def check_activations(activations: Activations, algorithm: tuple[Step, ...], dtype: Dtype) -> None:
+    """Raises RecipeError unless products with these weights can have activations rounded so, and the steps are for that."""
+    check_choice(activations, get_args(Activations), "activations")
+    if activations == "none":
+        unfit = [step.name for step in algorithm if step.algorithm.activations]
+        if unfit:
+            raise RecipeError(
+                f"algorithm: {unfit[0]} makes activations easier to round, and activations: none rounds none; "
+                "set activations: token, or leave it out"
+            )
+    elif dtype != "int":
+        raise RecipeError(
+            f"activations: {activations} needs weights of integers, and dtype is {dtype}; set dtype: int, or activations: none"
+        )
 
 
 def check_scheme(

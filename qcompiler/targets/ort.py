@@ -10,6 +10,8 @@ from qcompiler.graph.kernel_node import BLOCK_SIZES
 from qcompiler.graph.sparse_matmul import OP
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.fuse_bias import FuseBias
+from qcompiler.passes.leave_rounding_to_kernels import LeaveRoundingToKernels
+from qcompiler.passes.lower_to_integers import LowerToIntegers
 from qcompiler.passes.lower_to_matmul_bnb4 import LowerToMatMulBnb4
 from qcompiler.passes.lower_to_matmul_bnb4 import stays_plain as codebook_stays_plain
 from qcompiler.passes.lower_to_matmul_nbits import LowerToMatMulNBits
@@ -52,7 +54,26 @@ def remark(scheme: QuantScheme, gathered: bool, outliers: bool) -> list[str]:
 
 def lowering(recipe: Recipe) -> list[NamedPass]:
     """Passes from the middle form."""
+    return [*lowering_to_stock(recipe, LowerToIntegers()), leave_rounding()]
+
+
+def leave_rounding() -> NamedPass:
+    """The pass behind all that find products by the rounding of their activations."""
+    return NamedPass(
+        "leave_rounding_to_kernels",
+        LeaveRoundingToKernels(),
+        "last of these: what is left of the rounding of activations are products whose kernels do it themselves",
+    )
+
+
+def lowering_to_stock(recipe: Recipe, integers: LowerToIntegers) -> list[NamedPass]:
+    """Passes from the middle form, those that a target of ours shares; ``integers`` finds what multiplies in integers throughout."""
     return [
+        NamedPass(
+            "lower_to_integers",
+            integers,
+            "first: what it leaves of a weight of 8 bits the next ones take",
+        ),
         NamedPass(
             "lower_to_matmul_nbits",
             LowerToMatMulNBits(recipe.accuracy_level),

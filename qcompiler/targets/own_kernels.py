@@ -20,6 +20,7 @@ from qcompiler.passes.drop_operator_bodies import DropOperatorBodies
 from qcompiler.passes.fuse_followers import FuseFollowers
 from qcompiler.passes.join_products import JoinProducts
 from qcompiler.passes.lay_out_for_kernels import LayOutForKernels
+from qcompiler.passes.lower_to_integers import LowerToIntegers
 from qcompiler.passes.store_three_bits import StoreThreeBits
 from qcompiler.passes.use_own_codebooks import UseOwnCodebooks
 from qcompiler.passes.use_own_gathers import UseOwnGathers
@@ -49,7 +50,7 @@ def remark(scheme: QuantScheme, gathered: bool, outliers: bool) -> list[str]:
 def lowering(recipe: Recipe) -> list[NamedPass]:
     """Passes from the middle form."""
     return [
-        *ort.lowering(recipe),
+        *ort.lowering_to_stock(recipe, LowerToIntegers(rows=False)),
         NamedPass(
             "use_own_kernels", UseOwnKernels(), "late: it takes over what became MatMulNBits, bias and all"
         ),
@@ -64,6 +65,7 @@ def lowering(recipe: Recipe) -> list[NamedPass]:
         NamedPass(
             "store_three_bits", StoreThreeBits(), "after them: it shortens what our operators took over"
         ),
+        ort.leave_rounding(),
         NamedPass("join_products", JoinProducts(), "after it: what it joins are nodes of our operators"),
         NamedPass(
             "fuse_followers", FuseFollowers(), "after that: a gate's two products are one node by then"

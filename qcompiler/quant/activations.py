@@ -1,0 +1,67 @@
+"""How the activations of a product are rounded to 8 bits, as numbers.
+
+    token:  a[m, k] = round(x[m, k] / s[m]),             s[m] = max_k |x[m, k]| / 127
+    tensor: a[m, k] = round(x[m, k] / s) + z in 0..255,  s = (max x - min x) / 255,  z = round(-min x / s)
+
+``token`` has one scale for each row, symmetric about 0; ``tensor`` one scale and zero point for all rows, over a range that holds 0. Both
+are found anew in every run; the second is DynamicQuantizeLinear.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Activations = Literal["none", "token", "tensor"]
+"""What rounds the activations of a product; with none they stay as they are."""
+
+STEPS = 127
+"""The largest code of a row, symmetric about 0."""
+LEVELS = 255
+"""The largest code of a tensor."""
+SMALLEST = np.float32(1e-36)
+"""Of a row's largest activation: up to it all of the row count as 0."""
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def rounded_rows(x: npt.NDArray[Any]) -> FloatArray:
+    """What rows [.., K] of any float type are after rounding with a scale each (ZeroQuant's token-wise; Yao et al. 2022, section 4.1).
+
+    NaN or infinity makes the whole row NaN.
+    """
+    values = np.asarray(x, np.float32)
+    largest = np.abs(values).max(axis=-1, keepdims=True, initial=0)
+    with np.errstate(invalid="ignore"):
+        codes = np.rint(values * (np.float32(STEPS) / np.maximum(largest, SMALLEST)))
+        found: FloatArray = codes * (largest / np.float32(STEPS))
+    return found
+
+
+def rounded_tensor(x: npt.NDArray[Any], lowest: float, highest: float) -> FloatArray:
+    """What a tensor of any float type and shape is after rounding with one scale for the range [lowest, highest], widened to hold 0.
+
+    What lies outside is clipped.
+
+    Raises:
+        ValueError: the range is not finite.
+    """
+    scale, zero_point = tensor_scale(lowest, highest)
+    codes = np.clip(np.rint(np.asarray(x, np.float32) / scale) + zero_point, 0, LEVELS)
+    found: FloatArray = (codes - np.float32(zero_point)) * scale
+    return found
+
+
+def tensor_scale(lowest: float, highest: float) -> tuple[np.float32, int]:
+    """Scale and zero point, 0..255, for the range [lowest, highest], widened to hold 0; of nothing but 0: scale 1.
+
+    Raises:
+        ValueError: the range is not finite.
+    """
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise ValueError(f"the range {lowest} to {highest} is not finite")
+    lowest, highest = min(float(lowest), 0.0), max(float(highest), 0.0)
+    scale = np.float32(highest / LEVELS - lowest / LEVELS)
+    if not scale >= np.finfo(np.float32).tiny:
+        return np.float32(1), 0
+    return scale, int(np.clip(np.rint(-lowest / float(scale)), 0, LEVELS))
