@@ -4,7 +4,7 @@
     tensor: a[m, k] = round(x[m, k] / s) + z in 0..255,  s = (max x - min x) / 255,  z = round(-min x / s)
 
 ``token`` has one scale for each row, symmetric about 0; ``tensor`` one scale and zero point for all rows, over a range that holds 0. Both
-are found anew in every run; the second is DynamicQuantizeLinear.
+are found anew in every run; the second is DynamicQuantizeLinear. What a range means in codes is in ``ranges``.
 """
 
 from typing import Any, Literal
@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler.quant.ranges import Range, code_limits
+
 Activations = Literal["none", "token", "tensor"]
 """What rounds the activations of a product; with none they stay as they are."""
 
 STEPS = 127
 """The largest code of a row, symmetric about 0."""
-LEVELS = 255
-"""The largest code of a tensor."""
 SMALLEST = np.float32(1e-36)
 """Of a row's largest activation: up to it all of the row count as 0."""
 
@@ -46,22 +46,8 @@ def rounded_tensor(x: npt.NDArray[Any], lowest: float, highest: float) -> FloatA
     Raises:
         ValueError: the range is not finite.
     """
-    scale, zero_point = tensor_scale(lowest, highest)
-    codes = np.clip(np.rint(np.asarray(x, np.float32) / scale) + zero_point, 0, LEVELS)
+    scale, zero_point = Range(lowest, highest).scale_and_zero_point(8, signed=False, symmetric=False)
+    first, last = code_limits(8, signed=False)
+    codes = np.clip(np.rint(np.asarray(x, np.float32) / scale) + zero_point, first, last)
     found: FloatArray = (codes - np.float32(zero_point)) * scale
     return found
-
-
-def tensor_scale(lowest: float, highest: float) -> tuple[np.float32, int]:
-    """Scale and zero point, 0..255, for the range [lowest, highest], widened to hold 0; of nothing but 0: scale 1.
-
-    Raises:
-        ValueError: the range is not finite.
-    """
-    if not (np.isfinite(lowest) and np.isfinite(highest)):
-        raise ValueError(f"the range {lowest} to {highest} is not finite")
-    lowest, highest = min(float(lowest), 0.0), max(float(highest), 0.0)
-    scale = np.float32(highest / LEVELS - lowest / LEVELS)
-    if not scale >= np.finfo(np.float32).tiny:
-        return np.float32(1), 0
-    return scale, int(np.clip(np.rint(-lowest / float(scale)), 0, LEVELS))

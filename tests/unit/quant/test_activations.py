@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qcompiler.quant.activations import rounded_rows, rounded_tensor, tensor_scale
+from qcompiler.quant.activations import rounded_rows, rounded_tensor
 
 
 def test_a_row_is_rounded_with_its_own_scale() -> None:
@@ -28,15 +28,9 @@ def test_a_tensor_is_rounded_within_half_a_step_and_clipped_outside() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 2.0), (-2.0, -0.5), (-1.0, 1.0)])
 def test_zero_is_held_exactly(low: float, high: float) -> None:
-    scale, zero_point = tensor_scale(low, high)
-    assert 0 <= zero_point <= 255 and scale > 0
     assert rounded_tensor(np.zeros(3, np.float32), low, high).tolist() == [0, 0, 0]
-
-
-def test_nothing_but_zero_has_scale_one() -> None:
-    assert tensor_scale(0.0, 0.0) == (1, 0)
 
 
 def test_a_range_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
-        tensor_scale(0.0, float("inf"))
+        rounded_tensor(np.zeros(3, np.float32), 0.0, float("inf"))
