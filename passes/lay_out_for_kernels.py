@@ -1,6 +1,6 @@
 """Write weights in the order that our kernels read them, so that a session uses the mapped file's bytes where they are.
 
-*Given* nodes of our products and ai.qcompiler::GatherNBits whose weights lie row after row.
+*Given* nodes of our products, ai.qcompiler::DynamicQuantMatMul and GatherNBits whose weights lie row after row.
 *Result* the same nodes with ``layout`` = 1, on the same numbers in lines (``quant.kernel_lines``): codes uint8 [blocks, groups, lines, 64],
 scales float32 [blocks, groups, 16], zero points uint8 [blocks, groups, 16]. Scales and zero points take more bytes than before.
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
-from qcompiler.graph import own_gather_nbits, own_matmul_codebook
+from qcompiler.graph import own_dynamic_matmul, own_gather_nbits, own_matmul_codebook
 from qcompiler.graph.census import product_names
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import INPUTS_OF_EACH, LAYOUT, LINES, PRODUCTS, columns_attribute
@@ -103,7 +103,7 @@ class LayOutForKernels(ir.passes.InPlacePass):
 def _reads_rows(node: ir.Node) -> bool:
     if node.domain != OUR_DOMAIN or node.attributes.get_int(LAYOUT, 0) == LINES:
         return False
-    return node.op_type in PRODUCTS or node.op_type == own_gather_nbits.OP
+    return node.op_type in (*PRODUCTS, own_dynamic_matmul.OP, own_gather_nbits.OP)
 
 
 def _weights(node: ir.Node) -> Iterator[_Weight]:

@@ -48,6 +48,11 @@ def test_the_numbers_are_the_same(bits: int) -> None:
     assert not LayOutForKernels()(after).modified
 
 
+def test_a_product_of_rounded_rows_is_laid_out_too() -> None:
+    after, modified = apply_pass(LayOutForKernels(), _model(_node("DynamicQuantMatMul")))
+    assert modified and after.graph[0].attributes.get_int(LAYOUT) == 1
+
+
 def test_what_is_reported_of_them_is_the_same_but_for_their_bytes() -> None:
     model = ir.serde.deserialize_model(Product(N, K).model())
     (before,) = read_products(model)

@@ -8,10 +8,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 from qcompiler.errors import InputError
-from qcompiler.graph import model_file
-from qcompiler.graph.own_matmul_nbits import LEVEL
+from qcompiler.graph import model_file, own_dynamic_matmul
+from qcompiler.graph.activation import ALPHA, KINDS
+from qcompiler.graph.own_matmul_nbits import LEVEL, OP, THREE, with_activation
 from qcompiler.passes.lay_out_for_kernels import LayOutForKernels
 from qcompiler.runtime import create_session
 from tests.gathered_table import GatheredTable
@@ -73,6 +75,22 @@ def test_float_activations(bits: int, tmp_path: Path) -> None:
     _check_alike(model, tmp_path, {"x": _activations(13)})
 
 
+ALONE = [own_dynamic_matmul.OP, *(with_activation(kind, base) for base in (OP, THREE) for kind in KINDS)]
+
+
+@pytest.mark.parametrize("m", [1, 13])
+@pytest.mark.parametrize("attributes", [{}, {LEVEL: 1}], ids=["int8", "float32"])
+@pytest.mark.parametrize("op", ALONE)
+def test_other_operators_of_one_product(op: str, attributes: dict[str, int], m: int, tmp_path: Path) -> None:
+    product = Product(bits=3 if op.startswith(THREE) else 4, biased=True, attributes=attributes)
+    model = product.model([None, K])
+    (node,) = model.graph.node
+    node.op_type = op
+    if op.endswith("QuickGelu"):
+        node.attribute.append(helper.make_attribute(ALPHA, 1.702))
+    _check_alike(model, tmp_path, {"x": _activations(m)})
+
+
 JOINED = {
     "MatMulNBitsPair": ("y_0, y_1", ""),
     "MatMulNBitsTriple": ("y_0, y_1, y_2", ""),
@@ -85,7 +103,7 @@ JOINED = {
 }
 
 
-def _joined(op: str, n: int, symmetric: tuple[bool, ...]) -> onnx.ModelProto:
+def _joined(op: str, n: int, symmetric: tuple[bool, ...], level: int) -> onnx.ModelProto:
     """A node of one product for each of ``symmetric``; all have N columns but the last of a triple, which has fewer."""
     outputs, residual = JOINED[op]
     bits = 3 if "3Bits" in op else 4
@@ -100,22 +118,24 @@ def _joined(op: str, n: int, symmetric: tuple[bool, ...]) -> onnx.ModelProto:
     given = f"float[M,{K}] x" + (f", float[M,{n}] r" if residual else "")
     return make_model(
         f"g ({given}) => ({', '.join(f'float[M,P_{i}] {y}' for i, y in enumerate(outputs.split(', ')))}) {{"
-        f"{outputs} = ai.qcompiler.{op} <K = {K}, {sizes}, bits = {bits}, block_size = 32> (x, {', '.join(inputs)}{residual}) }}",
+        f"{outputs} = ai.qcompiler.{op} <K = {K}, {sizes}, bits = {bits}, block_size = 32, {LEVEL} = {level}>"
+        f" (x, {', '.join(inputs)}{residual}) }}",
         weights,
         domains={"ai.qcompiler": 1},
     )
 
 
 @pytest.mark.parametrize("m", [1, 13])
+@pytest.mark.parametrize("level", [4, 1])
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("op", JOINED)
-def test_what_is_joined(op: str, mixed: bool, m: int, tmp_path: Path) -> None:
+def test_what_is_joined(op: str, mixed: bool, level: int, m: int, tmp_path: Path) -> None:
     count = 3 if "Triple" in op else 1 if "Add" in op else 2
     symmetric = tuple(mixed and index == 1 for index in range(count))
     feeds = {"x": _activations(m)}
     if "Add" in op:
         feeds["r"] = _activations(m, 40)
-    _check_alike(_joined(op, 40, symmetric), tmp_path, feeds)
+    _check_alike(_joined(op, 40, symmetric, level), tmp_path, feeds)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
