@@ -105,6 +105,26 @@ def package(distribution: str, version: str, sha256: str) -> Path:
     return entry(f"package-{distribution}", {"version": version, "sha256": sha256}, [], build)
 
 
+@contextmanager
+def debian_package(requirement: str, advice: str) -> Iterator[Path]:
+    """The files of a pinned Debian package, in a temporary folder; nothing is installed.
+
+    Args:
+        requirement: name=version, as apt-get takes it.
+        advice: what to do where it cannot be had; ends the error's first part.
+
+    Raises:
+        UnavailableError: apt-get or dpkg-deb is not here, or fails.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        place.chmod(0o755)  # as root, apt downloads as the user _apt
+        run(["apt-get", "download", "--quiet", requirement], what=f"{requirement} ({advice})", cwd=place)
+        (archive,) = place.glob("*.deb")
+        run(["dpkg-deb", "-x", str(archive), str(place / "files")], what=requirement)
+        yield place / "files"
+
+
 def run(command: Sequence[str], what: str, cwd: Path | None = None) -> None:
     """Run a fetching command.
 

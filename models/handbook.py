@@ -5,7 +5,6 @@ Derived from Debian's package debian-handbook 11.20220922 (Raphaël Hertzog, Rol
 """
 
 import re
-import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -65,15 +64,9 @@ def _whole(text: Path | None) -> str:
 
 
 def _fetch(folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
-        place.chmod(0o755)  # as root, apt downloads as the user _apt
-        advice = f"{PACKAGE} (run apt-get update, or pass a text with --text)"
-        cache.run(["apt-get", "download", "--quiet", PACKAGE], what=advice, cwd=place)
-        (archive,) = place.glob("*.deb")
-        cache.run(["dpkg-deb", "-x", str(archive), str(place / "files")], what=PACKAGE)
-        pages = place / "files" / "usr" / "share" / "doc" / "debian-handbook" / "html" / "en-US"
-        derived = _derive(pages)
+    advice = "run apt-get update, or pass a text with --text"
+    with cache.debian_package(PACKAGE, advice) as files:
+        derived = _derive(files / "usr" / "share" / "doc" / "debian-handbook" / "html" / "en-US")
     found = cache.sha256_of(derived.encode())
     if found != TEXT_SHA256:
         raise cache.UnavailableError(f"{PACKAGE}: its text has SHA-256 {found}, pinned is {TEXT_SHA256}")
