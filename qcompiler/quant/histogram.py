@@ -80,9 +80,10 @@ class Histogram:
             lowest, highest = min(lowest, old.lowest), max(highest, old.highest)
         exponent = _finest_exponent(lowest, highest, self._most)
         first, last = _bin_of(lowest, exponent), _bin_of(highest, exponent)
-        indices = np.floor(values.reshape(-1) * np.float32(math.ldexp(1.0, -exponent))).astype(np.int64)
-        indices -= first
-        counts = np.bincount(indices, minlength=last - first + 1).astype(np.int64, copy=False)
+        places = values.reshape(-1) * np.float32(math.ldexp(1.0, -exponent))
+        np.floor(places, out=places)
+        places -= np.float32(first)  # exact: whole numbers up to 2^24
+        counts = np.bincount(places.astype(np.intp), minlength=last - first + 1).astype(np.int64, copy=False)
         if old is not None:
             before = np.arange(old.first, old.first + len(old.counts)) >> (exponent - old.exponent)
             np.add.at(counts, before - first, old.counts)
