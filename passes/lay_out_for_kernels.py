@@ -122,16 +122,24 @@ def _stopped(read: dict[ir.Node, list[_Weight]]) -> dict[ir.Node, str]:
     """Nodes whose weights stay as they are, with the reason."""
     readers: dict[ir.Value, list[ir.Node]] = {}
     known: dict[ir.Value, _Weight] = {}
+    beside: dict[ir.Value | None, ir.Value] = {}  # codes for scales and zero points
     for node, weights in read.items():
         for weight in weights:
             readers.setdefault(weight.codes, []).append(node)
             known.setdefault(weight.codes, weight)
+            for part in (weight.scales, weight.zero_points):
+                beside.setdefault(part, weight.codes)
     stopped: dict[ir.Node, str] = {}
     for node, weights in read.items():
         for weight in weights:
             reason = _obstacle(node, weight, readers[weight.codes])
             if reason is None and weight.parts != known[weight.codes].parts:
                 reason = "its weight is read in other blocks too"
+            own = all(
+                part is None or beside[part] is weight.codes for part in (weight.scales, weight.zero_points)
+            )
+            if reason is None and not own:  # of two weights of one node; of two nodes each has an obstacle
+                reason = "its scales or zero points are those of several weights"
             if reason is not None:
                 stopped.setdefault(node, reason)
     waiting = list(stopped)

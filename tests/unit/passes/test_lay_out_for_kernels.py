@@ -92,6 +92,21 @@ def test_what_stays_says_why(nodes: str, output: str, constants: dict[str, Any],
     assert all(line.endswith("; it is packed when a session is created") for line in entry.left)
 
 
+@pytest.mark.parametrize("shared", ["s", "z"])
+def test_a_node_whose_weights_share_scales_or_zero_points_stays(shared: str) -> None:
+    product = Product(N, K)
+    constants = {
+        "c": product.constants["codes"],
+        "t": product.constants["scales"],
+        "p": product.constants["zero_points"],
+    }
+    second = "c, s, p" if shared == "s" else "c, t, z"
+    pair = f"y, u = ai.qcompiler.MatMulNBitsPair <K = {K}, N_0 = {N}, N_1 = {N}, bits = 4, block_size = 32> (x, b, s, z, , {second})"
+    entry = LayOutForKernels()
+    _, modified = apply_pass(entry, _model(pair, f"float[M,{N}] y, float[M,{N}] u", **constants))
+    assert not modified and any("are those of several weights" in line for line in entry.left)
+
+
 def test_what_shares_a_weight_with_a_node_that_stays_stays_too() -> None:
     pair = (
         "y, u = ai.qcompiler.MatMulNBitsPair "
