@@ -34,6 +34,7 @@ class Piece:
         inputs: values that are fed.
         outputs: values that are wanted.
         threads: of ONNX Runtime; 0 for its own choice.
+        arena: whether memory stays with the session between runs; without, many open pieces hold only what the one at work needs.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Piece:
         inputs: Sequence[ir.Value],
         outputs: Sequence[ir.Value],
         threads: int = 0,
+        arena: bool = True,
     ) -> None:
         self.outputs = tuple(outputs)
         kept, constants, inline = _collect(nodes, set(inputs), outputs)
@@ -56,6 +58,7 @@ class Piece:
         self._graph = view.clone()
         self._functions = tuple(model.functions.values())
         self._threads = threads
+        self._arena = arena
         self._session: ort.InferenceSession | None = None
         self._fixed: dict[str, Any] = {}
 
@@ -96,6 +99,7 @@ class Piece:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
+        options.enable_cpu_mem_arena = self._arena
         options.add_session_config_entry(
             "session.intra_op.allow_spinning", "0"
         )  # numpy and torch use the cores between runs
