@@ -180,10 +180,12 @@ QCOMPILER_INLINE void AddPanelTo(Indices<m...> rows, FloatTotals<Isa, kHeight>& 
                                  const float* x, int64_t count) {
   constexpr UpTo<Isa::kVectors> kVectors;
   constexpr int kWidth = Strip<Isa>::kRowsOfStrip;
-  for (int64_t k = 0; k < count; k += 2) {  // groups are multiples of 16
+  int64_t k = 0;
+  for (; k + 2 <= count; k += 2) {
     AddWeights<Isa, kHeight>(rows, kVectors, totals, panel + k * kWidth, x + k * kHeight);
     AddWeights<Isa, kHeight>(rows, kVectors, totals, panel + (k + 1) * kWidth, x + (k + 1) * kHeight);
   }
+  if (k < count) AddWeights<Isa, kHeight>(rows, kVectors, totals, panel + k * kWidth, x + k * kHeight);
 }
 
 template <class Isa, int kHeight, int... m>
@@ -250,8 +252,8 @@ struct FloatJob {
   void AddGroups(int64_t index, int64_t first, int64_t count, int64_t first_tile, int64_t last_tile,
                  float* panel, float* totals) const {
     const int64_t group = weights.group, k = weights.groups * group;
-    const int64_t there =
-        Least(group * count, (weights.k - first * group + 1) / 2 * 2);  // FloatTile takes two
+    // Without what fills up: scaled, it may be infinite, and NaN comes of that and 0.
+    const int64_t there = Least(group * count, weights.k - first * group);
     UnpackFloats<Isa, kBits>(Strip<Isa>(weights, index, first), group, count, panel);
     for (int64_t tile = first_tile; tile < last_tile; ++tile) {
       const int rows = x.rows_of(tile);

@@ -1,5 +1,6 @@
 // Activations that stay float32: every row of kernels.inc that this CPU runs against the definition, for all
 // bits, groups and remainders, and with NaN, infinity, bias, gate and residual against the reference.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -96,6 +97,28 @@ void CheckNonFinite(const Kernel& kernel) {
   }
 }
 
+// Weights as large as floats are: what fills up a group, which is further from 0 than they are, is infinite.
+void CheckLargeScales(const Kernel& kernel) {
+  for (const int64_t k : {1, 33, 34}) {
+    for (const int64_t m : {1, 30}) {
+      Problem problem({20, k, 32, 2, true, m, false, Rounding::kNone});
+      std::fill(problem.codes.begin(), problem.codes.end(), uint8_t{0x55});  // 1 of 0..3: -1
+      std::fill(problem.scales.begin(), problem.scales.end(), 3e38f);
+      std::fill(problem.x.begin(), problem.x.end(), 1.0f / 64);
+      PackedWeights weights;
+      if (!Pack(problem.stored, &weights)) std::abort();
+      const double expected = -static_cast<double>(k) / 64 * static_cast<double>(3e38f);
+      const std::vector<float> y = Run(kernel, problem, weights);
+      for (size_t i = 0; i < y.size(); ++i) {
+        if (std::fabs(static_cast<double>(y[i]) - expected) <= kEpsilons * kEpsilon * -expected) continue;
+        const int64_t at = static_cast<int64_t>(i);
+        Fail(kernel, problem.shape, "with large scales", at / 20, at % 20, y[i], expected);
+        break;
+      }
+    }
+  }
+}
+
 // Bias, gate and residual on the way to y.
 void CheckFinish(const Kernel& kernel, const Kernel& reference) {
   for (const int64_t n : {1, 33, 150}) {
@@ -162,6 +185,7 @@ int Main() {
   Check({35, 11008, 32, 4, true, 3}, kernels);
   for (const Kernel* kernel : kernels) {
     CheckNonFinite(*kernel);
+    CheckLargeScales(*kernel);
     CheckFinish(*kernel, rows[count - 1]);
   }
   if (failures == 0) std::printf("%zu kernels agree with the definition\n", kernels.size());
