@@ -1,5 +1,7 @@
 """observe_ranges: the ranges of what a model computes, in any graph, in the memory of one feed in one segment."""
 
+import tracemalloc
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -86,6 +88,24 @@ def test_histograms_are_made_of_all_feeds() -> None:
     wide = observe_ranges(model, [_values(model)["b3"]], _feeds(3))["b3"]
     assert narrow.highest < 0.5 * wide.highest
     assert narrow.method == "percentile"
+
+
+def test_memory_does_not_grow_with_feeds() -> None:
+    model = _load(_chain())
+    values = [_values(model)[f"{kind}{i}"] for kind in "ad" for i in range(12)]
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        try:
+            observe_ranges(
+                model, values, ({"x": weight(64, 160, seed=i, scale=1.0)} for i in range(count)), "mse"
+            )
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak(5), peak(100)
+    assert many < few + 64 * 160 * 4  # one array more would be kept sooner or later if any were
 
 
 def test_constants_have_ranges_too() -> None:

@@ -1,0 +1,115 @@
+"""calibration.json: ranges of activations as plain values, to be looked at, edited and used again without the data.
+
+    {"version": 1,
+     "data": "what the ranges were found on, in words",
+     "ranges": {"tensor": {"lowest": -1.5, "highest": 2.0, "method": "minmax", "batches": 16, "numbers": 4194304}},
+     "unseen": ["tensors of which calibration saw nothing"]}
+
+Ends are written with as many digits as give the same number again.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from qcompiler.calibration.range_observers import RangeMethod
+from qcompiler.calibration.ranges_of_model import ObservedRange
+from qcompiler.errors import CalibrationError
+from qcompiler.graph.disk import write_whole
+
+VERSION = 1
+_NAMED = 3  # tensors that a message names
+_AGAIN = "calibrate again, or give the file of this model"
+
+
+def write_ranges(path: Path, ranges: Mapping[str, ObservedRange], wanted: Collection[str], data: str) -> None:
+    """Write ranges as they were observed; the same ranges give the same bytes.
+
+    Args:
+        ranges: by tensor.
+        wanted: the tensors that were to be observed; those without a range are noted as unseen.
+        data: what the ranges were found on, for whoever reads the file.
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    body = {
+        "version": VERSION,
+        "data": data,
+        "ranges": {
+            name: {
+                "lowest": one.lowest,
+                "highest": one.highest,
+                "method": one.method,
+                "batches": one.batches,
+                "numbers": one.numbers,
+            }
+            for name, one in sorted(ranges.items())
+        },
+        "unseen": sorted(name for name in wanted if name not in ranges),
+    }
+    write_whole(path, (json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_ranges(path: Path, wanted: Collection[str]) -> dict[str, ObservedRange]:
+    """The ranges of the wanted tensors; those that calibration saw nothing of are not among them, what else the file holds is left out.
+
+    Raises:
+        CalibrationError: no such file, not one of ours, damaged, or it says nothing of a wanted tensor; names tensors.
+    """
+    body = _parsed(path)
+    known = {*body["ranges"], *body["unseen"]}
+    lacking = sorted(name for name in wanted if name not in known)
+    if lacking:
+        rest = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
+        raise CalibrationError(
+            f"{path}: says nothing of {', '.join(lacking[:_NAMED])}{rest} (of {len(wanted)} tensors, {len(known)} in the file); {_AGAIN}"
+        )
+    return {name: _range(path, name, body["ranges"][name]) for name in wanted if name in body["ranges"]}
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CalibrationError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a calibration.json"
+        ) from error
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+        raise CalibrationError(f"{path}: not JSON ({error}); {_AGAIN}") from error
+    if not isinstance(body, dict) or body.keys() != {"version", "data", "ranges", "unseen"}:
+        raise CalibrationError(
+            f"{path}: holds no ranges (version, data, ranges, unseen); give the path of a calibration.json"
+        )
+    if body["version"] != VERSION:
+        raise CalibrationError(f"{path}: is of version {body['version']}, and {VERSION} is read; {_AGAIN}")
+    if not isinstance(body["ranges"], dict) or not isinstance(body["unseen"], list):
+        raise CalibrationError(f"{path}: ranges has to be a mapping from tensors and unseen a list; {_AGAIN}")
+    return body
+
+
+def _range(path: Path, name: str, fields: Any) -> ObservedRange:
+    where = f"{path}: {name}"
+    if not isinstance(fields, dict) or fields.keys() != {"lowest", "highest", "method", "batches", "numbers"}:
+        raise CalibrationError(
+            f"{where}: has to have lowest, highest, method, batches and numbers, and nothing else"
+        )
+    if fields["method"] not in get_args(RangeMethod):
+        raise CalibrationError(
+            f"{where}: method has to be one of {', '.join(get_args(RangeMethod))}, not {fields['method']!r}"
+        )
+    if not all(type(fields[key]) is int and fields[key] >= 0 for key in ("batches", "numbers")):
+        raise CalibrationError(f"{where}: batches and numbers have to be whole numbers from 0 on")
+    lowest, highest = (_end(fields[key]) for key in ("lowest", "highest"))
+    if not lowest <= highest:  # nor where one is NaN
+        raise CalibrationError(f"{where}: lowest and highest have to be finite numbers in this order")
+    return ObservedRange(lowest, highest, fields["method"], fields["batches"], fields["numbers"])
+
+
+def _end(value: Any) -> float:
+    """NaN for anything but a finite number."""
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        return math.nan
+    return float(value)
