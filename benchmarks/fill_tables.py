@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import embeddings, memory, quality, session
+from benchmarks import embeddings, int8_static, memory, quality, session
 from benchmarks.measure.results import Results
 
 FILES = (
     "README.md",
     *(f"docs/algorithms/{name}.md" for name in ("autoround", "awq", "gptq", "mse", "rtn")),
+    "docs/activations.md",
     "docs/calibration.md",
     "docs/recipes.md",
 )
@@ -38,6 +39,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": lambda: memory.table(Results(memory.JSON)),
     "forecast": lambda: memory.forecast_table(Results(memory.JSON)),
     "embeddings": lambda: embeddings.table(Results(embeddings.JSON)),
+    "int8-static": lambda: int8_static.table(Results(int8_static.JSON)),
     "autoround": _quality(
         ["off-grid", "original"],
         ["best", "autoround", "w3-best", "w3-autoround", "w2-rtn", "w2-gptq", "w2-best"],

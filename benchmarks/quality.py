@@ -17,9 +17,7 @@ float, and is evaluated at the same level; the ratio is our KL over the peer's.
 import argparse
 import hashlib
 import shutil
-import subprocess
 import sys
-import venv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,6 +27,7 @@ from typing import Any
 import onnx
 
 from benchmarks.measure import child
+from benchmarks.measure.environment import NNCF, environment
 from benchmarks.measure.evaluation import evaluate, float_perplexity, model_bytes, reference_logits
 from benchmarks.measure.results import OUT, Results, markdown
 from models import language, smollm2, tiny_lm
@@ -41,7 +40,6 @@ FLOAT_ENDS = ("head=float", "embedding=float")
 
 
 TOOLS = {"rtn": "ORT RTN", "hqq": "ORT HQQ", "k-quant": "ORT k-quant", "nncf": "NNCF AWQ + scale estimation"}
-NNCF = ("nncf==3.4.0", "onnx==1.21.0", "onnxruntime==1.25.1")  # of its own environment
 
 
 @dataclass(frozen=True)
@@ -217,18 +215,7 @@ def _run_peer(given: Subject, peer: Peer, work: Path) -> dict[str, Any]:
     if peer.tool != "nncf":
         return child.run("ort", arguments)
     arguments |= {"calibration": str(given.calibration), "tokenizer": str(given.built.tokenizer)}
-    return child.run("nncf", arguments | {"python": str(_environment("nncf", NNCF))})
-
-
-def _environment(name: str, requirements: Sequence[str]) -> Path:
-    """The Python of a virtual environment that holds the requirements, made where there is none."""
-    folder = OUT / "environments" / name
-    python = folder / "bin" / "python"
-    if not (folder / "finished").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
-        (folder / "finished").touch()
-    return python
+    return child.run("nncf", arguments | {"python": str(environment("nncf", NNCF))})
 
 
 def at_level(model: Path, level: int) -> Path:

@@ -2,6 +2,7 @@
 
 python -m benchmarks.measure.child compile '{"model": ..., "recipe": ..., "output": ...}'
 python -m benchmarks.measure.child ort '{"tool": "rtn", "model": ..., "output": ..., "bits": 4, "group": 64, ...}'
+python -m benchmarks.measure.child ort-int8 '{"method": "MinMax", "model": ..., "data": FILE.npz, "output": ...}'
 
 The last line of the output is JSON: seconds from the start of the work, and peak anonymous bytes.
 """
@@ -113,16 +114,39 @@ def nncf(arguments: dict[str, Any]) -> dict[str, Any]:
     )
     for index, feed in enumerate(made.feeds):
         np.savez(feeds / f"{index:03}.npz", **feed)
-    script = Path(__file__).with_name("nncf_peer.py")
-    given = json.dumps(arguments | {"feeds": str(feeds)})
-    done = subprocess.run(
-        [arguments["python"], str(script), given], capture_output=True, text=True, check=False
-    )
+    found = _in_environment("nncf_peer.py", arguments | {"feeds": str(feeds)})
     shutil.rmtree(feeds)
+    return found
+
+
+def nncf_int8(arguments: dict[str, Any]) -> dict[str, Any]:
+    """NNCF's int8, in the environment whose Python is ``python``."""
+    return _in_environment("nncf_int8_peer.py", arguments)
+
+
+def _in_environment(script: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a script of this folder says, run by ``python``."""
+    command = [arguments["python"], str(Path(__file__).with_name(script)), json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise ChildError(f"nncf: {done.stderr.strip()[-600:]}")
+        raise ChildError(f"{script}: {done.stderr.strip()[-600:]}")
     found: dict[str, Any] = json.loads(_last_json(done.stdout))
     return found
+
+
+def ort_int8(arguments: dict[str, Any]) -> dict[str, Any]:
+    """ONNX Runtime's own int8: see ``benchmarks.measure.ort_int8``."""
+    from benchmarks.measure.ort_int8 import quantize
+    from qcompiler.report.memory import PeakMemory
+
+    start = time.perf_counter()
+    folder = Path(arguments["output"])
+    folder.mkdir(parents=True)
+    with PeakMemory() as memory:
+        quantize(
+            Path(arguments["model"]), Path(arguments["data"]), folder / "model.onnx", arguments["method"]
+        )
+    return {"seconds": time.perf_counter() - start, "peak_anonymous_bytes": memory.peak_bytes}
 
 
 def _heads(model: Any) -> list[str]:
@@ -131,7 +155,14 @@ def _heads(model: Any) -> list[str]:
     return [node.name for node in model.graph.node if node.op_type == "MatMul" and outputs & set(node.output)]
 
 
-JOBS = {"compile": compile_model, "forecast": forecast, "ort": ort, "nncf": nncf}
+JOBS = {
+    "compile": compile_model,
+    "forecast": forecast,
+    "ort": ort,
+    "ort-int8": ort_int8,
+    "nncf": nncf,
+    "nncf-int8": nncf_int8,
+}
 
 if __name__ == "__main__":
     print(

@@ -17,6 +17,27 @@ import onnx
 from nncf.onnx.graph.metatypes import onnx_metatypes  # noqa: F401  fails early where NNCF has no ONNX backend
 
 
+class PeakBytes:
+    """A context whose ``bytes`` become the most anonymous memory that this process has had in it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._done = threading.Event()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "PeakBytes":
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watch.join()
+
+    def _look(self) -> None:
+        while not self._done.wait(0.05):
+            self.bytes = max(self.bytes, _anonymous_bytes())
+
+
 def _anonymous_bytes() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
@@ -26,15 +47,15 @@ def _anonymous_bytes() -> int:
 
 def main(arguments: dict[str, str | int | bool]) -> None:
     """Compress, save, print seconds and peak memory as JSON."""
-    peak = [0]
-    done = threading.Event()
+    with PeakBytes() as peak:
+        start = time.perf_counter()
+        compress(arguments)
+        seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "peak_anonymous_bytes": peak.bytes}))
 
-    def watch() -> None:
-        while not done.wait(0.05):
-            peak[0] = max(peak[0], _anonymous_bytes())
 
-    threading.Thread(target=watch, daemon=True).start()
-    start = time.perf_counter()
+def compress(arguments: dict[str, str | int | bool]) -> None:
+    """Write the model with compressed weights to ``output``."""
     model = onnx.load(str(arguments["model"]))
     outputs = {value.name for value in model.graph.output}
     ends = [n.name for n in model.graph.node if n.op_type == "Gather" or outputs & set(n.output)]
@@ -55,8 +76,6 @@ def main(arguments: dict[str, str | int | bool]) -> None:
     folder = Path(str(arguments["output"]))
     folder.mkdir(parents=True)
     onnx.save(compressed, str(folder / "model.onnx"), save_as_external_data=True, location="model.onnx.data")
-    done.set()
-    print(json.dumps({"seconds": time.perf_counter() - start, "peak_anonymous_bytes": peak[0]}))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
 """The part of the benchmarks that does not measure: kept rows, tables, filling them in."""
 
+import time
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
-from benchmarks import embeddings, fill_tables, memory, quality
+from benchmarks import embeddings, fill_tables, int8_static, memory, quality
+from benchmarks.measure import interleaved, ort_int8
 from benchmarks.measure.results import Results, markdown
+from models import language
 
 MADE = {
     "wall_seconds": 1.0,
@@ -70,6 +75,80 @@ def test_forecast_table(tmp_path: Path) -> None:
     sizes = {"hidden": 64, "inner": 256, "weight_bytes": 3 * 10**9, "forecast_bytes": 9 * 10**8}
     results.put("gptq/large 3GB", MADE | sizes)
     assert "| large | 64, 256 | 3.00 | 1 | 1000 | 900 | 0.90 |" in memory.forecast_table(results)
+
+
+def test_int8_table_has_the_best_peer_beside_each_row(tmp_path: Path) -> None:
+    results = Results(tmp_path / "int8.json")
+    assert int8_static.table(results).count("\n") == 1
+    classified = MADE | {"milliseconds": {"1": 4.0, "2": 3.0}}
+    results.put("float", classified | {"kl": 0.0, "milliseconds": {"1": 8.0, "2": 5.0}})
+    results.put("ort-entropy", classified | {"what": "peer: entropy", "kl": 0.04})
+    results.put("ort-minmax", classified | {"what": "peer: minmax", "kl": 0.02})
+    results.put("ours-mine", classified | {"what": "mine", "kl": 0.01})
+    lines = int8_static.table(results).splitlines()[2:]
+    assert lines[0] == "| float | 0 | 1 |  | 1.0 | 8.00 | 5.00 | 1 |  |  |"
+    assert lines[1] == "| peer: minmax | 0.0200 | 0.500 | 1.00 | 1.0 | 4.00 | 3.00 | 2.00 | 1 | 1.00 |"
+    assert lines[2].startswith("| peer: entropy | 0.0400 | 0.500 | 2.00 |")
+    assert lines[3].startswith("| mine | 0.0100 | 0.500 | 0.50 |")
+    assert len(int8_static.table(results, recipes=()).splitlines()) == 5
+
+
+def test_a_recipe_is_compiled_by_name_or_file() -> None:
+    named, filed = map(int8_static.recipe_entry, ("w8a8-dynamic", "/somewhere/mine.yaml"))
+    assert (named.key, named.ours, filed.key) == ("ours-w8a8-dynamic", True, "ours-mine")
+    given = filed.arguments(Path("model.onnx"), Path("data.npz"), Path("out"))
+    assert given == {
+        "model": "model.onnx", "output": "out", "recipe": "/somewhere/mine.yaml", "calibration": "data.npz",
+    }  # fmt: skip
+    assert not any(peer.ours for peer in int8_static.PEERS)
+
+
+@pytest.mark.parametrize("method", [entry.method for entry in int8_static.ORT])
+def test_the_int8_peer_quantizes_convolutions(method: str, tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 2, 3, 3)).astype(np.float32)
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 21]> g (float[N, 2, 8, 8] image) => (float[N, 4, 6, 6] y) { y = Conv(image, w) }'
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    images = np.random.default_rng(1).standard_normal((3, 2, 8, 8)).astype(np.float32)
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", image=images)
+    ort_int8.quantize(tmp_path / "model.onnx", tmp_path / "data.npz", tmp_path / "out.onnx", method)
+    quantized = onnx.load(tmp_path / "out.onnx")
+    assert {t.data_type for t in quantized.graph.initializer} & {
+        onnx.TensorProto.INT8,
+        onnx.TensorProto.UINT8,
+    }
+    before, after = (
+        language.session(tmp_path / name).run(None, {"image": images})[0]
+        for name in ("model.onnx", "out.onnx")
+    )
+    assert (
+        0 < np.linalg.norm(after - before) / np.linalg.norm(before) < 0.05
+    )  # measured 0.012: 8 bits of each
+
+
+def test_a_fast_session_runs_more_often_in_its_turn() -> None:
+    class Session:
+        """Counts its runs; each takes so many seconds."""
+
+        def __init__(self, seconds: float) -> None:
+            self.seconds, self.runs = seconds, 0
+
+        def io_binding(self) -> "Session":
+            return self
+
+        def get_outputs(self) -> list[None]:
+            return []
+
+        def run_with_iobinding(self, _: object) -> None:
+            self.runs += 1
+            time.sleep(self.seconds)
+
+    fast, slow = Session(0.001), Session(0.02)
+    times = interleaved.least_seconds([fast, slow], {}, seconds=0, turn=0.01)  # type: ignore[list-item]
+    assert slow.runs == 3 and fast.runs > 3
+    assert times[0] >= 0.001 and times[1] >= 0.02
 
 
 def test_only_tables_with_figures_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
