@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from qcompiler.graph.own_matmul_nbits import LEVEL
 from qcompiler.runtime import library_path
 from tests.compiled_models import Compile, normal
 from tests.nbits_product import Array, Product, activations, assert_close, assert_near, branches
@@ -126,6 +127,7 @@ PRODUCTS = {
     "bias": Product(biased=True),
     "bias, no zero points": Product(symmetric=True, biased=True),
     "float16 scales": Product(scale_type=np.float16),
+    "float32 activations": Product(biased=True, attributes={LEVEL: 1}),
     "all threads": Product(2000, 1200, block_size=64),
 }
 
