@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import embeddings, int8_static, memory, quality, session
+from benchmarks import embeddings, int8_static, memory, quality, ranges, session
 from benchmarks.measure.results import Results
 
 FILES = (
@@ -38,6 +38,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": _quality(["off-grid", "original"]),
     "memory": lambda: memory.table(Results(memory.JSON)),
     "forecast": lambda: memory.forecast_table(Results(memory.JSON)),
+    "ranges": lambda: ranges.table(Results(ranges.JSON)),
     "embeddings": lambda: embeddings.table(Results(embeddings.JSON)),
     "int8-static": lambda: int8_static.table(Results(int8_static.JSON)),
     "autoround": _quality(

@@ -66,11 +66,18 @@ def observe_ranges(
         bits: of the codes that are to cover the range.
         symmetric: whether these lie symmetrically about 0.
     Raises:
-        CalibrationError: NaN, infinity or no floats in a value; ONNX Runtime refuses the model or a feed; no feeds.
+        CalibrationError: NaN, infinity or no floats in a value; ONNX Runtime refuses the model or a feed; no feeds; two values of one name.
     """
+    values = list(dict.fromkeys(values))
     observers = {_name(value): RangeObserver(method, _name(value), options) for value in values}
     if not observers:
         return {}
+    if len(observers) < len(values):
+        given = [_name(value) for value in values]
+        twice = next(name for name in given if given.count(name) > 1)
+        raise CalibrationError(
+            f"{twice}: two tensors have this name (in bodies of the graph); give each its own"
+        )
     lifted, reached = reach_into_bodies(model, values)
     names = {value: name for name, value in reached.items()}
     inputs = {value.name: value for value in lifted.graph.inputs}
