@@ -5,7 +5,7 @@ all of them before the next one, so that memory holds the activations of one fee
 and nothing goes to the disk. Sessions keep no memory between runs. Measured on two cores that other work shared, 512 tokens or one image,
 all inputs of products (of the CNN also of Clip and Add) observed:
 
-    SmolLM2-135M        one session with 241 more outputs 779 MB, 6.5 s a feed; 31 segments 186 MB, 2.5 s (with arenas 1598 MB)
+    SmolLM2-135M        one session with 241 more outputs 779 MB, 6.6 s a feed; 31 segments 186 MB, 3.2 s (with arenas 1598 MB)
     EfficientNet-Lite0  one session with 91 more outputs 72 MB, 0.11 s a feed; 19 segments 49 MB, 0.15 s
 """
 
