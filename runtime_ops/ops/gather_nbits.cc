@@ -37,9 +37,9 @@ class GatherNBits {
   template <class Index>
   OrtStatus* Gather(const OrtKernelContext* context, const Index* indices, int64_t count, Element* y) const;
 
-  Node node_;
   void GatherRow(int64_t row, Element* y) const;
 
+  Node node_;
   gather_nbits::Table table_{};        // the node's constants, where they are as long as the session lives
   matmul_nbits::PackedWeights lines_;  // or these, of Layout::kLines
   int64_t threads_ = 1;
