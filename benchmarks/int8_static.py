@@ -37,7 +37,7 @@ from qcompiler.quant import metrics
 
 JSON = OUT / "int8_static.json"
 MODELS = OUT / "int8_static"
-RECIPES: tuple[str, ...] = ()  # ours that quantize convolutions
+RECIPES: tuple[str, ...] = ("w8a8-static",)  # ours that quantize convolutions
 # Clocks by number of threads. Of one thread the time that it computes: on 2 cores that many processes shared, three models
 # that differ by their ranges alone took 6.73, 6.78, 6.78 ms of it, but 8.7, 7.7, 11.2 ms on the wall with two threads.
 CLOCKS: dict[int, Callable[[], float]] = {1: time.thread_time, 2: time.perf_counter}

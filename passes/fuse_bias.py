@@ -1,4 +1,4 @@
-"""Give MatMulNBits, or DynamicQuantizeMatMul, the bias that follows it.
+"""Give MatMulNBits, DynamicQuantizeMatMul or MatMulIntegerToFloat the bias that follows it.
 
 *Given* such a product -> Add of a constant [N], and nothing else reads the product.
 *Result* one node with the bias as its last input; the sum keeps its name.
@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qcompiler.graph.edits import all_nodes, drop_unused, replace_value
 from qcompiler.graph.weights import constant_view
 
-BIAS_INPUT = {"MatMulNBits": 5, "DynamicQuantizeMatMul": 4}
+BIAS_INPUT = {"MatMulNBits": 5, "DynamicQuantizeMatMul": 4, "MatMulIntegerToFloat": 6}
 
 
 class FuseBias(ir.passes.InPlacePass):

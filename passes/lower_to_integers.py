@@ -1,9 +1,10 @@
 """Lower products of rounded activations and 8-bit weights with one scale an output to ONNX Runtime's integer kernels.
 
-*Given* MatMul of activations that FakeQuantRows (or DynamicQuantizeLinear and DequantizeLinear) rounded and a DequantizeLinear of int8
-codes [K, N] with scales [N] or [], without zero points, all float32.
+*Given* MatMul of activations that FakeQuantRows, or QuantizeLinear or DynamicQuantizeLinear and a DequantizeLinear, rounded, and a
+DequantizeLinear of int8 codes [K, N] with scales [N] or [], without zero points, all float32.
 *Result*, on the same codes and scales: for a scale for each row, the row as uint8 with zero point 128, once for all products that read it,
-com.microsoft::MatMulIntegerToFloat, and a Mul with the row's scale; for one scale for all rows, com.microsoft::DynamicQuantizeMatMul.
+com.microsoft::MatMulIntegerToFloat, and a Mul with the row's scale; for one scale for all rows, com.microsoft::DynamicQuantizeMatMul; for
+one that is constant, com.microsoft::MatMulIntegerToFloat, which ONNX Runtime makes itself but where a bias follows a product of 2-D rows.
 
 int8 x int8 would be what the numbers are, but ONNX Runtime's kernel for that is 95 times as slow as the one for uint8 x int8.
 """
@@ -49,6 +50,8 @@ class LowerToIntegers(ir.passes.InPlacePass):
                 self._lower_rows(node, weight, rows)
             elif _is_float(_dynamic_source(x)):
                 self._lower_tensor(node, weight, rows.names)
+            elif (static := _static_codes(x)) is not None:
+                self._lower_static(node, weight, static, rows.names)
         if len(self.lowered) > before:
             model.graph.opset_imports.setdefault(DOMAIN, 1)
         return ir.passes.PassResult(model, modified=len(self.lowered) > before)
@@ -79,6 +82,15 @@ class LowerToIntegers(ir.passes.InPlacePass):
             outputs=[output],
             name=node.name,
         )
+        self._put(node, weight, [made])
+
+    def _lower_static(self, node: ir.Node, weight: ir.Node, x: ir.Node, names: Names) -> None:
+        result = node.outputs[0]
+        output = ir.Value(name=names.value(f"{result.name}.quantized"))
+        set_info(output, ir.DataType.FLOAT, result.shape)
+        codes, scale, zero_point = x.inputs
+        inputs = [codes, weight.inputs[0], scale, weight.inputs[1], zero_point]
+        made = ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN, outputs=[output], name=node.name)
         self._put(node, weight, [made])
 
     def _put(self, node: ir.Node, weight: ir.Node, made: list[ir.Node]) -> None:
@@ -134,6 +146,29 @@ def _dynamic_source(value: ir.Value | None) -> ir.Value | None:
     if rounding is None or rounding.op_type != "DynamicQuantizeLinear":
         return None
     return rounding.inputs[0] if list(restored.inputs) == list(rounding.outputs) else None
+
+
+def _static_codes(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear of float32 that QuantizeLinear rounded to uint8 with one scale, behind ``value``."""
+    restored = None if value is None else value.producer()
+    if (
+        restored is None
+        or restored.op_type != "DequantizeLinear"
+        or restored.domain != ""
+        or len(restored.inputs) != 3
+    ):
+        return None
+    codes, scale, zero_point = restored.inputs
+    rounding = None if codes is None else codes.producer()
+    if (
+        rounding is None
+        or rounding.op_type != "QuantizeLinear"
+        or list(rounding.inputs[1:]) != [scale, zero_point]
+    ):
+        return None
+    one = scale is not None and scale.const_value is not None and scale.const_value.size == 1
+    kinds = zero_point is not None and zero_point.dtype == ir.DataType.UINT8 and _is_float(rounding.inputs[0])
+    return restored if one and kinds else None
 
 
 @dataclass(frozen=True)

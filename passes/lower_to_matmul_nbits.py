@@ -47,7 +47,9 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
                 or SCHEME_KEY not in node.metadata_props
             ):
                 continue
-            if offset_form(node) is None:  # scales of two levels are computed: LowerWithOffsets judges those
+            if offset_form(node) is None and not _is_kernel(
+                node
+            ):  # scales of two levels are computed: LowerWithOffsets judges those
                 self._lower(node)
         if self.lowered:
             model.graph.opset_imports.setdefault(DOMAIN, 1)
@@ -125,6 +127,22 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
         return node
 
 
+def _is_kernel(dequantize: ir.Node) -> bool:
+    """Whether it makes a convolution's kernel."""
+    shape = dequantize.outputs[0].shape
+    return shape is not None and len(shape) > 2
+
+
+def _is_rounded(product: ir.Node) -> bool:
+    """Whether the activations have static ranges: ONNX Runtime makes an integer product of it."""
+    x = product.inputs[0]
+    restored = None if x is None else x.producer()
+    if restored is None or restored.op_type != "DequantizeLinear" or restored.inputs[0] is None:
+        return False
+    rounding = restored.inputs[0].producer()
+    return rounding is not None and rounding.op_type == "QuantizeLinear"
+
+
 def _readers(dequantize: ir.Node) -> tuple[list[ir.Node], list[ir.Node]]:
     """MatMul nodes that multiply with the weight, and Gather nodes that read its rows, where groups are along K."""
     layout = layout_of(dequantize)
@@ -138,7 +156,7 @@ def _readers(dequantize: ir.Node) -> tuple[list[ir.Node], list[ir.Node]]:
             products += [
                 user for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 1
             ]
-        elif node.op_type == "MatMul" and index == 1 and layout == "kn":
+        elif node.op_type == "MatMul" and index == 1 and layout == "kn" and not _is_rounded(node):
             products.append(node)
     return products, gathers
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import onnx_ir as ir
 
-from qcompiler.graph.edits import Names, drop_unused
+from qcompiler.graph.edits import Names, add_initializer, drop_unused
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, register_constants
 from qcompiler.graph.stored_quantized import Layout
 from qcompiler.graph.weights import Role
@@ -30,7 +31,8 @@ class WeightPlacement:
         """Make the weight's nodes, given its layout and a name, and have every use read what the last yields."""
         weight = planned.weight
         gathered = any(use.role is Role.EMBEDDING for use in weight.uses)
-        nodes = make("nk" if gathered else "kn", self._names.value(f"{weight.name}.{word}"))
+        by_rows = gathered or weight.kernel is not None
+        nodes = make("nk" if by_rows else "kn", self._names.value(f"{weight.name}.{word}"))
         node = nodes[-1]
         node.metadata_props[ALGORITHM_KEY] = planned.algorithm
         node.metadata_props[REASON_KEY] = planned.settings.decided_by
@@ -39,9 +41,10 @@ class WeightPlacement:
         for each in nodes:
             register_constants(self._graph, each)
         transposed: ir.Value | None = None
+        kernel = None if weight.kernel is None else self._kernel(node, weight.kernel)
         for use in weight.uses:
             old = use.node.inputs[use.input_index]
-            operand = node.outputs[0]
+            operand = kernel or node.outputs[0]
             if gathered and use.role is not Role.EMBEDDING:
                 transposed = transposed or self._transpose(node)
                 operand = transposed
@@ -49,6 +52,20 @@ class WeightPlacement:
             if old is not None:
                 drop_unused(old)
         return node
+
+    def _kernel(self, dequantize: ir.Node, shape: tuple[int, ...]) -> ir.Value:
+        """The weight in the shape of a convolution's kernel."""
+        source = dequantize.outputs[0]
+        name = self._names.value(f"{source.name}.kernel_shape")
+        sizes = add_initializer(self._graph, ir.Tensor(np.array(shape, np.int64), name=name), name)
+        output = ir.Value(
+            name=self._names.value(f"{source.name}.kernel"), type=source.type, shape=ir.Shape(shape)
+        )
+        node = ir.node(
+            "Reshape", [source, sizes], outputs=[output], name=self._names.node(f"{source.name}.reshape")
+        )
+        self._graph.insert_after(dequantize, node)
+        return output
 
     def _transpose(self, dequantize: ir.Node) -> ir.Value:
         source = dequantize.outputs[0]

@@ -114,6 +114,10 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self._plan.warnings += _unreached(self._plan.quantized)
         return ir.passes.PassResult(model, modified=True)
 
+    def notes_of(self, name: str) -> list[str]:
+        """What is to be said of a weight, also by the passes behind this one."""
+        return next(planned.notes for planned in self._plan.quantized if planned.weight.name == name)
+
     def _quantize_by_segment(self, run: CalibrationRun) -> None:
         by_node, anchors = _products(self._plan), _anchors(self._model, self._plan)
         feeds = list(run.feeds)

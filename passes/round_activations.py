@@ -47,7 +47,7 @@ class RoundActivations(ir.passes.InPlacePass):
         found: dict[tuple[ir.Value, Activations], list[ir.Node]] = {}
         for planned in self._plan.quantized:
             activations = planned.settings.activations
-            if activations == "none":
+            if activations in ("none", "static"):
                 continue
             for node in _products(planned):
                 value = node.inputs[0]

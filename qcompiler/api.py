@@ -215,7 +215,7 @@ def compile(
             tell(f"{work}: going on; {resumed} of {len(planned.quantized)} weights are finished")
         materials = Materials(
             planned, store, run, progress, resolved.mixed, job.target.supports, job.target.remark, checkpoints, resolved.transform,
-            options.seed,
+            options.seed, resolved.calibration,
         )  # fmt: skip
         quantizing = quantizing_passes(materials, resolved, job.target)
         if not stopped:

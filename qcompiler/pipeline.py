@@ -1,18 +1,24 @@
 """The order of passes: the one place that knows it, each entry with its reason."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import onnx_ir as ir
 
+from qcompiler.calibration.ranges_of_model import observe_ranges
 from qcompiler.errors import InputError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.assign_bits import AssignBits, MixedResult
+from qcompiler.passes.correct_biases import CorrectBiases, Means, MeasureMeans
 from qcompiler.passes.expand_gemm import ExpandGemm
+from qcompiler.passes.fold_batch_norm import FoldBatchNorm
+from qcompiler.passes.fold_constants import FoldConstants
 from qcompiler.passes.fuse_followers import FuseFollowers
+from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.lay_out_for_kernels import LayOutForKernels
 from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.lower_with_offsets import LowerWithOffsets
@@ -27,7 +33,9 @@ from qcompiler.passes.use_own_codebooks import UseOwnCodebooks
 from qcompiler.passes.use_own_gathers import UseOwnGathers
 from qcompiler.passes.use_own_kernels import UseOwnKernels
 from qcompiler.passes.widen_bfloat16 import WidenBfloat16
+from qcompiler.quant.ranges import Range
 from qcompiler.quant.scheme import QuantScheme
+from qcompiler.recipe.calibration import CalibrationSettings
 from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.plan import Plan, make_plan
 from qcompiler.recipe.recipe import Recipe
@@ -53,6 +61,18 @@ def preparing_passes(recipe: Recipe) -> list[NamedPass]:
     bits |= {settings.bits for settings in (recipe.head, recipe.embedding) if settings is not None}
     bits |= set() if recipe.mixed is None else set(recipe.mixed.bits)
     opset = MIDDLE_OPSET_2_BIT if bits & {1, 2} else MIDDLE_OPSET
+    folding = [
+        NamedPass(
+            "fold_constants",
+            FoldConstants(),
+            "before the next: it looks for biases and norms that are constants",
+        ),
+        NamedPass(
+            "fold_batch_norm",
+            FoldBatchNorm(),
+            "before planning: kernels are rounded with what a BatchNormalization multiplies them by",
+        ),
+    ]
     return [
         NamedPass(
             "normalize", Normalize(), "first: the others find weights only in the main graph's initializers"
@@ -63,6 +83,7 @@ def preparing_passes(recipe: Recipe) -> list[NamedPass]:
             WidenBfloat16(),
             "after raising: the converter types new nodes like the old ones",
         ),
+        *(folding if recipe.has_static_ranges else []),
     ]
 
 
@@ -95,6 +116,8 @@ class Materials:
     checkpoints: Checkpoints | None = None
     transform: TransformSettings | None = None
     seed: int = 0
+    ranges: CalibrationSettings = field(default_factory=CalibrationSettings)
+    means: Means = field(default_factory=dict)
 
 
 def check_passes(model: ir.Model, recipe: Recipe, target: Target) -> None:
@@ -136,7 +159,11 @@ def layer_results(passes: list[NamedPass]) -> list[LayerResult]:
         if isinstance(entry.run, (StoreThreeBits, LayOutForKernels)):
             saved |= {name: saved.get(name, 0) + less for name, less in entry.run.saved.items()}
     return [
-        replace(result, stored_bytes=result.stored_bytes - saved.get(result.name, 0))
+        replace(
+            result,
+            stored_bytes=result.stored_bytes - saved.get(result.name, 0),
+            notes=tuple(entry.run.notes_of(result.name)),
+        )
         for entry in passes
         if isinstance(entry.run, QuantizeWeights)
         for result in entry.run.results
@@ -204,6 +231,44 @@ def _round_activations(materials: Materials) -> RoundActivations:
     return RoundActivations(materials.plan)
 
 
+def _static_convolutions(plan: Plan) -> Callable[[], list[ir.Node]]:
+    """Those whose ranges calibration finds, as the passes have left them."""
+    return lambda: [
+        use.node
+        for planned in plan.quantized
+        if planned.settings.activations == "static"
+        for use in planned.weight.uses
+        if use.node.op_type == "Conv" and use.in_body is None
+    ]
+
+
+def _measure_means(materials: Materials) -> MeasureMeans:
+    run = materials.calibration
+    feeds = run.feeds if run is not None and materials.ranges.correct_biases else None
+    return MeasureMeans(_static_convolutions(materials.plan), feeds, materials.means)
+
+
+def _correct_biases(materials: Materials) -> CorrectBiases:
+    run = materials.calibration
+    return CorrectBiases(
+        _static_convolutions(materials.plan),
+        materials.means,
+        None if run is None else run.feeds,
+        Path() if run is None else run.folder,
+        0 if run is None else run.border_limit,
+        materials.progress,
+    )
+
+
+def _insert_qdq(materials: Materials) -> InsertQdq:
+    def observe(model: ir.Model, values: Sequence[ir.Value]) -> Mapping[str, Range]:
+        run = materials.calibration
+        assert run is not None  # the plan needs data
+        return observe_ranges(model, values, run.feeds, materials.ranges.ranges, progress=materials.progress)
+
+    return InsertQdq(materials.plan, observe)
+
+
 def _assign_bits(materials: Materials) -> AssignBits:
     return AssignBits(
         materials.plan,
@@ -225,6 +290,11 @@ _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str]
     ("rotate", _rotate, "before anything is measured or rounded: both see the rotated model"),
     ("assign_bits", _assign_bits, "before the first weight is rounded: it measures the float model"),
     (
+        "measure_means",
+        _measure_means,
+        "before the first weight is rounded: biases are corrected towards the float model",
+    ),
+    (
         "quantize_weights",
         _quantize_weights,
         "calibration, scaling and rounding go segment by segment, so they are one pass",
@@ -234,6 +304,8 @@ _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str]
         _round_activations,
         "after the weights: scales move through the inputs of products, and would not pass their rounding",
     ),
+    ("insert_qdq", _insert_qdq, "beside it: ranges are those of the model with its rounded weights"),
+    ("correct_biases", _correct_biases, "after it: what it corrects is what all rounding together leaves"),
 )
 
 

@@ -27,7 +27,7 @@ from qcompiler.quant.activations import Activations, rounded_rows, rounded_tenso
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.quant.statistics import InputStatistics
 
-GRID = tuple(step / 20 for step in range(4, 20))  # 0.2 .. 0.95
+GRID = tuple(step / 10 for step in range(3, 10))  # 0.3 .. 0.9
 _FLOOR = 1e-5  # the least a channel counts, relative to the largest: a dead one must not get a scale of zero
 _WIDEST = 1e4  # of a scale and its inverse
 

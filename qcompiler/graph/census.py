@@ -4,6 +4,7 @@
 *Result* a `Census`: weights with their uses, and the nodes left alone, each with its reason. Nothing is edited.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -74,10 +75,13 @@ def take_census(model: ir.Model) -> Census:
 
 def _weight(found: "_Found", use: WeightUse) -> Weight:
     view = found.view
-    rows, columns = view.shape
+    rows, columns = view.shape[0], math.prod(view.shape[1:])
     if view.index is None:
         name, aliases = product_names(use.node, view.source)
-        return Weight(name, view.source, (rows, columns), found.transposed, view.dtype, [use], aliases)
+        kernel = view.shape if found.role is Role.CONV else None
+        return Weight(
+            name, view.source, (rows, columns), found.transposed, view.dtype, [use], aliases, kernel=kernel
+        )
     assert view.source.const_value is not None
     count = view.source.const_value.size // (rows * columns)
     # Products of one layer's experts often share their scope; the stack's own name tells them apart.
@@ -137,8 +141,13 @@ def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
     if node.op_type == "Gather":
         table = _classify_gather(node)
         return [table] if isinstance(table, _Found) else table
-    if node.op_type in ("Conv", "ConvTranspose"):
-        return A_CONVOLUTION
+    if node.op_type == "Conv":
+        kernel = _classify_convolution(node)
+        return [kernel] if isinstance(kernel, _Found) else kernel
+    if node.op_type == "ConvTranspose":
+        return (
+            "a transposed convolution: its weight has its outputs on the second axis, which is not read yet"
+        )
     if node.op_type in ("LSTM", "GRU", "RNN") and _holds_weight(node):
         return "a recurrent cell: no weight-only kernel takes one"
     if node.op_type == "Einsum" and _holds_weight(node):
@@ -236,6 +245,18 @@ def _classify_linear(node: ir.Node) -> _Found | str:
         return "the weight is empty"
     # MatMul reads [K, N]: storage is [K, N] unless one transposition lies between.
     return _Found(right, Role.LINEAR, 1, transposed=(not right.transposed) != flips)
+
+
+def _classify_convolution(node: ir.Node) -> _Found | str:
+    view = constant_view(node.inputs[1])
+    if view is None:
+        value = node.inputs[1]
+        return ALREADY_QUANTIZED if value is not None and is_in_codes(value) else "its kernel is computed"
+    if view.dtype not in FLOAT_TYPES:
+        return f"the weight is {view.dtype.name}, not a float type"
+    if view.transposed or len(view.shape) < 3 or math.prod(view.shape) == 0:
+        return f"its kernel has the shape {list(view.final_shape)}"
+    return _Found(view, Role.CONV, 1, transposed=False)
 
 
 def _classify_gather(node: ir.Node) -> _Found | str | None:

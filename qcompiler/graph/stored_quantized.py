@@ -179,14 +179,16 @@ class StoredCodes(StreamedTensor):
     """Stored codes as the ONNX tensor [K, N] or [N, K] that DequantizeLinear takes.
 
     Symmetric codes are signed (intN, zero point 0), others unsigned (uintN). Nothing is turned around before
-    it is read.
+    it is read. ``kernel``: [N, ..], what K is laid out as in a convolution's kernel; "nk".
     """
 
     __slots__ = ("layout", "stored")
 
-    def __init__(self, stored: StoredQuantized, layout: Layout, name: str) -> None:
+    def __init__(
+        self, stored: StoredQuantized, layout: Layout, name: str, kernel: tuple[int, ...] | None = None
+    ) -> None:
         kind = "INT" if stored.scheme.symmetric else "UINT"
-        shape = (stored.k, stored.n) if layout == "kn" else (stored.n, stored.k)
+        shape = kernel or ((stored.k, stored.n) if layout == "kn" else (stored.n, stored.k))
         pieces = self._strips if layout == "kn" else self._rows
         super().__init__(pieces, ir.DataType[f"{kind}{stored.scheme.bits}"], ir.Shape(shape), name=name)
         self.stored = stored

@@ -131,8 +131,8 @@ def read_weight(node: ir.Node | None) -> tuple[BaseTensor, Layout] | None:
         return None if parts is None else (read_float_zero_points(with_offsets, *parts), with_offsets.layout)
     if node.op_type == "DequantizeLinear":
         codes = node.inputs[0]
-        return (
-            (read_quantized(node), layout_of(node)) if codes is not None and codes.is_initializer() else None
-        )
+        if codes is None or not codes.is_initializer() or codes.shape is None or len(codes.shape) != 2:
+            return None  # an activation, a kernel or a bias
+        return read_quantized(node), layout_of(node)
     form = codebook_form(node)
     return None if form is None else (read_codebook(form), form.layout)

@@ -99,6 +99,7 @@ class Weight:
         dtype: float type of the values where they are used.
         uses: in graph order.
         expert: its place where ``source`` holds several weights.
+        kernel: of a convolution: the shape [N, channels, ..] of which K is all but the first; None of any other.
         row_scale: float32 [N] still to be multiplied onto the stored values, or None.
         column_scale: float32 [K], likewise.
     """
@@ -113,6 +114,7 @@ class Weight:
     expert: Expert | None = None
     row_scale: npt.NDArray[np.float32] | None = field(default=None, repr=False)
     column_scale: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+    kernel: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

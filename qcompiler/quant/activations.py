@@ -4,7 +4,8 @@
     tensor: a[m, k] = round(x[m, k] / s) + z in 0..255,  s = (max x - min x) / 255,  z = round(-min x / s)
 
 ``token`` has one scale for each row, symmetric about 0; ``tensor`` one scale and zero point for all rows, over a range that holds 0. Both
-are found anew in every run; the second is DynamicQuantizeLinear. What a range means in codes is in ``ranges``.
+are found anew in every run; the second is DynamicQuantizeLinear. ``static`` is ``tensor`` with the range that calibration saw. What a range
+means in codes is in ``ranges``.
 """
 
 from typing import Any, Literal
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from qcompiler.quant.ranges import Range, code_limits
 
-Activations = Literal["none", "token", "tensor"]
+Activations = Literal["none", "token", "tensor", "static"]
 """What rounds the activations of a product; with none they stay as they are."""
 
 STEPS = 127

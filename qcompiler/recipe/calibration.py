@@ -1,17 +1,28 @@
 """The ``calibration:`` section of a recipe: how much data is used."""
 
 from dataclasses import dataclass
+from typing import get_args
 
-from qcompiler.recipe.yaml_text import check_int
+from qcompiler.calibration.range_observers import RangeMethod
+from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSettings:
-    """How much calibration data is used: `samples` windows of `length` tokens, or `samples` feeds."""
+    """How much data is used, `samples` windows of `length` tokens, or `samples` feeds, and what `activations: static` makes of it.
+
+    Attributes:
+        ranges: how a tensor's range comes of what was seen (see ``range_observers``).
+        correct_biases: whether biases of convolutions make up for the mean error of rounding (see ``correct_biases``).
+    """
 
     samples: int = 16
     length: int = 512
+    ranges: RangeMethod = "minmax"
+    correct_biases: bool = True
 
     def __post_init__(self) -> None:
         for key in ("samples", "length"):
             check_int(getattr(self, key), 1, None, key)
+        check_bool(self.correct_biases, "correct_biases")
+        check_choice(self.ranges, get_args(RangeMethod), "ranges")

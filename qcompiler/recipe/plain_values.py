@@ -122,7 +122,7 @@ def with_setting(mapping: Mapping[str, object], setting: Setting) -> dict[str, o
     return {**mapping, outer: {**inside, inner: value}}
 
 
-_LEVELS: dict[str, Activations] = {"o1": "token", "o2": "tensor"}
+_LEVELS: dict[str, Activations] = {"o1": "token", "o2": "tensor", "o3": "static"}
 """What SmoothQuant's levels do with activations (Xiao et al. 2022, table 2)."""
 
 

@@ -11,7 +11,7 @@ from qcompiler.errors import InputError, SchemeError
 from qcompiler.graph.census import Census
 from qcompiler.graph.stored_quantized import SCALE_NAMES
 from qcompiler.graph.weights import Role, Weight, WeightUse
-from qcompiler.quant.scheme import QuantScheme, fit_group
+from qcompiler.quant.scheme import Granularity, QuantScheme, fit_group
 from qcompiler.recipe.mixed import FISHER, MixedSettings
 from qcompiler.recipe.recipe import Recipe, Skip, WeightSettings
 
@@ -44,8 +44,9 @@ class PlannedWeight:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The statistics that any of its algorithm's steps asks for; a table of rows alone has no input to observe."""
-        if all(use.role is Role.EMBEDDING for use in self.weight.uses):
+        """The statistics that any of its algorithm's steps asks for; a table of rows has no input to observe, and that
+        of a convolution is no row."""
+        if all(use.role in (Role.EMBEDDING, Role.CONV) for use in self.weight.uses):
             return frozenset()
         return frozenset(need for step in self.settings.algorithm for need in step.algorithm.needs)
 
@@ -145,7 +146,9 @@ class Plan:
     @property
     def needs_data(self) -> bool:
         """Whether anything wants to see the model run."""
-        return self.mixed is not None or any(planned.needs for planned in self.quantized)
+        return self.mixed is not None or any(
+            planned.needs or planned.settings.activations == "static" for planned in self.quantized
+        )
 
     def check(self, supports: Callable[[QuantScheme], str | None]) -> None:
         """Raises SchemeError for the first scheme that a target does not take."""
@@ -209,6 +212,8 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
         scheme, note = fit_group(
             settings.scheme(SCALE_NAMES[weight.dtype]), weight.shape, settings.group_fallback, weight.name
         )
+        if weight.kernel is not None:
+            _check_convolution(weight, scheme, settings)
         settings, refused = _without_corrections(weight, settings)
         said = [
             step.algorithm.remark(step.options, *weight.shape)
@@ -233,6 +238,21 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
         raise InputError(_nothing_to_do(plan))
     plan.warnings += _grown(plan.quantized)
     return plan
+
+
+def _check_convolution(weight: Weight, scheme: QuantScheme, settings: WeightSettings) -> None:
+    """Raises SchemeError where a convolution's kernel cannot be stored so."""
+    plain = scheme.dtype == "int" and scheme.symmetric and scheme.bits == 8
+    if not plain or scheme.granularity is Granularity.GROUP:
+        raise SchemeError(
+            f"{weight.name}: {settings.decided_by}: {scheme.label}: a convolution takes 8 bits, symmetric, a scale for each output "
+            "or one for all; set bits: 8, symmetric: true and group_size: channel for it"
+        )
+    if settings.activations in ("token", "tensor"):
+        raise SchemeError(
+            f"{weight.name}: {settings.decided_by}: activations: {settings.activations} are for products with matrices; "
+            "set activations: static or none for convolutions"
+        )
 
 
 def _grown(quantized: Sequence[PlannedWeight]) -> list[str]:

@@ -246,7 +246,8 @@ class Recipe:
         """This recipe after ``KEY=VALUE`` lines: ``group_size=64``, ``calib.samples=8``, ``head=float``.
 
         They apply in order, and what they come to together is checked; values are YAML. ``calib`` is short for ``calibration``,
-        SmoothQuant's ``level=o1`` (o2) for ``activations=token`` (tensor); ``head.bits=4`` on a float head starts from the default head.
+        SmoothQuant's ``level=o1`` (o2, o3) for ``activations=token`` (tensor, static); ``head.bits=4`` on a float head starts from the
+        default head.
 
         Raises:
             RecipeError: no ``=`` or an unknown key (names the setting and the nearest key), or values that do not fit (names all settings).
@@ -256,6 +257,12 @@ class Recipe:
             mapping = with_setting(mapping, setting)
         said = " ".join(dict.fromkeys(setting.said for setting in given))
         return type(self).from_mapping(mapping, said) if given else self
+
+    @property
+    def has_static_ranges(self) -> bool:
+        """Whether any activations are rounded with ranges that calibration finds."""
+        given = (self, self.head, *self.rules)
+        return any(settings is not None and settings.activations == "static" for settings in given)
 
     def rule_for(self, name: str, role: str, op: str, aliases: Sequence[str] = ()) -> int | None:
         """Index in `rules` of the first that matches; its pattern may match `name` or any of `aliases`."""
@@ -311,8 +318,10 @@ class Recipe:
         )
 
     def _role_settings(self, role: str) -> WeightSettings | Skip:
-        if role == "conv":
-            return Skip("convolutions stay float unless a rule gives them settings")
+        if role == "conv" and self.activations != "static":
+            return Skip(
+                "a convolution: no weight-only kernel takes one; activations: static does, or a rule for its size"
+            )
         base: Recipe | RoleSettings | None = {"head": self.head, "embedding": self.embedding}.get(role, self)
         if base is None:
             return Skip(f"{role}: float in recipe {self.name}")

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompiler.graph.census import Census, take_census
-from qcompiler.graph.weights import Expert
+from qcompiler.graph.weights import Expert, Role
 from tests.small_models import Array, make_model, weight
 
 
@@ -92,16 +92,21 @@ def test_why_a_product_is_left_alone(text: str, weights: dict[str, Array], reaso
     assert [alone.reason for alone in census.left_alone if reason in alone.reason]
 
 
-def test_a_convolution_and_integers_are_left_alone() -> None:
+def test_a_kernel_is_a_weight_of_its_outputs_and_integers_are_left_alone() -> None:
     census = _census(
         "g (float[1,3,8,8] x, int32[M,32] i) => (float[A,B,C,D] y, int32[M,32] z) { y = Conv(x, k) z = MatMul(i, n) }",
         {"k": weight(4, 3, 3, 3), "n": np.ones((32, 32), np.int32)},
     )
-    assert not census.weights
-    assert ["convolution" in alone.reason or "INT32" in alone.reason for alone in census.left_alone] == [
-        True,
-        True,
-    ]
+    (kernel,) = census.weights
+    assert (kernel.shape, kernel.kernel, kernel.role) == ((4, 27), (4, 3, 3, 3), Role.CONV)
+    assert ["INT32" in alone.reason for alone in census.left_alone] == [True]
+
+
+def test_a_transposed_convolution_is_left_alone() -> None:
+    census = _census(
+        "g (float[1,3,8,8] x) => (float[A,B,C,D] y) { y = ConvTranspose(x, k) }", {"k": weight(3, 4, 3, 3)}
+    )
+    assert not census.weights and "transposed convolution" in census.left_alone[0].reason
 
 
 def test_a_rotary_table_is_no_embedding() -> None:

@@ -1,0 +1,138 @@
+"""Which values of a graph are to be integers, so that products and what lies between them run in integers from end to end.
+
+Convolutions take integers and make integers. Linears take integers; what they make stays float, since a language model's residual stream is
+too wide for 8 bits. Operators between that have integer kernels (``CARRIERS``) pass integers on where all that they read are such.
+A Relu, or a Clip from 0 on, behind a node that makes integers is done by the rounding: its range begins at 0.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from qcompiler.graph.weights import constant_values
+
+SAME_SCALE = frozenset(
+    {
+        "Concat", "DepthToSpace", "Flatten", "Identity", "Max", "MaxPool", "Min", "Reshape", "Slice", "SpaceToDepth", "Squeeze",
+        "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+"""Carriers that only move or choose numbers: what they read and make has one scale."""
+CARRIERS = SAME_SCALE | {
+    "Add",
+    "AveragePool",
+    "GlobalAveragePool",
+    "LeakyRelu",
+    "MatMul",
+    "Mul",
+    "Sigmoid",
+    "Softmax",
+}
+
+
+@dataclass
+class IntegerFlow:
+    """What becomes integers.
+
+    Attributes:
+        values: to be rounded where they are made; every reader then reads the rounded one.
+        entries: float values with the nodes that want them rounded; their other readers keep the floats.
+        absorbed: Relu and Clip nodes that the rounding of their outputs stands in for.
+        together: sets of values that need one scale.
+        nodes: that run in integers.
+    """
+
+    values: list[ir.Value] = field(default_factory=list)
+    entries: dict[ir.Value, list[ir.Node]] = field(default_factory=dict)
+    absorbed: dict[ir.Value, ir.Node] = field(default_factory=dict)
+    together: list[set[ir.Value]] = field(default_factory=list)
+    nodes: list[ir.Node] = field(default_factory=list)
+
+
+def find_integer_flow(
+    graph: ir.Graph, convolutions: Collection[ir.Node], linears: Collection[ir.Node]
+) -> IntegerFlow:
+    """The flow around products whose weights are integers, in the main graph."""
+    integers: dict[ir.Value, ir.Node] = {}  # with the node that makes it, before a Relu
+    absorbed: dict[ir.Value, ir.Node] = {}
+    for node in graph:
+        if node in convolutions or _carries(node, integers):
+            relu = _relu_behind(node)
+            if relu is not None:
+                absorbed[relu.outputs[0]] = relu
+            integers[node.outputs[0] if relu is None else relu.outputs[0]] = node
+    _drop_what_nobody_wants(integers, convolutions, linears)
+    flow = IntegerFlow(list(integers), absorbed={v: node for v, node in absorbed.items() if v in integers})
+    makers = set(integers.values())
+    for node in graph:
+        if node not in makers and node not in linears:
+            continue
+        flow.nodes.append(node)
+        x = node.inputs[0]
+        if (node in convolutions or node in linears) and x is not None and x not in integers:
+            flow.entries.setdefault(x, []).append(node)
+    flow.together = _together(integers)
+    return flow
+
+
+def _data(node: ir.Node) -> list[ir.Value]:
+    """The inputs of a carrier that are data, not shapes, axes or bounds."""
+    several = node.op_type in ("Add", "Mul", "MatMul", "Concat", "Max", "Min")
+    inputs = node.inputs if several else node.inputs[:1]
+    return [value for value in inputs if value is not None]
+
+
+def _carries(node: ir.Node, integers: dict[ir.Value, ir.Node]) -> bool:
+    return (
+        node.op_type in CARRIERS
+        and node.domain == ""
+        and len([value for value in node.outputs if value.name]) == 1
+        and all(value in integers for value in _data(node))
+    )
+
+
+def _relu_behind(node: ir.Node) -> ir.Node | None:
+    """The Relu, or Clip from 0 on, that alone reads what the node makes."""
+    made = node.outputs[0]
+    uses = made.uses()
+    if len(uses) != 1 or made.is_graph_output():
+        return None
+    ((reader, place),) = uses
+    if reader.domain != "" or place != 0 or reader.graph is not node.graph:
+        return None
+    if reader.op_type == "Relu":
+        return reader
+    return reader if reader.op_type == "Clip" and _lower_bound(reader) == 0 else None
+
+
+def _lower_bound(clip: ir.Node) -> float | None:
+    value = clip.inputs[1] if len(clip.inputs) > 1 else None
+    found = constant_values(value)
+    return None if found is None or found.size != 1 else float(found.reshape(-1)[0])
+
+
+def _drop_what_nobody_wants(
+    integers: dict[ir.Value, ir.Node], convolutions: Collection[ir.Node], linears: Collection[ir.Node]
+) -> None:
+    """Carriers at the end of a flow, whose integers no integer kernel reads, stay float; from the last on."""
+    makers = set(integers.values())
+    for value, node in reversed(list(integers.items())):
+        wanted = any(reader in makers or reader in linears for reader in value.consumers())
+        if node not in convolutions and not wanted:
+            del integers[value]
+            makers.discard(node)
+
+
+def _together(integers: dict[ir.Value, ir.Node]) -> list[set[ir.Value]]:
+    """Values that SAME_SCALE nodes connect."""
+    group: dict[ir.Value, set[ir.Value]] = {}
+    for value, node in integers.items():
+        if node.op_type not in SAME_SCALE:
+            continue
+        joined = set[ir.Value]()
+        for each in (value, *_data(node)):
+            joined |= group.get(each, {each})
+        for each in joined:
+            group[each] = joined
+    return list({id(found): found for found in group.values()}.values())

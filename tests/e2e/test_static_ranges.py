@@ -1,0 +1,92 @@
+"""Convolutions and linears with static ranges, from a recipe to ONNX Runtime's integer kernels."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from qcompiler.errors import CalibrationError, SchemeError
+from tests.compiled_models import Compile, count_of
+from tests.small_models import Array, make_model, relative_error, run, weight
+
+# Steps of 1/255 of a tensor's range: 1 % of a normal tensor's spread each, for three layers.
+STATIC = 0.05
+IMAGES = "float[B,3,8,8] x"
+BODY = (
+    "c = Conv<pads=[1,1,1,1]>(x, k1, b1) r = Relu(c) d = Conv<pads=[1,1,1,1], group=8>(r, k2) "
+    "n = BatchNormalization(d, gamma, beta, mean, var) s = Add(n, r) p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(s) "
+    "f = Flatten(p) h = MatMul(f, w) o = Add(h, b2) y = Relu(o)"
+)
+
+
+def _model() -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    constants = {
+        "k1": weight(8, 3, 3, 3, scale=0.3), "b1": weight(8, seed=1), "k2": weight(8, 1, 3, 3, seed=2, scale=0.4),
+        "gamma": rng.uniform(0.5, 2, 8).astype(np.float32), "beta": weight(8, seed=3), "mean": weight(8, seed=4),
+        "var": rng.uniform(0.5, 2, 8).astype(np.float32), "w": weight(128, 10, seed=5), "b2": weight(10, seed=6),
+    }  # fmt: skip
+    return make_model(f"g ({IMAGES}) => (float[B,10] y) {{ {BODY} }}", constants)
+
+
+def _images(count: int, seed: int) -> Array:
+    return np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)
+
+
+def test_everything_between_runs_in_integers(quantize: Compile) -> None:
+    model, x = _model(), _images(16, 9)
+    compiled = quantize(model, "w8a8-static", calibration=[{"x": _images(8, seed)} for seed in range(4)])
+    assert compiled.report.running == {"QLinearConv": 2, "MatMulIntegerToFloat": 1}
+    assert count_of(compiled, "BatchNormalization") == 0 and count_of(compiled, "MatMulIntegerToFloat") == 1
+    assert relative_error(run(model, {"x": x})["y"], run(compiled.path, {"x": x})["y"]) < STATIC
+
+
+def test_a_channel_of_nearly_nothing_has_room_for_its_bias(quantize: Compile) -> None:
+    model, x = _model(), _images(16, 9)
+    kernel = next(tensor for tensor in model.graph.initializer if tensor.name == "k1")
+    values = onnx.numpy_helper.to_array(kernel).copy()
+    values[2], values[5] = 1e-12, 0
+    kernel.CopyFrom(onnx.numpy_helper.from_array(values, "k1"))
+    compiled = quantize(model, "w8a8-static", calibration=[{"x": _images(8, 0)}])
+    assert compiled.report.running["QLinearConv"] == 2
+    assert relative_error(run(model, {"x": x})["y"], run(compiled.path, {"x": x})["y"]) < STATIC
+
+
+def test_biases_are_corrected_for_what_even_areas_lose(quantize: Compile) -> None:
+    model = _model()
+    even = np.full((4, 3, 8, 8), 0.37, np.float32) + 0.01 * _images(4, 1)
+    compiled = quantize(model, "w8a8-static", calibration=[{"x": even}, {"x": _images(2, 2)}])
+    corrected = relative_error(run(model, {"x": even})["y"], run(compiled.path, {"x": even})["y"])
+    plain = quantize(
+        model,
+        "w8a8-static",
+        calibration=[{"x": even}, {"x": _images(2, 2)}],
+        settings=["calib.correct_biases=false"],
+    )
+    assert corrected < relative_error(run(model, {"x": even})["y"], run(plain.path, {"x": even})["y"])
+
+
+def test_a_rule_keeps_a_convolution_float(quantize: Compile) -> None:
+    settings = ["rules=[{match: {op: Conv, name: k2.*}, quantize: false}]"]
+    compiled = quantize(_model(), "w8a8-static", calibration=[{"x": _images(8, 0)}], settings=settings)
+    assert compiled.report.running["QLinearConv"] == 1
+
+
+def test_groups_are_no_form_of_a_kernel(quantize: Compile) -> None:
+    with pytest.raises(SchemeError, match="a convolution takes 8 bits, symmetric"):
+        quantize(_model(), "w8a8-static", calibration=[{"x": _images(8, 0)}], settings=["group_size=32"])
+
+
+def test_data_with_nan_are_refused(quantize: Compile) -> None:
+    with pytest.raises(CalibrationError, match="NaN"):
+        quantize(_model(), "w8a8-static", calibration=[{"x": np.full((1, 3, 8, 8), np.nan, np.float32)}])
+
+
+def test_the_session_reads_integers_throughout(quantize: Compile, tmp_path: object) -> None:
+    compiled = quantize(_model(), "w8a8-static", calibration=[{"x": _images(8, 0)}])
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = f"{tmp_path}/optimized.onnx"
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(compiled.path), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(f"{tmp_path}/optimized.onnx", load_external_data=False).graph.node
+    assert not {"Conv", "FusedConv", "Add", "MatMul"} & {node.op_type for node in nodes}
