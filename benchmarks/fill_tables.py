@@ -53,6 +53,18 @@ TABLES: dict[str, Callable[[], str]] = {
     "rtn": _quality(
         ["off-grid", "original"], ["rtn-float-ends", "rtn", "rtn-g32-sym-float-ends", "w8", "w8-float-ends"]
     ),
+    "activations": _quality(
+        ["off-grid"],
+        [
+            "smoothquant",
+            "smoothquant-float-ends",
+            "smoothquant-o2-float-ends",
+            "smoothquant-o3-float-ends",
+            "w8a8-dynamic",
+            "w8a8-zeroquant",
+            "w4a8",
+        ],
+    ),
     "no-data": _quality(["off-grid", "original"], ["awq", "awq-no-data"]),
 }
 

@@ -39,7 +39,13 @@ LEVELS = (0, 4)
 FLOAT_ENDS = ("head=float", "embedding=float")
 
 
-TOOLS = {"rtn": "ORT RTN", "hqq": "ORT HQQ", "k-quant": "ORT k-quant", "nncf": "NNCF AWQ + scale estimation"}
+TOOLS = {
+    "rtn": "ORT RTN",
+    "hqq": "ORT HQQ",
+    "k-quant": "ORT k-quant",
+    "nncf": "NNCF AWQ + scale estimation",
+    "dynamic": "ORT quantize_dynamic",
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,10 @@ class Peer:
     @property
     def what(self) -> str:
         """How tables call it."""
+        if self.tool == "dynamic":
+            return (
+                f"peer: {TOOLS[self.tool]}, int8 by output, activations by tensor, head and embedding float"
+            )
         symmetry = "sym" if self.symmetric else "asym"
         return f"peer: {TOOLS[self.tool]}, int{self.bits} g{self.group} {symmetry}, head and embedding float"
 
@@ -77,6 +87,7 @@ class Row:
 
 
 G64, G32, G32_8 = Peer(4, 64, False), Peer(4, 32, True), Peer(8, 32, True)
+DYNAMIC = Peer(8, 0, True, "dynamic")
 PEERS = (Peer(4, 64, False, "hqq"), Peer(4, 32, False, "k-quant"), Peer(4, 64, False, "nncf"))  # beside RTN
 ROWS = (
     Row("awq", "w4a16-awq: int4 g64 asym, head and embedding int8", "w4a16-awq", G64),
@@ -126,6 +137,15 @@ ROWS = (
     Row("rtn-g32-sym-float-ends", "w4a16-rtn, head and embedding float", "w4a16-rtn", G32, FLOAT_ENDS, data=False),
     Row("w8", "w8a16-rtn: int8 g32 sym, head and embedding too", "w8a16-rtn", G32_8, (), data=False),
     Row("w8-float-ends", "w8a16-rtn, head and embedding float", "w8a16-rtn", G32_8, FLOAT_ENDS, data=False),
+    Row("smoothquant", "w8a8-smoothquant, head and embedding int8", "w8a8-smoothquant", DYNAMIC),
+    Row("smoothquant-float-ends", "w8a8-smoothquant, head and embedding float", "w8a8-smoothquant", DYNAMIC, FLOAT_ENDS),
+    Row("smoothquant-o2-float-ends", "w8a8-smoothquant, level o2, head and embedding float", "w8a8-smoothquant", DYNAMIC,
+        ("level=o2", *FLOAT_ENDS)),
+    Row("smoothquant-o3-float-ends", "w8a8-smoothquant, level o3, head and embedding float", "w8a8-smoothquant", DYNAMIC,
+        ("level=o3", *FLOAT_ENDS)),
+    Row("w8a8-dynamic", "w8a8-dynamic, head and embedding int8", "w8a8-dynamic", DYNAMIC, (), data=False),
+    Row("w8a8-zeroquant", "w8a8-zeroquant, head and embedding int8", "w8a8-zeroquant", DYNAMIC, (), data=False),
+    Row("w4a8", "w4a8, head and embedding int8", "w4a8", G64),
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Take out the rounding of activations where the kernel behind it rounds them itself.
 
-*Given* com.microsoft::MatMulNBits with accuracy_level 4 on what FakeQuantRows rounded.
+*Given* MatMulNBits, ONNX Runtime's or ours, with accuracy_level 4 on what FakeQuantRows rounded.
 *Result* the same nodes on the activations as they were: the kernel rounds them by rows and blocks, to less error than by whole rows.
 The body of FakeQuantRows goes with the last of its nodes.
 """
@@ -10,9 +10,8 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph.edits import drop_unused
 from qcompiler.graph.fake_quant_rows import OP, is_fake_quant_rows
-from qcompiler.graph.kernel_node import DOMAIN
 from qcompiler.graph.operator_body import OUR_DOMAIN
-from qcompiler.graph.own_matmul_nbits import INT8_ACTIVATIONS
+from qcompiler.graph.own_matmul_nbits import INT8_ACTIVATIONS, LEVEL
 
 
 class LeaveRoundingToKernels(ir.passes.InPlacePass):
@@ -21,13 +20,10 @@ class LeaveRoundingToKernels(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         for node in list(model.graph):
-            if (
-                node.op_type != "MatMulNBits"
-                or node.domain != DOMAIN
-                or not is_fake_quant_rows(node.inputs[0])
-            ):
+            if node.op_type != "MatMulNBits" or not is_fake_quant_rows(node.inputs[0]):
                 continue
-            if node.attributes.get_int("accuracy_level", 0) != INT8_ACTIVATIONS:
+            unsaid = INT8_ACTIVATIONS if node.domain == OUR_DOMAIN else 0
+            if node.attributes.get_int(LEVEL, unsaid) != INT8_ACTIVATIONS:
                 continue
             rounded = node.inputs[0]
             rounding = None if rounded is None else rounded.producer()

@@ -5,7 +5,8 @@ computed of constants, which ONNX Runtime folds when it loads the model.
 *Result* ai.qcompiler::MatMulNBits of the same name and level (1 for 0, which leaves it to the kernel: that computes in float32), on the
 same bytes; the model carries the operator's body, which is the node that was there. A weight that is tied to an embedding is read without
 the Reshape that the stock node needs.
-Where FakeQuantRows rounds the activations it is ai.qcompiler::DynamicQuantMatMul, on what they were.
+Where FakeQuantRows rounds the activations, and the weight has a scale for each output, it is ai.qcompiler::DynamicQuantMatMul, on what
+they were. With groups MatMulNBits itself is as fast and errs less.
 ai.qcompiler::SparseMatMul stays as it is: the library has a kernel for it, which has to run.
 """
 
@@ -19,6 +20,7 @@ from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.node_chain import is_foldable
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, LEVEL, OP, provide
+from qcompiler.graph.quantized import notes_groups
 from qcompiler.passes.take_over import take_over
 
 X, CODES, SCALES, ZERO_POINTS, ROW_INDEX, BIAS = range(6)
@@ -126,7 +128,7 @@ def _take_over(node: ir.Node) -> LoweredNode:
     sizes = [ir.AttrInt64(name, node.attributes.get_int(name, _BITS)) for name in _SIZES]
     level = [ir.AttrInt64(LEVEL, _LEVELS[node.attributes.get_int(LEVEL, 0)])]
     op, rounded = OP, node.inputs[X]
-    if is_fake_quant_rows(rounded):
+    if is_fake_quant_rows(rounded) and not notes_groups(node):
         assert rounded is not None
         rounding = rounded.producer()
         assert rounding is not None

@@ -62,7 +62,7 @@ def forecast(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def ort(arguments: dict[str, Any]) -> dict[str, Any]:
-    """ONNX Runtime's own quantizers: ``tool`` is rtn, hqq or k-quant; head and embedding stay float."""
+    """ONNX Runtime's own quantizers: ``tool`` is rtn, hqq, k-quant or dynamic; head and embedding stay float."""
     import onnx
     from onnxruntime.quantization import matmul_nbits_quantizer as peer
 
@@ -73,6 +73,9 @@ def ort(arguments: dict[str, Any]) -> dict[str, Any]:
     folder.mkdir(parents=True)
     products = {"op_types_to_quantize": ("MatMul",)}
     with PeakMemory() as memory:
+        if arguments["tool"] == "dynamic":
+            _quantize_dynamic(arguments["model"], folder / "model.onnx")
+            return {"seconds": time.perf_counter() - start, "peak_anonymous_bytes": memory.peak_bytes}
         model = onnx.load(arguments["model"])
         if arguments["tool"] == "hqq":
             config = peer.HQQWeightOnlyQuantConfig(arguments["group"], arguments["bits"], **products)
@@ -91,6 +94,22 @@ def ort(arguments: dict[str, Any]) -> dict[str, Any]:
         quantizer.process()
         quantizer.model.save_model_to_file(str(folder / "model.onnx"), use_external_data_format=True)
     return {"seconds": time.perf_counter() - start, "peak_anonymous_bytes": memory.peak_bytes}
+
+
+def _quantize_dynamic(model: str, place: Path) -> None:
+    """int8 weights with a scale for each output, activations with one scale for all rows."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        model,
+        place,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=_heads(onnx.load(model, load_external_data=False)),
+        use_external_data_format=True,
+    )
 
 
 def nncf(arguments: dict[str, Any]) -> dict[str, Any]:

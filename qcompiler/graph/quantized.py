@@ -167,6 +167,11 @@ def _scheme(
     return QuantScheme(bits, symmetric, Granularity.TENSOR if one else Granularity.CHANNEL, None, scale_dtype)
 
 
+def notes_groups(node: ir.Node) -> bool:
+    """Whether our notes on a node say that its weight has a scale for each group, not for each output or for all."""
+    return " g" in node.metadata_props.get(SCHEME_KEY, "")
+
+
 def check_scales(scheme: QuantScheme, name: str, out_dtype: ir.DataType) -> None:
     """Raises SchemeError where a weight of ``out_dtype`` cannot have the scheme's scales."""
     if out_dtype not in (ir.DataType.FLOAT, SCALE_TYPES[scheme.scale_dtype]):

@@ -28,6 +28,10 @@ def _model(loud: float = 1.0) -> object:
         (["activations=tensor"], {"ort": "DynamicQuantizeMatMul", "qcompiler": "DynamicQuantizeMatMul"}),
         (
             ["activations=token", "bits=4", "group_size=32"],
+            {"ort": "MatMulNBits", "qcompiler": "MatMulNBitsRelu"},
+        ),
+        (
+            ["activations=token", "bits=4", "group_size=channel"],
             {"ort": "MatMulNBits", "qcompiler": "DynamicQuantMatMul"},
         ),
     ],
