@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
-from qcompiler.graph.integer_flow import IntegerFlow, find_integer_flow
+from qcompiler.graph.integer_flow import IntegerFlow, find_integer_flow, range_does
 from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.quantized import stored
 from qcompiler.graph.stored_quantized import StoredCodes
@@ -67,7 +67,8 @@ class InsertQdq(ir.passes.InPlacePass):
     def _ranges(
         self, model: ir.Model, flow: IntegerFlow, wanted: Mapping[ir.Node, PlannedWeight]
     ) -> dict[ir.Value, Range]:
-        """Of all values of the flow; what shares a scale has one that covers all of it.
+        """Of all values of the flow; what shares a scale has one that covers all of it, but where a Relu or Clip would be lost by it:
+        such a value keeps its own range, and ONNX Runtime rescales it.
 
         Raises:
             CalibrationError: data never reached some.
@@ -84,7 +85,10 @@ class InsertQdq(ir.passes.InPlacePass):
         ranges = {value: seen[value.name or ""] for value in values}
         for group in flow.together:
             joined = Range(min(ranges[v].lowest for v in group), max(ranges[v].highest for v in group))
-            ranges.update(dict.fromkeys(group, joined))
+            for value in group:
+                relu = flow.absorbed.get(value)
+                if relu is None or range_does(relu, joined.lowest, joined.highest):
+                    ranges[value] = joined
         return ranges
 
 

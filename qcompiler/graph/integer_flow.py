@@ -2,7 +2,7 @@
 
 Convolutions take integers and make integers. Linears take integers; what they make stays float, since a language model's residual stream is
 too wide for 8 bits. Operators between that have integer kernels (``CARRIERS``) pass integers on where all that they read are such.
-A Relu, or a Clip from 0 on, behind a node that makes integers is done by the rounding: its range begins at 0.
+A Relu, or a Clip from 0 on, behind a node that makes integers is done by the rounding: its range begins at 0 (see ``range_does``).
 """
 
 from collections.abc import Collection
@@ -103,13 +103,25 @@ def _relu_behind(node: ir.Node) -> ir.Node | None:
         return None
     if reader.op_type == "Relu":
         return reader
-    return reader if reader.op_type == "Clip" and _lower_bound(reader) == 0 else None
+    return reader if reader.op_type == "Clip" and _clips_from_zero(reader) else None
 
 
-def _lower_bound(clip: ir.Node) -> float | None:
-    value = clip.inputs[1] if len(clip.inputs) > 1 else None
-    found = constant_values(value)
+def _clips_from_zero(clip: ir.Node) -> bool:
+    """Whether its lower bound is 0, and the upper one, if there is one, a constant above."""
+    lower, upper = _bound(clip, 1), _bound(clip, 2)
+    open_above = len(clip.inputs) < 3 or clip.inputs[2] is None
+    return lower == 0 and (open_above or (upper is not None and upper > 0))
+
+
+def _bound(clip: ir.Node, index: int) -> float | None:
+    found = constant_values(clip.inputs[index] if len(clip.inputs) > index else None)
     return None if found is None or found.size != 1 else float(found.reshape(-1)[0])
+
+
+def range_does(relu: ir.Node, lowest: float, highest: float) -> bool:
+    """Whether rounding with this range clips what a Relu, or a Clip that is absorbed, does."""
+    upper = _bound(relu, 2) if relu.op_type == "Clip" else None
+    return lowest >= 0 and (upper is None or highest <= upper)
 
 
 def _drop_what_nobody_wants(

@@ -66,6 +66,27 @@ def test_biases_are_corrected_for_what_even_areas_lose(quantize: Compile) -> Non
     assert corrected < relative_error(run(model, {"x": even})["y"], run(plain.path, {"x": even})["y"])
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        "r = Relu(c) d = Conv<pads=[1,1,1,1]>(x, k2) m = Concat<axis=1>(r, d)",
+        "zero = Constant<value_float=0.0>() one = Constant<value_float=1.0>() r = Clip(c, zero, one) "
+        "d = Conv<pads=[1,1,1,1]>(x, k2) e = Relu(d) m = Concat<axis=1>(r, e)",
+        "p = MaxPool<kernel_shape=[1,1]>(c) q = Relu(p) m = Concat<axis=1>(q, q)",
+    ],
+)
+def test_a_relu_is_not_lost_to_a_scale_that_reaches_further(quantize: Compile, between: str) -> None:
+    constants = {
+        "k1": weight(8, 3, 3, 3, scale=0.3),
+        "k2": weight(8, 3, 3, 3, seed=1, scale=0.6),
+        "k3": weight(4, 16, 1, 1, seed=2, scale=0.3),
+    }
+    body = f"c = Conv<pads=[1,1,1,1]>(x, k1) {between} y = Conv(m, k3)"
+    model, x = make_model(f"g ({IMAGES}) => (float[B,4,8,8] y) {{ {body} }}", constants), _images(16, 9)
+    compiled = quantize(model, "w8a8-static", calibration=[{"x": _images(8, seed)} for seed in range(4)])
+    assert relative_error(run(model, {"x": x})["y"], run(compiled.path, {"x": x})["y"]) < STATIC
+
+
 def test_a_rule_keeps_a_convolution_float(quantize: Compile) -> None:
     settings = ["rules=[{match: {op: Conv, name: k2.*}, quantize: false}]"]
     compiled = quantize(_model(), "w8a8-static", calibration=[{"x": _images(8, 0)}], settings=settings)

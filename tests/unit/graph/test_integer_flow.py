@@ -3,7 +3,7 @@
 import onnx_ir as ir
 import pytest
 
-from qcompiler.graph.integer_flow import IntegerFlow, find_integer_flow
+from qcompiler.graph.integer_flow import IntegerFlow, find_integer_flow, range_does
 from tests.small_models import make_model, weight
 
 KERNEL = {"k": weight(8, 8, 1, 1), "k2": weight(8, 8, 3, 3, seed=1), "m": weight(8, 8, seed=2)}
@@ -38,6 +38,26 @@ def test_a_relu_of_which_something_else_reads_the_input_is_not() -> None:
     flow = _flow("a = Conv(x, k) r = Relu(a) s = Add(a, r) y = Conv(s, k)")
     assert "a" in _names(flow.values) and not flow.absorbed
     assert _names(list(flow.entries)) == ["x", "s"]  # Relu makes floats, so Add does
+
+
+def test_a_clip_whose_upper_bound_is_computed_is_not() -> None:
+    flow = _flow(
+        "zero = Constant<value_float=0.0>() a = Conv(x, k) r = Clip(a, zero, top) y = Conv(r, k)",
+        "g (float[B,8,4,4] x, float top) => (float[B,8,4,4] y)",
+    )
+    assert "a" in _names(flow.values) and not flow.absorbed
+
+
+@pytest.mark.parametrize(("lowest", "highest", "does"), [(0, 6, True), (-0.1, 6, False), (0, 6.1, False)])
+def test_a_range_does_what_a_clip_does_only_within_its_bounds(
+    lowest: float, highest: float, does: bool
+) -> None:
+    flow = _flow(
+        "zero = Constant<value_float=0.0>() six = Constant<value_float=6.0>() "
+        "a = Conv(x, k) r = Clip(a, zero, six) y = Conv(r, k)"
+    )
+    (clip,) = flow.absorbed.values()
+    assert range_does(clip, lowest, highest) is does
 
 
 def test_a_residual_of_convolutions_stays_in_integers() -> None:
