@@ -255,7 +255,7 @@ def _correct_biases(materials: Materials) -> CorrectBiases:
         materials.means,
         None if run is None else run.feeds,
         Path() if run is None else run.folder,
-        0 if run is None else run.border_limit,
+        0 if run is None else run.border_limit // 4,  # beside the sessions of pieces
         materials.progress,
     )
 
