@@ -5,7 +5,8 @@
 finds, with the ranges that the data have there; a convolution's weight as int8 in the shape of its kernel, its bias as int32 in steps of
 input scale times weight scale. A Relu or Clip that the rounding does is gone. Names of values stay.
 
-A product in the body of a branch or loop is left alone, and one that data never reached; the notes of its weight say so.
+A product in the body of a branch or loop is left alone, and one that no integer kernel takes: of float16, or of a matrix that is not in 8
+bits with a scale for each output or for all; the notes of its weight say so.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,13 +16,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.errors import CalibrationError
-from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
+from qcompiler.graph.edits import Names, add_initializer, drop_unused, input_type, replace_value, set_info
 from qcompiler.graph.integer_flow import IntegerFlow, find_integer_flow, range_does
 from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.quantized import stored
 from qcompiler.graph.stored_quantized import StoredCodes
-from qcompiler.graph.weights import Role, constant_values
+from qcompiler.graph.weights import Role, WeightUse, constant_values
 from qcompiler.quant.ranges import Range
+from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.recipe.plan import Plan, PlannedWeight
 
 LARGEST_BIAS = 2.0**30
@@ -101,13 +103,27 @@ def _static_products(plan: Plan) -> dict[ir.Node, PlannedWeight]:
         for use in planned.weight.uses:
             if use.role is Role.EMBEDDING:
                 continue
-            if use.in_body is not None:
-                planned.notes.append(f"activations stay float: the product is inside {use.in_body}")
-            elif use.node.op_type not in ("MatMul", "Conv"):
-                planned.notes.append(f"activations stay float: {use.node.op_type} has no integer form here")
-            else:
+            reason = _why_float(planned.scheme, use)
+            if reason is None:
                 found[use.node] = planned
+            else:
+                planned.notes.append(f"activations stay float: {reason}")
     return found
+
+
+def _why_float(scheme: QuantScheme, use: WeightUse) -> str | None:
+    """What keeps a product from integer kernels."""
+    if use.in_body is not None:
+        return f"the product is inside {use.in_body}"
+    if use.node.op_type not in ("MatMul", "Conv"):
+        return f"{use.node.op_type} has no integer form here"
+    dtype = input_type(use.node)
+    if dtype != ir.DataType.FLOAT:
+        return f"integer kernels are for float32, and they are {dtype.name}"
+    plain = scheme.bits == 8 and scheme.granularity is not Granularity.GROUP and scheme.zero_point == "int"
+    if not plain:  # ONNX Runtime would make a product of it that fails, or multiply floats
+        return f"no integer kernel with a static range takes {scheme.label}; 8 bits and group_size: channel it takes"
+    return None
 
 
 class _Editor:

@@ -5,11 +5,12 @@
 all products that read an input and round it alike. Names of values that were there stay.
 
 A product in the body of a branch or loop is left alone, and so is one that multiplies with a correction beside the codes (of low rank).
+So is one of float16 where ``tensor`` is asked for.
 """
 
 import onnx_ir as ir
 
-from qcompiler.graph.edits import Names, set_info
+from qcompiler.graph.edits import Names, input_type, set_info
 from qcompiler.graph.fake_quant_rows import fake_quant_rows, provide
 from qcompiler.graph.weights import Role
 from qcompiler.quant.activations import Activations
@@ -33,8 +34,7 @@ class RoundActivations(ir.passes.InPlacePass):
         readers = self._readers()
         for (value, activations), nodes in readers.items():
             first = min(nodes, key=places.__getitem__)
-            dtype = value.dtype or first.outputs[0].dtype or ir.DataType.FLOAT
-            made = _rounding(value, activations, dtype, names)
+            made = _rounding(value, activations, input_type(first), names)
             model.graph.insert_before(first, made)
             for node in nodes:
                 node.replace_input_with(0, made[-1].outputs[0])
@@ -65,6 +65,10 @@ def _products(planned: PlannedWeight) -> list[ir.Node]:
             planned.notes.append(f"activations stay float: the product is inside {use.in_body}")
         elif use.node.op_type != "MatMul":
             planned.notes.append(f"activations stay float: {use.node.op_type} has no integer form here")
+        elif planned.settings.activations == "tensor" and input_type(use.node) != ir.DataType.FLOAT:
+            planned.notes.append(
+                f"activations stay float: DynamicQuantizeLinear takes float32, and they are {input_type(use.node).name}"
+            )
         else:
             nodes.append(use.node)
     return nodes

@@ -73,6 +73,12 @@ def set_info(value: ir.Value, dtype: ir.DataType, shape: ir.Shape | None) -> Non
     value.shape = None if shape is None else ir.Shape(list(shape))
 
 
+def input_type(node: ir.Node) -> ir.DataType:
+    """Of a product's activations; float32 where inference finds none."""
+    x = node.inputs[0]
+    return (None if x is None else x.dtype) or node.outputs[0].dtype or ir.DataType.FLOAT
+
+
 def insert_after_value(value: ir.Value, graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     """Puts ``nodes`` right behind the node that makes ``value``, or at the start of ``graph``."""
     producer = value.producer()

@@ -93,6 +93,40 @@ def test_a_rule_keeps_a_convolution_float(quantize: Compile) -> None:
     assert compiled.report.running["QLinearConv"] == 1
 
 
+MLP = "h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [(["group_size=32"], "g32"), (["bits=4"], "no integer kernel")],
+)
+def test_a_matrix_that_no_integer_kernel_reads_keeps_float_activations(
+    quantize: Compile, settings: list[str], why: str
+) -> None:
+    constants = {"w1": weight(64, 96), "w2": weight(96, 32, seed=1)}
+    model = make_model(f"g (float[B,64] x) => (float[B,32] y) {{ {MLP} }}", constants)
+    x = np.random.default_rng(9).standard_normal((32, 64)).astype(np.float32)
+    compiled = quantize(model, "w8a8-static", calibration=[{"x": x}], settings=settings)
+    assert compiled.report.running == {
+        "MatMulNBits": 1,
+        "MatMulIntegerToFloat": 1,
+    }  # the head has a scale for each output
+    (notes,) = [layer["notes"] for layer in compiled.report.layers if layer["name"].startswith("w1")]
+    assert any("activations stay float" in note and why in note for note in notes)
+    error = 0.2 if "bits=4" in settings else STATIC  # of 4 bits: max|w| / 8, a tenth of the spread
+    assert relative_error(run(model, {"x": x})["y"], run(compiled.path, {"x": x})["y"]) < error
+
+
+@pytest.mark.parametrize(("recipe", "settings"), [("w8a8-static", []), ("w8a8-smoothquant", ["level=o2"])])
+def test_float16_has_no_integer_kernels(quantize: Compile, recipe: str, settings: list[str]) -> None:
+    constants = {"w1": weight(64, 96, dtype=np.float16), "w2": weight(96, 32, seed=1, dtype=np.float16)}
+    model = make_model(f"g (float16[B,64] x) => (float16[B,32] y) {{ {MLP} }}", constants)
+    x = np.random.default_rng(9).standard_normal((32, 64)).astype(np.float16)
+    compiled = quantize(model, recipe, calibration=[{"x": x}], settings=settings)
+    assert any("they are FLOAT16" in note for layer in compiled.report.layers for note in layer["notes"])
+    assert relative_error(run(model, {"x": x})["y"], run(compiled.path, {"x": x})["y"]) < STATIC
+
+
 def test_groups_are_no_form_of_a_kernel(quantize: Compile) -> None:
     with pytest.raises(SchemeError, match="a convolution takes 8 bits, symmetric"):
         quantize(_model(), "w8a8-static", calibration=[{"x": _images(8, 0)}], settings=["group_size=32"])
