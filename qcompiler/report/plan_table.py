@@ -168,12 +168,14 @@ def _data(plan: Plan) -> str:
     """Whether data are needed, and what for: ``needed, by lm_head (mse), 28 weights (awq + mse)``."""
     users: dict[str, list[str]] = {}
     for planned in plan.quantized:
-        if planned.needs:
-            steps = " + ".join(step.name for step in planned.settings.algorithm if step.algorithm.needs)
-            users.setdefault(steps, []).append(planned.weight.name)
+        steps = [step.name for step in planned.settings.algorithm if step.algorithm.needs and planned.needs]
+        if planned.settings.activations == "static":
+            steps.append("static ranges")
+        if steps:
+            users.setdefault(" + ".join(steps), []).append(planned.weight.name)
     said = [] if plan.mixed is None else ["mixed"]
-    for steps, names in users.items():
-        said.append(f"{names[0] if len(names) == 1 else counted(len(names), 'weight')} ({steps})")
+    for what, names in users.items():
+        said.append(f"{names[0] if len(names) == 1 else counted(len(names), 'weight')} ({what})")
     return f"needed, by {', '.join(said)}" if said else "not needed"
 
 

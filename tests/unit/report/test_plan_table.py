@@ -80,6 +80,10 @@ def test_a_budget_that_cannot_be_met_is_told_beforehand(tmp_path: Path, budget: 
         ("{name: own, head: float}", "not needed"),
         ("algorithm: [awq, rtn]", "needed, by table (mse), 2 weights (awq)"),
         ("{algorithm: rtn, head: float, mixed: {budget: 4bpw}}", "needed, by mixed"),
+        (
+            "{bits: 8, group_size: channel, algorithm: rtn, head: float, activations: static}",
+            "needed, by 2 weights (static ranges)",
+        ),
     ],
 )
 def test_who_needs_data_is_named(tmp_path: Path, recipe: str, said: str) -> None:
