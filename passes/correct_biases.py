@@ -23,8 +23,8 @@ from qcompiler.graph.reads import node_reads
 
 Array = npt.NDArray[Any]
 Feeds = Iterable[Mapping[str, Array]]
-Means = dict[str, npt.NDArray[np.float64]]
-"""By the name of a convolution's output: the mean of each channel."""
+Means = dict[ir.Value, npt.NDArray[np.float64]]
+"""By a convolution's output, whose name may change in between: the mean of each channel."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -53,10 +53,10 @@ class MeasureMeans(ir.passes.InPlacePass):
                 made = piece.run({value: feed[value.name or ""] for value in inputs})
                 count += 1
                 for value, array in made.items():
-                    mean, name = _channel_means(array), value.name or ""
-                    self.means[name] = self.means[name] + mean if name in self.means else mean
-            for name in self.means:
-                self.means[name] /= count
+                    mean = _channel_means(array)
+                    self.means[value] = self.means[value] + mean if value in self.means else mean
+            for value in self.means:
+                self.means[value] /= count
         return ir.passes.PassResult(model, modified=False)
 
 
@@ -89,7 +89,7 @@ class CorrectBiases(ir.passes.InPlacePass):
         self._done = False
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = [node for node in self._wanted() if node.outputs[0].name in self._means and _bias_of(node)]
+        nodes = [node for node in self._wanted() if node.outputs[0] in self._means and _bias_of(node)]
         if self._done or not nodes or self._feeds is None:
             return ir.passes.PassResult(model, modified=False)
         self._done = True
@@ -121,7 +121,7 @@ class CorrectBiases(ir.passes.InPlacePass):
             array = piece.run({value: kept.array(index, value) for value in piece.inputs})[output]
             total = total + _channel_means(array)
             kept.put(index, output, array)
-        missing = self._means[output.name or ""] - total / len(kept)
+        missing = self._means[output] - total / len(kept)
         shift = _shift_bias(node, missing).reshape(-1, *[1] * (kept.array(0, output).ndim - 2))
         for index in range(len(kept)):
             array = kept.array(index, output)

@@ -66,6 +66,22 @@ def test_biases_are_corrected_for_what_even_areas_lose(quantize: Compile) -> Non
     assert corrected < relative_error(run(model, {"x": even})["y"], run(plain.path, {"x": even})["y"])
 
 
+def test_the_bias_of_a_convolution_that_makes_an_output_is_corrected(quantize: Compile) -> None:
+    constants = {"k1": weight(8, 3, 3, 3, scale=0.3), "b1": weight(8, seed=1)}
+    body = "y = Conv<pads=[1,1,1,1]>(x, k1, b1)"
+    model = make_model(f"g ({IMAGES}) => (float[B,8,8,8] y) {{ {body} }}", constants)
+    even = np.full((4, 3, 8, 8), 0.37, np.float32) + 0.01 * _images(4, 1)
+    feeds = [{"x": even}, {"x": _images(2, 2)}]
+
+    def biases(settings: list[str]) -> Array:
+        compiled = quantize(model, "w8a8-static", calibration=feeds, settings=settings)
+        tensors = onnx.load(compiled.path).graph.initializer
+        (codes,) = [t for t in tensors if t.data_type == onnx.TensorProto.INT32]
+        return onnx.numpy_helper.to_array(codes)
+
+    assert (biases([]) != biases(["calib.correct_biases=false"])).any()
+
+
 @pytest.mark.parametrize(
     "between",
     [
