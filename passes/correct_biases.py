@@ -170,6 +170,7 @@ def _shift_bias(node: ir.Node, missing: npt.NDArray[np.float64]) -> npt.NDArray[
     codes, scale = dequantize.inputs[0], dequantize.inputs[1]
     assert codes is not None and scale is not None
     assert codes.const_value is not None and scale.const_value is not None
+    missing = np.where(np.isfinite(missing), missing, 0)  # of no images
     steps = scale.const_value.numpy().astype(np.float64)
     old = codes.const_value.numpy().astype(np.int64)
     limits = np.iinfo(np.int32)

@@ -52,14 +52,16 @@ class InsertQdq(ir.passes.InPlacePass):
         self._done = True
         if not wanted:
             return ir.passes.PassResult(model, modified=False)
-        convolutions = {node for node in wanted if node.op_type == "Conv"}
-        flow = find_integer_flow(model.graph, convolutions, wanted.keys() - convolutions)
+        convolutions = [node for node in wanted if node.op_type == "Conv"]
+        flow = find_integer_flow(model.graph, set(convolutions), wanted.keys() - set(convolutions))
         ranges = self._ranges(model, flow, wanted)
         editor = _Editor(model, ranges)
         for value, readers in flow.entries.items():
             editor.round_for(value, readers)
         for value in flow.values:
             editor.round_value(value, flow.absorbed.get(value))
+        for node in convolutions:
+            editor.prepare_kernel(node, wanted[node])
         for node in convolutions:
             if editor.finish_convolution(node, wanted[node]):
                 codes = editor.codes_of(node)
@@ -184,39 +186,44 @@ class _Editor:
 
     def codes_of(self, node: ir.Node) -> ir.Value:
         """The stored weight of a finished convolution."""
-        weight = node.inputs[1]
-        dequantize = None if weight is None else weight.producer()
-        codes = None if dequantize is None else dequantize.inputs[0]
+        codes = self._dequantize_of(node).inputs[0]
         assert codes is not None
         return codes
 
     def finish_convolution(self, node: ir.Node, planned: PlannedWeight) -> bool:
-        """Its weight in the shape of the kernel, its bias in integers; whether it runs in integers then."""
-        kernel, x = node.inputs[1], node.inputs[0]
-        reshape = None if kernel is None else kernel.producer()
-        assert (
-            kernel is not None and reshape is not None and x is not None and planned.weight.kernel is not None
-        )
-        if reshape.op_type == "Reshape":  # else another use of the weight was here before
-            self._shape_kernel(reshape, planned.weight.kernel)
-        weight = node.inputs[1]
-        dequantize = None if weight is None else weight.producer()
-        assert dequantize is not None
+        """Its bias in integers, its kernel prepared and that of all others; whether it runs in integers then."""
+        x, dequantize = node.inputs[0], self._dequantize_of(node)
         if len(node.inputs) < 3 or node.inputs[2] is None:
             return True
         bias = constant_values(node.inputs[2])
         if bias is None:
             planned.notes.append("stays float: its bias is computed")
             return False
-        wide = self._room_for(bias.astype(np.float64), float(self._scales[x]), dequantize)
+        scale = dequantize.inputs[1]
+        assert x is not None and scale is not None and scale.const_value is not None
+        wide = scale.const_value.numpy().astype(np.float64)
         steps = np.broadcast_to(self._scales[x] * wide, bias.shape).astype(np.float32)
         self._store_bias(node, steps, np.rint(bias.astype(np.float64) / steps).astype(np.int32))
         return True
 
-    def _room_for(
-        self, bias: npt.NDArray[np.float64], x_scale: float, dequantize: ir.Node
-    ) -> npt.NDArray[np.float64]:
-        """The weight's scales, those widened that are so small that the bias does not fit into int32 in steps of both scales.
+    def _dequantize_of(self, node: ir.Node) -> ir.Node:
+        weight = node.inputs[1]
+        dequantize = None if weight is None else weight.producer()
+        assert dequantize is not None
+        return dequantize
+
+    def prepare_kernel(self, node: ir.Node, planned: PlannedWeight) -> None:
+        """A convolution's weight in the shape of its kernel, with room for its bias; several may share one."""
+        maker = self._dequantize_of(node)
+        assert planned.weight.kernel is not None
+        if maker.op_type == "Reshape":  # else another use of the weight was here before
+            self._shape_kernel(maker, planned.weight.kernel)
+        x, bias = node.inputs[0], constant_values(node.inputs[2]) if len(node.inputs) > 2 else None
+        if bias is not None and x is not None:
+            self._room_for(bias.astype(np.float64), float(self._scales[x]), self._dequantize_of(node))
+
+    def _room_for(self, bias: npt.NDArray[np.float64], x_scale: float, dequantize: ir.Node) -> None:
+        """Widens those of the weight's scales that are so small that the bias does not fit into int32 in steps of both scales.
 
         What such an output's weights add to its bias is less than a hundredth of it, so coarser codes lose next to nothing.
         """
@@ -233,7 +240,6 @@ class _Editor:
             coarse = np.rint(codes.const_value.numpy() * factor).astype(np.int8)
             codes.const_value = ir.Tensor(coarse, name=codes.name)
             scale.const_value = ir.Tensor(wide.astype(np.float32), name=scale.name)
-        return wide
 
     def _store_bias(
         self,

@@ -161,3 +161,14 @@ def test_the_session_reads_integers_throughout(quantize: Compile, tmp_path: obje
     onnxruntime.InferenceSession(str(compiled.path), options, providers=["CPUExecutionProvider"])
     nodes = onnx.load(f"{tmp_path}/optimized.onnx", load_external_data=False).graph.node
     assert not {"Conv", "FusedConv", "Add", "MatMul"} & {node.op_type for node in nodes}
+
+
+def test_convolutions_that_share_a_kernel_share_its_room(quantize: Compile) -> None:
+    kernel = weight(4, 3, 1, 1)
+    kernel[1] = 1e-12
+    biases = {"b1": np.zeros(4, np.float32), "b2": np.full(4, 3, np.float32)}
+    body = "c = Conv(x, k, b1) d = Conv(x, k, b2) y = Concat<axis=1>(c, d)"
+    model = make_model(f"g ({IMAGES}) => (float[B,8,8,8] y) {{ {body} }}", {"k": kernel, **biases})
+    x = _images(4, 9)
+    compiled = quantize(model, "w8a8-static", calibration=[{"x": _images(8, 0)}])
+    assert relative_error(run(model, {"x": x})["y"], run(compiled.path, {"x": x})["y"]) < STATIC
