@@ -5,8 +5,7 @@ evenly spread, is multiplied by what is on the other side. The squared error of 
 
     L(s) = mean_m max_j (x_mj / s_j)^2  sum_ij (w_ij s_j)^2 / 127^2  +  sum_i max_j (w_ij s_j)^2  sum_j mean_m (x_mj / s_j)^2 / 128^2
 
-which is gone down in log s with subgradients and Adam (Kingma & Ba 2014), the best point kept. In SmolLM2's first blocks the output error
-falls to 0.5 to 0.95 of that of SmoothQuant's formula with the best exponent for each layer.
+which is gone down in log s with subgradients and Adam (Kingma & Ba 2014), the best point kept.
 """
 
 from collections.abc import Sequence

@@ -40,14 +40,12 @@ class IntegerFlow:
         entries: float values with the nodes that want them rounded; their other readers keep the floats.
         absorbed: Relu and Clip nodes that the rounding of their outputs stands in for.
         together: sets of values that need one scale.
-        nodes: that run in integers.
     """
 
     values: list[ir.Value] = field(default_factory=list)
     entries: dict[ir.Value, list[ir.Node]] = field(default_factory=dict)
     absorbed: dict[ir.Value, ir.Node] = field(default_factory=dict)
     together: list[set[ir.Value]] = field(default_factory=list)
-    nodes: list[ir.Node] = field(default_factory=list)
 
 
 def find_integer_flow(
@@ -68,7 +66,6 @@ def find_integer_flow(
     for node in graph:
         if node not in makers and node not in linears:
             continue
-        flow.nodes.append(node)
         x = node.inputs[0]
         if (node in convolutions or node in linears) and x is not None and x not in integers:
             flow.entries.setdefault(x, []).append(node)

@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from qcompiler.graph.kernel_node import DOMAIN as STOCK_DOMAIN
 from qcompiler.graph.operator_body import OUR_DOMAIN, provide_body
-from qcompiler.graph.own_matmul_nbits import SMALLEST, rounded_rows, weights
+from qcompiler.graph.own_matmul_nbits import rounded_rows, weights
+from qcompiler.quant.activations import SMALLEST
 
 OP = "DynamicQuantMatMul"
 

@@ -29,6 +29,7 @@ from qcompiler.graph.activation import ALPHA, KINDS, Kind, body_nodes
 from qcompiler.graph.kernel_node import DOMAIN as STOCK_DOMAIN
 from qcompiler.graph.operator_body import OUR_DOMAIN, provide_body
 from qcompiler.graph.quantized import KEYS
+from qcompiler.quant.activations import SMALLEST
 from qcompiler.quant.kernel_lines import kernel_group
 
 OP = "MatMulNBits"
@@ -38,8 +39,6 @@ LEVEL = "accuracy_level"
 """The attribute that says how activations are taken, of the stock node's name and meaning."""
 INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1
 """Its values: in 8 bits, as a node without it has them, or in float32."""
-SMALLEST = np.float32(1e-36)
-"""Of a group's largest activation: up to it all of the group count as 0."""
 
 MOST = 3
 """Products on one x that one operator takes."""

@@ -21,7 +21,7 @@ Activations = Literal["none", "token", "tensor", "static"]
 STEPS = 127
 """The largest code of a row, symmetric about 0."""
 SMALLEST = np.float32(1e-36)
-"""Of a row's largest activation: up to it all of the row count as 0."""
+"""Of the largest activation of a row, or of a block of one: up to it all of them count as 0."""
 
 FloatArray = npt.NDArray[np.float32]
 
