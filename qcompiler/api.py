@@ -47,6 +47,10 @@ from qcompiler.targets import Target, find_target
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[str, int, int], None]
 DEFAULT_MEMORY = 4 << 30
+INVENTED_RANGES = (
+    "ranges of activations come of invented inputs, and real ones outside of them are clipped; "
+    "give --calib data like the model's own"
+)
 
 
 @dataclass(frozen=True)
@@ -226,9 +230,11 @@ def compile(
         running = job.target.verify(saved, quantizing) if options.stop_after is None else {}
         manifest = make_manifest(fingerprint, saved)
         unused = _is_data(calibration) and not planned.needs_data and not stopped
+        invented = resolved.has_static_ranges and data is not None and not _is_data(calibration)
         report = CompileReport.of(
             job.source, saved, resolved, job.target.name, planned, layer_results(quantizing), records, running, data,
-            [*([f"calibration data is not used: {resolved.name} needs none"] if unused else []), *left_plain(quantizing)],
+            [*([f"calibration data is not used: {resolved.name} needs none"] if unused else []),
+             *([INVENTED_RANGES] if invented else []), *left_plain(quantizing)],
             time.perf_counter() - start, memory.peak_bytes, mixed_result(quantizing), resumed,
             rotation_result(quantizing),
         )  # fmt: skip

@@ -172,3 +172,10 @@ def test_convolutions_that_share_a_kernel_share_its_room(quantize: Compile) -> N
     x = _images(4, 9)
     compiled = quantize(model, "w8a8-static", calibration=[{"x": _images(8, 0)}])
     assert relative_error(run(model, {"x": x})["y"], run(compiled.path, {"x": x})["y"]) < STATIC
+
+
+def test_ranges_without_data_are_told(quantize: Compile) -> None:
+    told = quantize(_model(), "w8a8-static").report.warnings
+    assert any("invented inputs" in line and "--calib" in line for line in told)
+    given = quantize(_model(), "w8a8-static", calibration=[{"x": _images(8, 0)}]).report.warnings
+    assert not any("invented" in line for line in given)
