@@ -12,11 +12,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.calibration.data import check_exists, open_calibration, tokenizer_beside
-from qcompiler.calibration.feeds import REQUIRED, make_feeds
+from qcompiler.calibration.feeds import REQUIRED, CalibrationFeeds, make_feeds
+from qcompiler.calibration.range_source import RangeSource, ranges_of
+from qcompiler.calibration.saved_ranges import NAME as RANGES
+from qcompiler.calibration.saved_ranges import SavedRanges
 from qcompiler.errors import ResourceError, ResumeError
 from qcompiler.graph import model_file
 from qcompiler.graph.checkpoints import Checkpoints, has_checkpoints
 from qcompiler.graph.disk import writing
+from qcompiler.graph.model_fingerprint import model_fingerprint
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.output_folder import MANIFEST, check_place, output_folder, work_folder, write_json
 from qcompiler.pass_manager import Dump, Instrument, Verify, check_model, check_stop, run_passes
@@ -50,6 +54,10 @@ DEFAULT_MEMORY = 4 << 30
 INVENTED_RANGES = (
     "ranges of activations come of invented inputs, and real ones outside of them are clipped; "
     "give --calib data like the model's own"
+)
+UNCORRECTED = (
+    "biases are not corrected for what rounding does to them, which needs data beside the ranges; "
+    "give --calib DATA and --set calib.ranges_from=FILE, or --set calib.correct_biases=false"
 )
 
 
@@ -132,10 +140,7 @@ def dry_run(
     goal = find_target(target, function_body, mapped_weights)
     job = _look_up(model, recipe, settings, goal, output, calibration, tokenizer, options)
     run_passes(job.model, preparing_passes(job.recipe), [])
-    planned = plan_weights(job.model, job.recipe)
-    planned.check(job.target.supports)
-    planned.note(job.target.remark)
-    check_passes(job.model, job.recipe, job.target)
+    planned = _plan(job)
     forecast = _forecast(job, planned)
     peak = forecast(options.memory_limit)
     refusals = []
@@ -204,22 +209,29 @@ def compile(
         preparing = preparing_passes(resolved)
         records = run_passes(loaded, preparing, instruments, options.stop_after)
         stopped = options.stop_after in [entry.name for entry in preparing]
+        prepared = model_fingerprint(loaded) if resolved.has_static_ranges and not stopped else ""
+        if job.saved is not None and not stopped:
+            job.saved.require_model(prepared)
         planned = Plan([], []) if stopped else _checked_plan(job, options.memory_limit)
         data = None
         if planned.needs_data:
             samples, length = resolved.calibration.samples, resolved.calibration.length
-            data = make_feeds(loaded, calibration, job.tokenizer, samples, length, options.seed, progress)
+            data = make_feeds(loaded, job.calibration, job.tokenizer, samples, length, options.seed, progress)
         run = None if data is None else CalibrationRun(data.feeds, work, options.memory_limit // 4)
         fingerprint = make_fingerprint(
-            job.source, resolved, options.seed, job.target.name, function_body, mapped_weights, data
-        )
+            job.source, resolved, options.seed, job.target.name, function_body, mapped_weights, data,
+            None if job.saved is None else job.saved.path,
+        )  # fmt: skip
         checkpoints = Checkpoints(work, store, fingerprint)
         resumed = sum(len(part.get("weights", ())) for part in checkpoints.found)
         if resumed:
             tell(f"{work}: going on; {resumed} of {len(planned.quantized)} weights are finished")
+        ranges = RangeSource(
+            None if data is None else data.feeds, resolved.calibration.ranges, job.saved, progress
+        )
         materials = Materials(
             planned, store, run, progress, resolved.mixed, job.target.supports, job.target.remark, checkpoints, resolved.transform,
-            options.seed, resolved.calibration,
+            options.seed, resolved.calibration, range_source=ranges,
         )  # fmt: skip
         quantizing = quantizing_passes(materials, resolved, job.target)
         if not stopped:
@@ -229,19 +241,25 @@ def compile(
         saved = model_file.save(loaded, staged)
         running = job.target.verify(saved, quantizing) if options.stop_after is None else {}
         manifest = make_manifest(fingerprint, saved)
-        unused = _is_data(calibration) and not planned.needs_data and not stopped
-        invented = resolved.has_static_ranges and data is not None and not _is_data(calibration)
+        given = _is_data(job.calibration)
+        unused = given and not planned.needs_data and not stopped
+        invented = resolved.has_static_ranges and data is not None and not given and job.saved is None
+        uncorrected = (
+            job.saved is not None and planned.has_static_convolutions and not planned.corrects_biases
+        )
         report = CompileReport.of(
             job.source, saved, resolved, job.target.name, planned, layer_results(quantizing), records, running, data,
             [*([f"calibration data is not used: {resolved.name} needs none"] if unused else []),
-             *([INVENTED_RANGES] if invented else []), *left_plain(quantizing)],
+             *([INVENTED_RANGES] if invented else []),
+             *([UNCORRECTED] if uncorrected and resolved.calibration.correct_biases else []), *left_plain(quantizing)],
             time.perf_counter() - start, memory.peak_bytes, mixed_result(quantizing), resumed,
-            rotation_result(quantizing),
+            rotation_result(quantizing), None if job.saved is None else job.saved.path,
         )  # fmt: skip
         with writing(staged):
             (staged / "recipe.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
             write_json(staged / MANIFEST, manifest)
             report.write(staged / "report.json")
+            ranges.save(staged / RANGES, _words(data), prepared)
             if report.mixed:
                 (staged / PARETO).write_text(pareto_svg(report.mixed), encoding="utf-8")
     return CompiledModel(job.place, report)
@@ -265,7 +283,9 @@ class _Job:
     """What was asked for, found and loaded; nothing is written yet.
 
     Attributes:
+        calibration: what there is to run the model on.
         data: the file or folder of calibration data, if it is one.
+        saved: ranges of activations from a file; with ``ranges_alone`` that was given in place of data.
         sources: every file that is read, and the folder of dumps: none may lie where the output is to be.
     """
 
@@ -274,7 +294,10 @@ class _Job:
     recipe: Recipe
     target: Target
     tokenizer: Path | None
+    calibration: str | os.PathLike[str] | Feeds | None
     data: Path | None
+    saved: SavedRanges | None
+    ranges_alone: bool
     place: Path
     sources: list[Path]
 
@@ -294,6 +317,9 @@ def _look_up(
     check_stop(options.stop_after, pass_names(resolved, goal))
     if options.stop_after is None:
         goal.require()
+    saved, calibration, ranges_alone = ranges_of(
+        calibration, resolved.calibration.ranges_from, resolved.name if resolved.has_static_ranges else None
+    )
     if calibration is not None and _is_data(calibration):
         check_exists(calibration)
     loaded = model_file.load(source)
@@ -304,12 +330,17 @@ def _look_up(
     written = None if isinstance(recipe, Recipe) or not Path(recipe).is_file() else Path(recipe)
     sources = [
         *model_file.files_of(source, loaded).values(),
-        *(path for path in (data, coder, written) if path is not None),
+        *(path for path in (data, coder, written, saved.path if saved else None) if path is not None),
     ]
     if options.dump_ir is not None:
         sources.append(options.dump_ir)
     place = Path(output) if output is not None else Path(f"{source.stem}-{resolved.name}")
-    return _Job(source, loaded, resolved, goal, coder, data, place, sources)
+    return _Job(source, loaded, resolved, goal, coder, calibration, data, saved, ranges_alone, place, sources)
+
+
+def _words(data: CalibrationFeeds | None) -> str:
+    """What ranges were found on, for whoever reads their file."""
+    return "" if data is None else f"{counted(len(data.feeds), 'feed')} of {data.description['source']}"
 
 
 def _is_data(calibration: str | os.PathLike[str] | Feeds | None) -> bool:
@@ -323,11 +354,20 @@ def _instruments(model: ir.Model, options: Options) -> list[Instrument]:
 
 
 def _checked_plan(job: _Job, memory_limit: int) -> Plan:
+    planned = _plan(job)
+    _check_memory(_forecast(job, planned), memory_limit, planned)
+    return planned
+
+
+def _plan(job: _Job) -> Plan:
+    """What becomes of each product of the prepared model, and where its ranges come from."""
     planned = plan_weights(job.model, job.recipe)
+    if job.saved is not None:
+        correct = job.recipe.calibration.correct_biases and _is_data(job.calibration)
+        planned.take_ranges(job.saved.path, correct, job.ranges_alone)
     planned.check(job.target.supports)
     planned.note(job.target.remark)
     check_passes(job.model, job.recipe, job.target)
-    _check_memory(_forecast(job, planned), memory_limit, planned)
     return planned
 
 

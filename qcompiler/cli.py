@@ -68,7 +68,7 @@ def cli() -> None:
 @click.option(
     "--calib",
     metavar="PATH",
-    help=".txt, .npz, folder of .npz, .jsonl or module:function; 'required' refuses to go without.",
+    help=".txt, .npz, folder of .npz, .jsonl, module:function, or a calibration.json; 'required' refuses to go without.",
 )
 @click.option("--tokenizer", metavar="FILE", help="For text; default tokenizer.json beside MODEL.")
 @click.option("--target", default="ort", show_default=True, help="Where it will run (qcompile targets).")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qcompiler.calibration.ranges_of_model import observe_ranges
+from qcompiler.calibration.range_source import RangeSource
 from qcompiler.errors import InputError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.checkpoints import Checkpoints
@@ -118,6 +118,7 @@ class Materials:
     seed: int = 0
     ranges: CalibrationSettings = field(default_factory=CalibrationSettings)
     means: Means = field(default_factory=dict)
+    range_source: RangeSource | None = None
 
 
 def check_passes(model: ir.Model, recipe: Recipe, target: Target) -> None:
@@ -243,8 +244,9 @@ def _static_convolutions(plan: Plan) -> Callable[[], list[ir.Node]]:
 
 
 def _measure_means(materials: Materials) -> MeasureMeans:
-    run = materials.calibration
-    feeds = run.feeds if run is not None and materials.ranges.correct_biases else None
+    run, plan = materials.calibration, materials.plan
+    wanted = plan.corrects_biases if plan.ranges_known else materials.ranges.correct_biases
+    feeds = run.feeds if run is not None and wanted else None
     return MeasureMeans(_static_convolutions(materials.plan), feeds, materials.means)
 
 
@@ -262,9 +264,8 @@ def _correct_biases(materials: Materials) -> CorrectBiases:
 
 def _insert_qdq(materials: Materials) -> InsertQdq:
     def observe(model: ir.Model, values: Sequence[ir.Value]) -> Mapping[str, Range]:
-        run = materials.calibration
-        assert run is not None  # the plan needs data
-        return observe_ranges(model, values, run.feeds, materials.ranges.ranges, progress=materials.progress)
+        assert materials.range_source is not None  # there is one wherever a plan has static ranges
+        return materials.range_source.ranges(model, values)
 
     return InsertQdq(materials.plan, observe)
 

@@ -1,6 +1,7 @@
 """calibration.json: ranges of activations as plain values, to be looked at, edited and used again without the data.
 
     {"version": 1,
+     "model": "fingerprint of the model, as it was prepared for quantization; null in a file that is for any",
      "data": "what the ranges were found on, in words",
      "ranges": {"tensor": {"lowest": -1.5, "highest": 2.0, "method": "minmax", "batches": 16, "numbers": 4194304}},
      "unseen": ["tensors of which calibration saw nothing"]}
@@ -12,6 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,23 +22,71 @@ from qcompiler.calibration.ranges_of_model import ObservedRange
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.disk import write_whole
 
+NAME = "calibration.json"
 VERSION = 1
 _NAMED = 3  # tensors that a message names
 _AGAIN = "calibrate again, or give the file of this model"
 
 
-def write_ranges(path: Path, ranges: Mapping[str, ObservedRange], wanted: Collection[str], data: str) -> None:
+@dataclass(frozen=True)
+class SavedRanges:
+    """What a calibration.json says.
+
+    Attributes:
+        path: of the file, for messages.
+        model: fingerprint of the model that the ranges are of; None: not bound to one.
+        data: what they were found on, in words.
+        ranges: by tensor.
+        unseen: tensors of which calibration saw nothing.
+    """
+
+    path: Path
+    model: str | None
+    data: str
+    ranges: Mapping[str, ObservedRange]
+    unseen: frozenset[str]
+
+    def require_model(self, fingerprint: str) -> None:
+        """Raises CalibrationError where the ranges are of another model."""
+        if self.model is not None and self.model != fingerprint:
+            raise CalibrationError(
+                f"{self.path}: has the ranges of another model ({self.model[:12]}.., and this one is {fingerprint[:12]}..): "
+                f"other weights, nodes or names; {_AGAIN}"
+            )
+
+    def of(self, wanted: Collection[str]) -> dict[str, ObservedRange]:
+        """The ranges of the wanted tensors; those that calibration saw nothing of are not among them, what else the file holds is left out.
+
+        Raises:
+            CalibrationError: the file says nothing of a wanted tensor; names tensors.
+        """
+        known = {*self.ranges, *self.unseen}
+        lacking = sorted(name for name in wanted if name not in known)
+        if lacking:
+            rest = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
+            raise CalibrationError(
+                f"{self.path}: says nothing of {', '.join(lacking[:_NAMED])}{rest} "
+                f"(of {len(wanted)} tensors, {len(known)} in the file); {_AGAIN}"
+            )
+        return {name: self.ranges[name] for name in wanted if name in self.ranges}
+
+
+def write_ranges(
+    path: Path, ranges: Mapping[str, ObservedRange], wanted: Collection[str], data: str, model: str | None
+) -> None:
     """Write ranges as they were observed; the same ranges give the same bytes.
 
     Args:
         ranges: by tensor.
         wanted: the tensors that were to be observed; those without a range are noted as unseen.
         data: what the ranges were found on, for whoever reads the file.
+        model: fingerprint of the model that they are of.
     Raises:
         ResourceError: the file cannot be written.
     """
     body = {
         "version": VERSION,
+        "model": model,
         "data": data,
         "ranges": {
             name: {
@@ -53,21 +103,15 @@ def write_ranges(path: Path, ranges: Mapping[str, ObservedRange], wanted: Collec
     write_whole(path, (json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_ranges(path: Path, wanted: Collection[str]) -> dict[str, ObservedRange]:
-    """The ranges of the wanted tensors; those that calibration saw nothing of are not among them, what else the file holds is left out.
+def read_ranges(path: Path) -> SavedRanges:
+    """What the file says, all of it checked.
 
     Raises:
-        CalibrationError: no such file, not one of ours, damaged, or it says nothing of a wanted tensor; names tensors.
+        CalibrationError: no such file, not one of ours, or damaged; names the tensor.
     """
     body = _parsed(path)
-    known = {*body["ranges"], *body["unseen"]}
-    lacking = sorted(name for name in wanted if name not in known)
-    if lacking:
-        rest = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
-        raise CalibrationError(
-            f"{path}: says nothing of {', '.join(lacking[:_NAMED])}{rest} (of {len(wanted)} tensors, {len(known)} in the file); {_AGAIN}"
-        )
-    return {name: _range(path, name, body["ranges"][name]) for name in wanted if name in body["ranges"]}
+    ranges = {name: _range(path, name, fields) for name, fields in body["ranges"].items()}
+    return SavedRanges(path, body["model"], body["data"], ranges, frozenset(body["unseen"]))
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -79,14 +123,18 @@ def _parsed(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
         raise CalibrationError(f"{path}: not JSON ({error}); {_AGAIN}") from error
-    if not isinstance(body, dict) or body.keys() != {"version", "data", "ranges", "unseen"}:
+    if not isinstance(body, dict) or body.keys() != {"version", "model", "data", "ranges", "unseen"}:
         raise CalibrationError(
-            f"{path}: holds no ranges (version, data, ranges, unseen); give the path of a calibration.json"
+            f"{path}: holds no ranges (version, model, data, ranges, unseen); give the path of a calibration.json"
         )
     if body["version"] != VERSION:
         raise CalibrationError(f"{path}: is of version {body['version']}, and {VERSION} is read; {_AGAIN}")
     if not isinstance(body["ranges"], dict) or not isinstance(body["unseen"], list):
         raise CalibrationError(f"{path}: ranges has to be a mapping from tensors and unseen a list; {_AGAIN}")
+    if not (body["model"] is None or isinstance(body["model"], str)) or not isinstance(body["data"], str):
+        raise CalibrationError(f"{path}: model has to be a fingerprint or null, and data text; {_AGAIN}")
+    if not all(isinstance(name, str) for name in body["unseen"]):
+        raise CalibrationError(f"{path}: unseen has to be a list of names; {_AGAIN}")
     return body
 
 

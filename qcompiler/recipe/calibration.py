@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from qcompiler.calibration.range_observers import RangeMethod
-from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int
+from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int, check_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,16 +13,19 @@ class CalibrationSettings:
 
     Attributes:
         ranges: how a tensor's range comes of what was seen (see ``range_observers``).
+        ranges_from: a calibration.json whose ranges are used, and none observed; "" for none.
         correct_biases: whether biases of convolutions make up for the mean error of rounding (see ``correct_biases``).
     """
 
     samples: int = 16
     length: int = 512
     ranges: RangeMethod = "minmax"
+    ranges_from: str = ""
     correct_biases: bool = True
 
     def __post_init__(self) -> None:
         for key in ("samples", "length"):
             check_int(getattr(self, key), 1, None, key)
+        check_text(self.ranges_from, "ranges_from")
         check_bool(self.correct_biases, "correct_biases")
         check_choice(self.ranges, get_args(RangeMethod), "ranges")

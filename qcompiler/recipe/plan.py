@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import onnx_ir as ir
 
 from qcompiler.algorithms import Need
-from qcompiler.errors import InputError, SchemeError
+from qcompiler.errors import CalibrationError, InputError, SchemeError
 from qcompiler.graph.census import Census
 from qcompiler.graph.stored_quantized import SCALE_NAMES
 from qcompiler.graph.weights import Role, Weight, WeightUse
@@ -123,6 +124,8 @@ class Plan:
         scored: samples that gradients of the weights are taken on, to give out bits; 0: none.
         transformed: whether weights are rewritten before they are quantized, those that stay float too.
         turned_bytes: of the weights that stay float and are read transposed.
+        ranges_known: whether ranges of activations come from a file.
+        corrects_biases: whether biases are corrected on data then, which nothing else may need.
     """
 
     quantized: list[PlannedWeight]
@@ -132,6 +135,8 @@ class Plan:
     transformed: bool = False
     turned_bytes: int = 0
     scored: int = 0
+    ranges_known: bool = False
+    corrects_biases: bool = False
 
     @property
     def float_bytes(self) -> int:
@@ -146,9 +151,54 @@ class Plan:
     @property
     def needs_data(self) -> bool:
         """Whether anything wants to see the model run."""
-        return self.mixed is not None or any(
-            planned.needs or planned.settings.activations == "static" for planned in self.quantized
+        return (
+            self.mixed is not None
+            or self.corrects_biases
+            or any(planned.needs or self._observes_range(planned) for planned in self.quantized)
         )
+
+    def take_ranges(self, path: Path, correct: bool, alone: bool) -> None:
+        """Ranges come from this file; with ``correct`` there are data all the same, and biases are corrected on them.
+
+        Args:
+            alone: whether the user gave the file where data are given: then nothing else may need any.
+        Raises:
+            CalibrationError: something does.
+        """
+        self.ranges_known = True
+        self.corrects_biases = correct and self.has_static_convolutions
+        if alone and self.needs_data:
+            what, names = next(iter(self.users_of_data.items()), ("bits to be given out", ["mixed"]))
+            raise CalibrationError(
+                f"{path}: has ranges and no data, and {names[0]} ({what}) needs some; "
+                f"give --calib DATA --set calib.ranges_from={path}"
+            )
+
+    def _observes_range(self, planned: PlannedWeight) -> bool:
+        return planned.settings.activations == "static" and not self.ranges_known
+
+    @property
+    def has_static_convolutions(self) -> bool:
+        """Whether there are any whose biases can be corrected."""
+        return any(
+            planned.settings.activations == "static" and use.role is Role.CONV and use.in_body is None
+            for planned in self.quantized
+            for use in planned.weight.uses
+        )
+
+    @property
+    def users_of_data(self) -> dict[str, list[str]]:
+        """By what weights need data for ("awq + mse", "static ranges"), their names."""
+        users: dict[str, list[str]] = {}
+        for planned in self.quantized:
+            steps = [
+                step.name for step in planned.settings.algorithm if step.algorithm.needs and planned.needs
+            ]
+            if self._observes_range(planned):
+                steps.append("static ranges")
+            if steps:
+                users.setdefault(" + ".join(steps), []).append(planned.weight.name)
+        return users
 
     def check(self, supports: Callable[[QuantScheme], str | None]) -> None:
         """Raises SchemeError for the first scheme that a target does not take."""

@@ -25,7 +25,7 @@ class CompileReport:
         skipped: one entry for each product left alone, with its reason.
         passes: name, whether it modified the model, seconds.
         running: how many nodes of each quantized operator ONNX Runtime really runs.
-        calibration: where the data came from, how many samples; empty without any.
+        calibration: where the data came from, how many samples, and the file that ranges came from; empty without any.
         warnings: what a user should know.
         float_bytes, bytes: of the model with its data, before and after.
         seconds, peak_anonymous_bytes: of the whole compile, or of the run that finished it.
@@ -69,8 +69,9 @@ class CompileReport:
         mixed: MixedResult | None = None,
         resumed: int = 0,
         rotation: RotationResult | None = None,
+        ranges: Path | None = None,
     ) -> "CompileReport":
-        """Of a compile of ``source`` to ``saved``; ``warnings`` come before those of the plan and the data."""
+        """Of a compile of ``source`` to ``saved``, with ``ranges`` of a file; ``warnings`` come before those of plan and data."""
         return cls(
             model=source.name,
             recipe=recipe.name,
@@ -79,7 +80,10 @@ class CompileReport:
             skipped=[asdict(skipped) for skipped in plan.skipped],
             passes=[asdict(record) for record in records],
             running=running,
-            calibration={} if data is None else data.description,
+            calibration={
+                **({} if data is None else data.description),
+                **({} if ranges is None else {"ranges": str(ranges)}),
+            },
             float_bytes=_size(source),
             bytes=_size(saved),
             seconds=seconds,

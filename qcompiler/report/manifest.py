@@ -26,12 +26,14 @@ def make_fingerprint(
     function_body: bool,
     mapped_weights: bool,
     data: CalibrationFeeds | None,
+    ranges: Path | None = None,
 ) -> dict[str, Any]:
     """Everything that the bytes of the result follow from, but for the kind of CPU and the number of threads."""
     return {
         "input": sha256_of(source),
         "recipe": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
         "calibration": None if data is None else data.sha256,
+        "ranges": None if ranges is None else hashlib.sha256(ranges.read_bytes()).hexdigest(),
         "seed": seed,
         "target": target,
         "function_body": function_body and not mapped_weights,

@@ -166,15 +166,9 @@ def _warnings(plan: Plan, ahead: PlanForecast) -> list[str]:
 
 def _data(plan: Plan) -> str:
     """Whether data are needed, and what for: ``needed, by lm_head (mse), 28 weights (awq + mse)``."""
-    users: dict[str, list[str]] = {}
-    for planned in plan.quantized:
-        steps = [step.name for step in planned.settings.algorithm if step.algorithm.needs and planned.needs]
-        if planned.settings.activations == "static":
-            steps.append("static ranges")
-        if steps:
-            users.setdefault(" + ".join(steps), []).append(planned.weight.name)
     said = [] if plan.mixed is None else ["mixed"]
-    for what, names in users.items():
+    said += ["the correction of biases"] if plan.corrects_biases else []
+    for what, names in plan.users_of_data.items():
         said.append(f"{names[0] if len(names) == 1 else counted(len(names), 'weight')} ({what})")
     return f"needed, by {', '.join(said)}" if said else "not needed"
 

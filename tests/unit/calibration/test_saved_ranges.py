@@ -22,7 +22,7 @@ RANGES = {
 def _saved(folder: Path, **changes: Any) -> Path:
     """A file with some of its parts changed."""
     path = folder / "calibration.json"
-    write_ranges(path, RANGES, ["a", "b/c", "never"], "16 windows of text")
+    write_ranges(path, RANGES, ["a", "b/c", "never"], "16 windows of text", "f00d" * 16)
     body = json.loads(path.read_text()) | changes
     path.write_text(json.dumps(body))
     return path
@@ -38,19 +38,20 @@ def test_what_is_written_is_read_again(
 ) -> None:
     path = tmp_path_factory.mktemp("saved") / "calibration.json"
     ranges = {name: ObservedRange(min(ends), max(ends), "mse", 2, 30) for name in names}
-    write_ranges(path, ranges, names, "random")
-    assert read_ranges(path, names) == ranges
+    write_ranges(path, ranges, names, "random", None)
+    assert read_ranges(path).of(names) == ranges
 
 
 def test_only_what_is_wanted_and_was_seen_is_read(tmp_path: Path) -> None:
     path = _saved(tmp_path)
-    assert read_ranges(path, ["a", "never"]) == {"a": RANGES["a"]}
+    assert read_ranges(path).of(["a", "never"]) == {"a": RANGES["a"]}
 
 
 def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     path = _saved(tmp_path)
     assert json.loads(path.read_text()) == {
         "version": 1,
+        "model": "f00d" * 16,
         "data": "16 windows of text",
         "ranges": {
             "a": {"lowest": -1.0, "highest": 2.5, "method": "minmax", "batches": 3, "numbers": 1200},
@@ -60,13 +61,21 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     }
 
 
+def test_ranges_of_another_model_are_refused(tmp_path: Path) -> None:
+    saved = read_ranges(_saved(tmp_path))
+    saved.require_model("f00d" * 16)
+    with pytest.raises(CalibrationError, match=r"ranges of another model \(f00df00df00d"):
+        saved.require_model("beef" * 16)
+    read_ranges(_saved(tmp_path, model=None)).require_model("beef" * 16)
+
+
 def test_tensors_that_the_file_does_not_know_are_named(tmp_path: Path) -> None:
     path = _saved(tmp_path)
     with pytest.raises(
         CalibrationError,
         match=r"says nothing of p, q, r and 1 more \(of 5 tensors, 3 in the file\); calibrate again",
     ):
-        read_ranges(path, ["a", "s", "r", "q", "p"])
+        read_ranges(path).of(["a", "s", "r", "q", "p"])
 
 
 def _a(**fields: Any) -> dict[str, Any]:
@@ -82,6 +91,8 @@ def _a(**fields: Any) -> dict[str, Any]:
         ({"more": 1}, "holds no ranges"),
         ({"ranges": []}, "ranges has to be a mapping"),
         ({"unseen": {}}, "unseen a list"),
+        ({"unseen": [1]}, "a list of names"),
+        ({"model": 3}, "model has to be a fingerprint or null"),
         ({"ranges": {"a": 3}}, "a: has to have lowest, highest"),
         (_a(more=1), "a: has to have lowest, highest"),
         (_a(method="guess"), "a: method has to be one of minmax, .*not 'guess'"),
@@ -98,7 +109,7 @@ def _a(**fields: Any) -> dict[str, Any]:
 def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = _saved(tmp_path, **changes)
     with pytest.raises(CalibrationError, match=f"calibration.json: .*{message}"):
-        read_ranges(path, ["a"])
+        read_ranges(path)
 
 
 def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
@@ -106,11 +117,11 @@ def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
     for content in (b"{", b"\xff\xfe"):
         path.write_bytes(content)
         with pytest.raises(CalibrationError, match="not JSON"):
-            read_ranges(path, ["a"])
+            read_ranges(path)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="cannot be read"):
-        read_ranges(tmp_path / "none.json", ["a"])
+        read_ranges(tmp_path / "none.json")
     with pytest.raises(ResourceError, match="cannot be written"):
-        write_ranges(tmp_path / "none" / "calibration.json", RANGES, [], "")
+        write_ranges(tmp_path / "none" / "calibration.json", RANGES, [], "", None)

@@ -1,0 +1,91 @@
+"""Where the ranges of activations come from: calibration data, or what an earlier calibration saved; they are saved again either way."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qcompiler.calibration.range_observers import RangeMethod
+from qcompiler.calibration.ranges_of_model import Feed, ObservedRange, Progress, observe_ranges
+from qcompiler.calibration.saved_ranges import SavedRanges, read_ranges, write_ranges
+from qcompiler.errors import CalibrationError
+
+SUFFIX = ".json"
+
+
+def ranges_of(
+    calibration: str | os.PathLike[str] | Iterable[Feed] | None, named: str, recipe: str | None
+) -> tuple[SavedRanges | None, str | os.PathLike[str] | Iterable[Feed] | None, bool]:
+    """The saved ranges of a compile, what is left of its calibration data, and whether the ranges were given in place of data.
+
+    Args:
+        calibration: data as the user gave them, or a calibration.json.
+        named: a calibration.json that the recipe names; "" for none.
+        recipe: its name, where it asks for static ranges.
+    Raises:
+        CalibrationError: nothing asks for ranges, two files of them, or one that does not read.
+    """
+    path = None
+    if isinstance(calibration, (str, os.PathLike)) and os.fspath(calibration).endswith(SUFFIX):
+        path, calibration = Path(calibration), None
+    given = path is not None
+    if path is None:
+        if not named:
+            return None, calibration, False
+        path = Path(named)
+    elif named and Path(named) != path:
+        raise CalibrationError(f"{path}: calib.ranges_from names {named} already; give one of them")
+    if recipe is None:
+        raise CalibrationError(
+            f"{path}: has ranges for activations: static, which the recipe does not ask for; "
+            "give data that the model runs on, or a recipe such as w8a8-static"
+        )
+    return read_ranges(path), calibration, given
+
+
+class RangeSource:
+    """Finds ranges and remembers them.
+
+    Args:
+        feeds: calibration data; None where there are none.
+        method: how a range comes of what was seen.
+        saved: ranges that are used in place of the data's.
+    """
+
+    def __init__(
+        self, feeds: Iterable[Feed] | None, method: RangeMethod, saved: SavedRanges | None, progress: Progress
+    ) -> None:
+        self._feeds = feeds
+        self._method = method
+        self._saved = saved
+        self._progress = progress
+        self._wanted: list[str] = []
+        self._found: dict[str, ObservedRange] = {}
+
+    def ranges(self, model: ir.Model, values: Sequence[ir.Value]) -> Mapping[str, ObservedRange]:
+        """The ranges of values by name; those that were never reached are missing.
+
+        Raises:
+            CalibrationError: see ``observe_ranges`` and ``SavedRanges.of``.
+        """
+        names = [value.name or "" for value in values]
+        if self._saved is not None:
+            found = self._saved.of(names)
+        else:
+            found = observe_ranges(model, values, self._feeds or (), self._method, progress=self._progress)
+        self._wanted += names
+        self._found |= found
+        return found
+
+    def save(self, path: Path, data: str, model: str) -> bool:
+        """Writes all that was found; False where nothing was looked for.
+
+        Args:
+            data: what ranges were found on, where they were not saved before.
+            model: fingerprint of the prepared model.
+        """
+        if not self._wanted:
+            return False
+        write_ranges(path, self._found, self._wanted, self._saved.data if self._saved else data, model)
+        return True
