@@ -60,6 +60,7 @@ TABLES: dict[str, Callable[[], str]] = {
             "smoothquant-float-ends",
             "smoothquant-o2-float-ends",
             "smoothquant-o3-float-ends",
+            "llmint8",
             "w8a8-dynamic",
             "w8a8-zeroquant",
             "w4a8",

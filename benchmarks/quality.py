@@ -143,6 +143,7 @@ ROWS = (
         ("level=o2", *FLOAT_ENDS)),
     Row("smoothquant-o3-float-ends", "w8a8-smoothquant, level o3, head and embedding float", "w8a8-smoothquant", DYNAMIC,
         ("level=o3", *FLOAT_ENDS)),
+    Row("llmint8", "w8a8-llmint8, head and embedding int8", "w8a8-llmint8", DYNAMIC),
     Row("w8a8-dynamic", "w8a8-dynamic, head and embedding int8", "w8a8-dynamic", DYNAMIC, (), data=False),
     Row("w8a8-zeroquant", "w8a8-zeroquant, head and embedding int8", "w8a8-zeroquant", DYNAMIC, (), data=False),
     Row("w4a8", "w4a8, head and embedding int8", "w4a8", G64),

@@ -111,7 +111,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
                 f"{len(few)} of the weights have more channels than calibration has rows ({few[0]}): "
                 f"{FEW_ROWS}, or set calib.samples and calib.length"
             )
-        self._plan.warnings += _unreached(self._plan.quantized)
+        self._plan.warnings += [*_unreached(self._plan.quantized), *_grown(self.results)]
         return ir.passes.PassResult(model, modified=True)
 
     def notes_of(self, name: str) -> list[str]:
@@ -260,23 +260,23 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self, planned: PlannedWeight, quantized: QuantizedTensor, statistics: InputStatistics | None
     ) -> None:
         weight = planned.weight
-        if isinstance(quantized, CorrectedTensor) and quantized.outliers is not None:
+        corrected = quantized if isinstance(quantized, CorrectedTensor) else None
+        if corrected is not None and corrected.outliers is not None:
             said = self._remark(planned.scheme, weight.is_gathered, True)  # the plan knows what is announced
             planned.notes += [line for line in said if line not in planned.notes]
         loss = quantization_error(weight.array(), quantized, statistics)
         result = LayerResult(
             weight.name, weight.role.value, "/".join(dict.fromkeys(use.node.op_type for use in weight.uses)), weight.shape,
-            planned.scheme.label, planned.algorithm, planned.settings.decided_by, weight.float_bytes, planned.stored_bytes,
+            planned.scheme.label, planned.algorithm, planned.settings.decided_by, weight.float_bytes,
+            planned.stored_bytes if corrected is None else corrected.stored_bytes,
             loss.output, loss.weight, loss.sqnr_db, loss.cosine, tuple(planned.notes),
-            quantized.label if isinstance(quantized, CorrectedTensor) else "",
+            "" if corrected is None else corrected.label,
         )  # fmt: skip
         node = self._placement.put(
             planned,
             lambda layout, name: emit_weight(self._store, base_of(quantized), layout, name, weight.dtype),
         )
-        stored = None
-        if isinstance(quantized, CorrectedTensor):
-            stored = store_corrections(self._store, quantized, weight.name)
+        stored = None if corrected is None else store_corrections(self._store, corrected, weight.name)
         self._finish(planned, result, stored)
         self._parts.add_weight(planned, result, node, stored)
 
@@ -358,6 +358,22 @@ def _unreached(quantized: Sequence[PlannedWeight]) -> list[str]:
         f"{stack}: calibration never reached {len(experts)} of {experts[0].count} experts "
         f"({', '.join(str(expert.index) for expert in experts)}): scales come from the weights alone; give more data"
         for stack, experts in missed.items()
+    ]
+
+
+def _grown(results: Sequence[LayerResult]) -> list[str]:
+    """A line on weights beside which calibration has found more to keep than their codes save."""
+    larger = [
+        result
+        for result in results
+        if result.algorithm == "llmint8" and result.stored_bytes > result.float_bytes
+    ]
+    if not larger:
+        return []
+    worst = max(larger, key=lambda result: result.stored_bytes / result.float_bytes)
+    return [
+        f"{len(larger)} of {len(results)} weights take more bytes than they did ({worst.name}: {worst.beside} of {worst.shape[1]}); "
+        "raise the threshold of llmint8"
     ]
 
 

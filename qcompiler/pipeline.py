@@ -22,6 +22,7 @@ from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.lay_out_for_kernels import LayOutForKernels
 from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.lower_with_offsets import LowerWithOffsets
+from qcompiler.passes.mask_outlier_channels import MaskOutlierChannels
 from qcompiler.passes.normalize import Normalize
 from qcompiler.passes.quantize_weights import CalibrationRun, Progress, QuantizeWeights, check_tuning
 from qcompiler.passes.raise_opset import RaiseOpset
@@ -228,6 +229,10 @@ def _quantize_weights(materials: Materials) -> QuantizeWeights:
     )
 
 
+def _mask_outlier_channels(materials: Materials) -> MaskOutlierChannels:
+    return MaskOutlierChannels(materials.plan)
+
+
 def _round_activations(materials: Materials) -> RoundActivations:
     return RoundActivations(materials.plan)
 
@@ -299,6 +304,11 @@ _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str]
         "quantize_weights",
         _quantize_weights,
         "calibration, scaling and rounding go segment by segment, so they are one pass",
+    ),
+    (
+        "mask_outlier_channels",
+        _mask_outlier_channels,
+        "after the weights: which columns stay float is known then; before activations are rounded: it keeps those channels out",
     ),
     (
         "round_activations",

@@ -21,6 +21,7 @@ from qcompiler.algorithms import (
     gptq,
     hqq,
     kquant,
+    llmint8,
     lorc,
     mse,
     rtn,
@@ -77,10 +78,11 @@ class Algorithm:
             should weigh an error by what remains (InputStatistics.remaining).
         codebooks: whether it knows codes that are indices of a table (QuantScheme.dtype nf4 and the like).
         two_level: of a quantizer: it finds two-level scales (QuantScheme.two_level), and no others.
-        activations: of a transform: it is for activations that are rounded, and needs to know how.
+        activations: it is for activations that are rounded; a transform is told how.
         whole_zero_points: of a quantizer: it needs a code that means 0, which float zero points do not promise.
         either_axis: whether it can have groups of rows (QuantScheme.group_axis "output").
-        beside: of one whose result is a CorrectedTensor: the bytes that stand beside the codes, from its options, the scheme, N and K.
+        beside: of one whose result may be a CorrectedTensor: the bytes that are known to stand beside the codes, from its options, the
+            scheme, N and K.
             Such a result is for products alone; no row of it can be gathered.
         outliers: of the same: whether outliers are among them.
         remark: what is to be said of its options for a weight, from the options, N and K; None where there is nothing.
@@ -150,6 +152,16 @@ ALGORITHMS = (
         whole_zero_points=True,
         beside=spqr.stored_bytes,
         outliers=True,
+    ),
+    Algorithm(
+        "llmint8",
+        "quantizer",
+        frozenset({Need.CHANNELS}),
+        llmint8.LlmInt8Options,
+        llmint8.quantize,
+        activations=True,
+        whole_zero_points=True,
+        beside=llmint8.stored_bytes,
     ),
     Algorithm(
         "awq",

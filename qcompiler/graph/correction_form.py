@@ -3,7 +3,8 @@
     y = MatMul(x, weight)          becomes          y = Add(MatMul(x, weight), MatMul(MatMul(x, B^T), A^T))
 
 so that a kernel may read the codes of the weight, and the part of low rank costs r (N + K) multiplications a row. Outliers are added
-likewise, as SparseMatMul(x, values, columns, offsets) of our domain (see ``sparse_matmul``). ``add_corrections`` makes it;
+likewise, as SparseMatMul(x, values, columns, offsets) of our domain (see ``sparse_matmul``), and whole columns as a product of the channels
+that they multiply (see ``column_form``). ``add_corrections`` makes it;
 ``corrections_of`` finds it beside a quantized product, by its structure alone, also in a model that went through other tools; a note in the
 nodes' metadata tells ours from an adapter.
 Letters: M rows, N outputs, K reduction, r rank.
@@ -15,20 +16,19 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from qcompiler.graph.edits import Names, constant, set_info
+from qcompiler.graph import fake_quant_rows
+from qcompiler.graph.beside_product import CORRECTION_KEY, BesideProduct
+from qcompiler.graph.column_form import ColumnForm, add_columns, columns_in
+from qcompiler.graph.edits import Names, constant
 from qcompiler.graph.kernel_node import DOMAIN
 from qcompiler.graph.node_chain import producer_of
 from qcompiler.graph.offset_product import is_offset_part, with_offsets
 from qcompiler.graph.operator_body import OUR_DOMAIN
-from qcompiler.graph.quantized import KEYS
 from qcompiler.graph.sparse_matmul import OP, provide
 from qcompiler.graph.stored_corrections import StoredCorrections, StoredLowRank
 from qcompiler.graph.weight_form import is_in_codes
 from qcompiler.graph.weights import ConstantView, constant_view
 from qcompiler.quant.outliers import outliers_label
-
-CORRECTION_KEY = f"{KEYS}correction"
-"""In the metadata of the products that make a correction: the name of the product that it belongs to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class OutlierForm:
         return [value for value in self.node.inputs[1:] if value is not None]
 
 
-CorrectionForm: TypeAlias = LowRankForm | OutlierForm
+CorrectionForm: TypeAlias = LowRankForm | OutlierForm | ColumnForm
 
 
 def add_corrections(
@@ -147,15 +147,20 @@ def add_corrections(
             {"outliers": outliers.values, "columns": outliers.columns, "offsets": outliers.offsets}
         )
         made = [_add_outliers(product, numbers, names) for product in made]
+    if stored.columns is not None:
+        values, places = constants(
+            {"outlier_columns": stored.columns.values, "outlier_channels": stored.columns.places}
+        )
+        made = [add_columns(product, values, places, names) for product in made]
     return made
 
 
 def corrections_of(product: ir.Node) -> Iterator[CorrectionForm]:
     """What is added to a quantized product, in order; offsets of its weight come before."""
-    value = with_offsets(product)
+    value = _whole(product)
     while True:
         found = next((form for user in value.consumers() if (form := _sum_with(user, value))), None)
-        if found is None or found.x is not product.inputs[0]:
+        if found is None or not _reads(product, found.x):
             return
         yield found
         value = found.total.outputs[0]
@@ -170,78 +175,66 @@ def correction_at(node: ir.Node) -> CorrectionForm | None:
                 if form is None or node not in form.nodes:
                     continue
                 product = _product_behind(total.inputs[index])
-                if product is not None and product.inputs[0] is form.x:
+                if product is not None and _reads(product, form.x):
                     return form
     return None
 
 
 def corrected_output(product: ir.Node) -> ir.Value:
     """The product's output with all that is added to it."""
-    value = with_offsets(product)
+    value = _whole(product)
     for form in corrections_of(product):
         value = form.total.outputs[0]
     return value
 
 
-class _Beside:
-    """Nodes that are put in front of a product, the first of which multiplies in its place."""
-
-    def __init__(self, product: ir.Node, names: Names) -> None:
-        weight, result = product.inputs[1], product.outputs[0]
-        assert weight is not None and product.inputs[0] is not None
-        self.x = product.inputs[0]
-        self.dtype = result.dtype or weight.dtype or ir.DataType.FLOAT
-        self._product = product
-        self._names = names
-        self._made: list[ir.Node] = []
-        self._multiplied = self.add("MatMul", [self.x, weight], "codes", result.shape)
-        self._made[0].metadata_props.update(product.metadata_props)
-
-    def add(
-        self, op_type: str, inputs: Sequence[ir.Value], suffix: str, shape: ir.Shape | None, domain: str = "",
-        **attributes: int,
-    ) -> ir.Value:  # fmt: skip
-        """The output of a new node."""
-        output = ir.Value(name=self._names.value(f"{self._product.outputs[0].name}.{suffix}"))
-        name = self._names.node(f"{self._product.name}.{suffix}")
-        node = ir.node(op_type, inputs, attributes=attributes, domain=domain, outputs=[output], name=name)
-        set_info(output, self.dtype, shape)
-        self._made.append(node)
-        return output
-
-    def finish(self, addend: ir.Value) -> ir.Node:
-        """The product's node now adds; the one that multiplies, which has its name."""
-        product, multiply = self._product, self._made[0]
-        assert product.graph is not None
-        for node in self._made[1:]:
-            node.metadata_props[CORRECTION_KEY] = product.name or ""
-        product.graph.insert_before(product, self._made)
-        product.op_type = "Add"
-        product.metadata_props.clear()
-        product.replace_input_with(0, self._multiplied)
-        product.replace_input_with(1, addend)
-        multiply.name, product.name = product.name, self._names.node(f"{product.name}.corrected")
-        return multiply
-
-
 def _add_low_rank(
     product: ir.Node, part: StoredLowRank, factors: Sequence[ir.Value], names: Names
 ) -> ir.Node:
-    beside, shape = _Beside(product, names), product.outputs[0].shape
-    if part.up.dtype != beside.dtype:
-        factors = [
-            beside.add("Cast", [value], suffix, value.shape, to=beside.dtype.value)
-            for value, suffix in zip(factors, ("down.cast", "up.cast"), strict=True)
-        ]
-    down, up = factors
+    beside, shape = BesideProduct(product, names), product.outputs[0].shape
+    down, up = (beside.in_its_type(*each) for each in zip(factors, ("down", "up"), strict=True))
     narrow_shape = None if shape is None else ir.Shape([*list(shape)[:-1], part.rank])
     narrow = beside.add("MatMul", [beside.x, down], "narrow", narrow_shape)
     return beside.finish(beside.add("MatMul", [narrow, up], "low_rank", shape))
 
 
 def _add_outliers(product: ir.Node, numbers: Sequence[ir.Value], names: Names) -> ir.Node:
-    beside, shape = _Beside(product, names), product.outputs[0].shape
+    beside, shape = BesideProduct(product, names), product.outputs[0].shape
     return beside.finish(beside.add(OP, [beside.x, *numbers], "sparse", shape, OUR_DOMAIN))
+
+
+def _whole(product: ir.Node) -> ir.Value:
+    """The product's output, with its offsets' part, or times the scales of its rows, where those are nodes of their own."""
+    value = with_offsets(product)
+    if product.op_type != "MatMulIntegerToFloat":
+        return value
+    scaled = [user for user in value.consumers() if _scales_rows(user)]
+    return scaled[0].outputs[0] if len(scaled) == 1 and len(value.uses()) == 1 else value
+
+
+def _scales_rows(node: ir.Node) -> bool:
+    """Whether it multiplies a product of codes with the scales of its rows, as ``lower_to_integers`` makes it."""
+    scale = node.inputs[1] if node.op_type == "Mul" and node.domain == "" else None
+    return (
+        producer_of(node, 0, "MatMulIntegerToFloat", DOMAIN) is not None
+        and scale is not None
+        and constant_view(scale) is None
+    )
+
+
+def _reads(product: ir.Node, x: ir.Value | None) -> bool:
+    """Whether a product multiplies ``x``, or what rounding and masks make of it."""
+    value = product.inputs[0]
+    while value is not None and value is not x:
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type in _ROUNDING else None
+    return value is not None
+
+
+_ROUNDING = frozenset(
+    {"Mul", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", fake_quant_rows.OP}
+)
+"""What stands between an activation and an integer product; the activation is their first input."""
 
 
 def _sum_with(total: ir.Node, value: ir.Value) -> CorrectionForm | None:
@@ -252,6 +245,9 @@ def _sum_with(total: ir.Node, value: ir.Value) -> CorrectionForm | None:
     sparse = None if other is None else other.producer()
     if sparse is not None and (sparse.domain, sparse.op_type) == (OUR_DOMAIN, OP):
         return OutlierForm(sparse, total)
+    columns = None if other is None else columns_in(total, other)
+    if columns is not None:
+        return columns
     up = _multiplies(other)
     down = None if up is None else _multiplies(up[0].inputs[0])
     if up is None or down is None or up[1].final_shape[0] != down[1].final_shape[1]:
@@ -272,6 +268,8 @@ def _product_behind(value: ir.Value | None) -> ir.Node | None:
     """The quantized product behind a value to which other corrections, or its weight's offsets, are added."""
     while value is not None:
         node = value.producer()
+        if node is not None and _scales_rows(node):
+            node = producer_of(node, 0, "MatMulIntegerToFloat", DOMAIN)
         if node is None or node.op_type != "Add":
             return node if node is not None and is_quantized_product(node) else None
         value = _corrected(node)
@@ -289,6 +287,14 @@ def _corrected(total: ir.Node) -> ir.Value | None:
 def is_quantized_product(node: ir.Node) -> bool:
     """Whether it multiplies with a constant that is stored in codes."""
     if node.domain in (DOMAIN, OUR_DOMAIN):
-        return node.op_type in ("MatMulNBits", "MatMul3Bits", "MatMulBnb4", "MatMulCodebook")
+        return node.op_type in _PRODUCTS
     weight = node.inputs[1] if node.op_type == "MatMul" and node.domain == "" else None
     return weight is not None and is_in_codes(weight)
+
+
+_PRODUCTS = frozenset(
+    {
+        "MatMulNBits", "MatMul3Bits", "MatMulBnb4", "MatMulCodebook", "DynamicQuantMatMul", "DynamicQuantizeMatMul",
+        "MatMulIntegerToFloat",
+    }
+)  # fmt: skip

@@ -10,6 +10,7 @@ from qcompiler.graph.mapped_tensor import MappedTensor
 from qcompiler.graph.stored_quantized import SCALE_NAMES, SCALE_TYPES
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant.low_rank import LowRank
+from qcompiler.quant.outlier_columns import OutlierColumns
 from qcompiler.quant.outliers import Outliers, column_type
 from qcompiler.quant.tensor import CorrectedTensor
 
@@ -84,15 +85,45 @@ class StoredOutliers:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class StoredColumns:
+    """``OutlierColumns`` in the spill file.
+
+    Attributes:
+        values: [C, N]: what the picked channels are multiplied with.
+        places: int64 [C].
+    """
+
+    values: MappedTensor
+    places: MappedTensor
+    k: int
+
+    def columns(self) -> OutlierColumns:
+        """The part in memory."""
+        values = np.ascontiguousarray(self.values.numpy().astype(np.float32).T)
+        return OutlierColumns(values, self.places.numpy().copy(), self.k, SCALE_NAMES[self.values.dtype])
+
+    def record(self) -> dict[str, Any]:
+        """What ``_restore_columns`` needs; plain JSON."""
+        count, n = self.values.shape.numpy()
+        return {
+            "dtype": SCALE_NAMES[self.values.dtype],
+            "shape": [n, self.k, count],
+            "values": self.values.offset,
+            "places": self.places.offset,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class StoredCorrections:
     """All that stands beside one weight."""
 
     low_rank: StoredLowRank | None
     outliers: StoredOutliers | None
+    columns: StoredColumns | None = None
 
     def record(self) -> dict[str, Any]:
         """What ``restore_corrections`` needs to find it again in the same spill file; plain JSON."""
-        parts = {"low_rank": self.low_rank, "outliers": self.outliers}
+        parts = {"low_rank": self.low_rank, "outliers": self.outliers, "columns": self.columns}
         return {name: None if part is None else part.record() for name, part in parts.items()}
 
 
@@ -102,10 +133,11 @@ def store_corrections(store: WeightStore, corrected: CorrectedTensor, name: str)
     Raises:
         ResourceError: the disk is full.
     """
-    low_rank, outliers = corrected.low_rank, corrected.outliers
+    low_rank, outliers, columns = corrected.low_rank, corrected.outliers, corrected.columns
     return StoredCorrections(
         None if low_rank is None else _store_low_rank(store, low_rank, name),
         None if outliers is None else _store_outliers(store, outliers, name),
+        None if columns is None else _store_columns(store, columns, name),
     )
 
 
@@ -115,10 +147,11 @@ def restore_corrections(store: WeightStore, record: dict[str, Any], name: str) -
     Raises:
         ValueError: the file ends before it.
     """
-    low_rank, outliers = record["low_rank"], record["outliers"]
+    low_rank, outliers, columns = (record[part] for part in ("low_rank", "outliers", "columns"))
     return StoredCorrections(
         None if low_rank is None else _restore_low_rank(store, low_rank, name),
         None if outliers is None else _restore_outliers(store, outliers, name),
+        None if columns is None else _restore_columns(store, columns, name),
     )
 
 
@@ -157,5 +190,24 @@ def _restore_outliers(store: WeightStore, record: dict[str, Any], name: str) -> 
         store.at(record["values"], SCALE_TYPES[record["dtype"]], (count,), f"{name}.outliers"),
         store.at(record["columns"], columns, (count,), f"{name}.columns"),
         store.at(record["offsets"], ir.DataType.INT32, (n + 1,), f"{name}.offsets"),
+        k,
+    )
+
+
+def _store_columns(store: WeightStore, part: OutlierColumns, name: str) -> StoredColumns:
+    dtype = SCALE_TYPES[part.dtype]
+    values = np.ascontiguousarray(part.values.T.astype(dtype.numpy()))
+    return StoredColumns(
+        store.add(values, dtype, values.shape, f"{name}.outlier_columns"),
+        store.add(part.places, ir.DataType.INT64, part.places.shape, f"{name}.outlier_channels"),
+        part.k,
+    )
+
+
+def _restore_columns(store: WeightStore, record: dict[str, Any], name: str) -> StoredColumns:
+    n, k, count = record["shape"]
+    return StoredColumns(
+        store.at(record["values"], SCALE_TYPES[record["dtype"]], (count, n), f"{name}.outlier_columns"),
+        store.at(record["places"], ir.DataType.INT64, (count,), f"{name}.outlier_channels"),
         k,
     )

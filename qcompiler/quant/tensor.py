@@ -10,13 +10,14 @@ from qcompiler.errors import SchemeError
 from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.codebook import CodebookTensor
 from qcompiler.quant.low_rank import LowRank
+from qcompiler.quant.outlier_columns import OutlierColumns
 from qcompiler.quant.outliers import Outliers
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.quant.two_level import TwoLevelTensor
 
 BaseTensor: TypeAlias = AffineTensor | CodebookTensor | TwoLevelTensor
 """A weight that is nothing but codes, scales and zero points."""
-Correction: TypeAlias = LowRank | Outliers
+Correction: TypeAlias = LowRank | Outliers | OutlierColumns
 """What may stand beside it."""
 
 
@@ -31,6 +32,7 @@ class CorrectedTensor:
     base: BaseTensor
     low_rank: LowRank | None = None
     outliers: Outliers | None = None
+    columns: OutlierColumns | None = None
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -42,7 +44,7 @@ class CorrectedTensor:
     @property
     def parts(self) -> list[Correction]:
         """What stands beside the base."""
-        return [part for part in (self.low_rank, self.outliers) if part is not None]
+        return [part for part in (self.low_rank, self.outliers, self.columns) if part is not None]
 
     @property
     def scheme(self) -> QuantScheme:
@@ -66,7 +68,8 @@ class CorrectedTensor:
 
     def without_low_rank(self) -> "QuantizedTensor":
         """The rest of it."""
-        return self.base if self.outliers is None else replace(self, low_rank=None)
+        rest = self.outliers or self.columns
+        return self.base if rest is None else replace(self, low_rank=None)
 
     def dequantize(self, rows: slice | None = None) -> npt.NDArray[np.float32]:
         """The weights, float32 [N, K], or those of some rows."""

@@ -84,6 +84,8 @@ class PlannedWeight:
         if settings.quantizer.algorithm.spreads:
             return codes + scaled + max(int(FACTOR_COPIES * square), 3 * square + 8 * block)
         held = (2 if settings.transforms else 1) * square if self.observes_hessian else 0
+        if settings.quantizer.algorithm.beside is not None:
+            held += 4 * n * k  # a copy without what is kept
         return codes + scaled + held + 6 * block
 
     @property

@@ -24,7 +24,9 @@ from qcompiler.quant.statistics import InputStatistics
 QUANTIZERS = [
     algorithm
     for algorithm in ALGORITHMS
-    if algorithm.kind == "quantizer" and not algorithm.two_level and algorithm.beside is None  # see test_spqr
+    if algorithm.kind == "quantizer"
+    and not algorithm.two_level
+    and algorithm.beside is None  # see test_spqr, test_llmint8
 ]
 SCHEMES = [
     QuantScheme(bits, symmetric, granularity, 32 if granularity is Granularity.GROUP else None)

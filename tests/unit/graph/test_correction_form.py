@@ -17,6 +17,7 @@ from qcompiler.graph.weight_form import emit_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import check_model
 from qcompiler.quant.low_rank import LowRank
+from qcompiler.quant.outlier_columns import OutlierColumns
 from qcompiler.quant.outliers import Outliers
 from qcompiler.quant.scheme import Granularity, QuantScheme, ScaleDtype
 from qcompiler.quant.tensor import CorrectedTensor
@@ -35,7 +36,9 @@ def store(tmp_path: Path) -> Iterator[WeightStore]:
         yield opened
 
 
-def _corrected(dtype: ScaleDtype = "float32", outliers: bool = False) -> CorrectedTensor:
+def _corrected(
+    dtype: ScaleDtype = "float32", outliers: bool = False, columns: bool = False
+) -> CorrectedTensor:
     from qcompiler.algorithms import rtn
 
     scheme = QuantScheme(4, False, Granularity.GROUP, 32, dtype)
@@ -51,7 +54,8 @@ def _corrected(dtype: ScaleDtype = "float32", outliers: bool = False) -> Correct
         if outliers
         else None
     )
-    return CorrectedTensor(base, LowRank(left, right, dtype), sparse)
+    kept = OutlierColumns.of(weight(N, K, seed=6), np.array([0, 9, 63]), dtype) if columns else None
+    return CorrectedTensor(base, LowRank(left, right, dtype), sparse, kept)
 
 
 def _correct(
@@ -80,17 +84,18 @@ def _x(dtype: type = np.float32) -> Array:
     return np.random.default_rng(1).standard_normal((5, K)).astype(dtype)
 
 
+@pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("outliers", [False, True])
 @pytest.mark.parametrize("restored", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "scales"), [(np.float32, "float32"), (np.float32, "float16"), (np.float16, "float16")]
 )
 def test_the_product_is_that_of_the_corrected_weight(
-    dtype: type, scales: ScaleDtype, restored: bool, outliers: bool, store: WeightStore
+    dtype: type, scales: ScaleDtype, restored: bool, outliers: bool, columns: bool, store: WeightStore
 ) -> None:
     text = ONE.format(t="float" if dtype is np.float32 else "float16")
     model = make_model(text, {"w": weight(K, N, dtype=dtype)})
-    corrected = _corrected(scales, outliers)
+    corrected = _corrected(scales, outliers, columns)
     loaded = _correct(model, corrected, store, restored)
     exact = _x(dtype).astype(np.float32) @ corrected.dequantize().T
     found = run(loaded, {"x": _x(dtype)}, optimize=False)["y"]
@@ -126,19 +131,20 @@ def test_without_our_note_it_may_be_an_adapter(store: WeightStore) -> None:
 
 
 def test_outliers_are_found_beside_the_low_rank_part(store: WeightStore) -> None:
-    corrected = _corrected(outliers=True)
+    corrected = _corrected(outliers=True, columns=True)
     loaded = _correct(make_model(ONE.format(t="float"), {"w": weight(K, N)}), corrected, store)
     (product,) = [
         node for node in loaded.graph if node.op_type == "MatMul" and corrected_output(node).name == "y"
     ]
     assert corrected.outliers is not None
     labels = [form.label(N * K) for form in corrections_of(product)]
-    assert labels == [corrected.outliers.label, "rank 5"]
+    assert labels == ["3 outlier columns", corrected.outliers.label, "rank 5"]
     reasons = {alone.reason for alone in take_census(loaded).left_alone}
     assert reasons == {
         "already quantized",
         "already a correction: rank 5 beside a quantized weight",
         "already a correction: outliers beside a quantized weight",
+        "already a correction: outlier columns beside a quantized weight",
     }
 
 
@@ -162,7 +168,7 @@ def test_inside_a_branch(store: WeightStore) -> None:
                    else_branch = e () => (float[M,24] q) { h = Neg(x) q = MatMul(h, w) }> }""",
         {"w": weight(K, N)},
     )
-    corrected = _corrected()
+    corrected = _corrected(columns=True)
     loaded = _correct(model, corrected, store)
     exact = _x() @ corrected.dequantize().T
     for chosen, sign in ((True, 1), (False, -1)):
@@ -193,12 +199,23 @@ def test_names_of_outputs_and_scopes_stay(store: WeightStore) -> None:
         ),
         ("a = MatMul(x, q) n = Neg(x) b = MatMul(n, d) c = MatMul(b, u) y = Add(a, c)", "another input"),
         ("a = MatMul(x, q) b = MatMul(x, d) r = Relu(b) c = MatMul(r, u) y = Add(a, c)", "something between"),
+        (
+            "a = MatMul(x, q) n = Neg(x) b = MatMul(x, d) g = Gather<axis=-1>(n, i) c = MatMul(g, u) f = MatMul(b, u) e = Add(f, c) "
+            "y = Add(a, e)",
+            "channels of another input",
+        ),
         ("a = MatMul(x, q) b = MatMul(x, d) c = MatMul(b, u) e = Add(a, c) y = Mul(e, c)", "read elsewhere"),
     ],
 )
 def test_near_misses_are_weights(body: str, why: str) -> None:
     """Adapters beside a float weight, a second branch, a small network: nothing of ours."""
-    weights = {"d": weight(K, 16), "u": weight(16, N), "w": weight(K, N), "v": weight(K, N)}
+    weights = {
+        "d": weight(K, 16),
+        "u": weight(16, N),
+        "w": weight(K, N),
+        "v": weight(K, N),
+        "i": np.arange(16),
+    }
     parts = {"codes": np.ones((K, N), np.int8), "scale": np.float32(0.1)}
     text = f"g (float[M,64] x) => (float[M,24] y) {{ q = DequantizeLinear(codes, scale) {body} }}"
     found = take_census(ir.from_proto(make_model(text, weights | parts)))
