@@ -1,102 +1,91 @@
 """Insert QuantizeLinear and DequantizeLinear, so that products with static ranges, and what lies between them, run in integers.
 
 *Given* the middle form of the weights, and the plan, whose settings say ``activations: static`` of products; calibration data.
-*Result* pairs of QuantizeLinear and DequantizeLinear (uint8, one scale and zero point for a tensor) on the values that ``integer_flow``
-finds, with the ranges that the data have there; a convolution's weight as int8 in the shape of its kernel, its bias as int32 in steps of
-input scale times weight scale. A Relu or Clip that the rounding does is gone. Names of values stay.
+*Result* pairs of QuantizeLinear and DequantizeLinear (one scale and zero point for a tensor) on the values that ``integer_flow``
+finds, with the ranges that the data have there, or the recipe says (``activation_scales``); a convolution's weight as int8 in the shape
+of its kernel, its bias as int32 in steps of input scale times weight scale. A Relu or Clip that the rounding does is gone. Names of
+values stay.
 
 A product in the body of a branch or loop is left alone, and one that no integer kernel takes: of float16, or of a matrix that is not in 8
 bits with a scale for each output or for all; the notes of its weight say so.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.errors import CalibrationError
-from qcompiler.graph.edits import Names, add_initializer, drop_unused, input_type, replace_value, set_info
-from qcompiler.graph.integer_flow import IntegerFlow, find_integer_flow, range_does
+from qcompiler.graph.edits import input_type
+from qcompiler.graph.integer_flow import IntegerFlow, find_integer_flow
 from qcompiler.graph.kernel_node import LoweredNode
-from qcompiler.graph.quantized import stored
-from qcompiler.graph.stored_quantized import StoredCodes
-from qcompiler.graph.weights import Role, WeightUse, constant_values
-from qcompiler.quant.ranges import Range
+from qcompiler.graph.weights import Role, WeightUse
+from qcompiler.passes.activation_scales import Observe, absorbs, choose_codes, float_tensors, idle_tensors
+from qcompiler.passes.qdq_editor import QdqEditor
+from qcompiler.quant.activation_codes import ActivationCodes, bits_of, is_signed
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.recipe.plan import Plan, PlannedWeight
-
-LARGEST_BIAS = 2.0**30
-"""Of a bias in integers: half of what int32 holds."""
-
-Observe = Callable[[ir.Model, Sequence[ir.Value]], Mapping[str, Range]]
-"""The ranges of values by name, over calibration data; those that were never reached are missing."""
+from qcompiler.recipe.tensors import ActivationSettings
 
 
 class InsertQdq(ir.passes.InPlacePass):
-    """The pass.
+    """The pass; ``lowered`` lists what has to run in integers, ``hoped`` what may (as one of some operators), ``left`` what then does not.
 
     Args:
+        settings: how ranges become codes.
         observe: runs the model on the calibration data.
     """
 
-    def __init__(self, plan: Plan, observe: Observe) -> None:
+    def __init__(self, plan: Plan, settings: ActivationSettings, observe: Observe) -> None:
         super().__init__()
         self._plan = plan
+        self._settings = settings
         self._observe = observe
         self._done = False
         self.lowered: list[LoweredNode] = []
+        self.hoped: list[tuple[LoweredNode, ...]] = []
+        self.left: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        wanted = {} if self._done else _static_products(self._plan)
+        floats = set() if self._done else float_tensors(model, self._settings)
+        wanted = {} if self._done else _static_products(self._plan, floats)
         self._done = True
         if not wanted:
             return ir.passes.PassResult(model, modified=False)
         convolutions = [node for node in wanted if node.op_type == "Conv"]
-        flow = find_integer_flow(model.graph, set(convolutions), wanted.keys() - set(convolutions))
-        ranges = self._ranges(model, flow, wanted)
-        editor = _Editor(model, ranges)
+        linears = [node for node in wanted if node.op_type != "Conv"]
+        flow = find_integer_flow(model.graph, set(convolutions), set(linears), floats)
+        codes = choose_codes(model, flow, self._settings, self._observe)
+        relus = {value: relu for value, relu in flow.absorbed.items() if absorbs(relu, codes[value])}
+        reasons = _why_no_integers(wanted, flow, codes, relus)
+        codes_read = {node: codes[value] for node in wanted if (value := node.inputs[0]) is not None}
+        editor = QdqEditor(model, codes)
         for value, readers in flow.entries.items():
             editor.round_for(value, readers)
         for value in flow.values:
-            editor.round_value(value, flow.absorbed.get(value))
+            editor.round_value(value, relus.get(value))
         for node in convolutions:
             editor.prepare_kernel(node, wanted[node])
         for node in convolutions:
-            if editor.finish_convolution(node, wanted[node]):
-                codes = editor.codes_of(node)
-                self.lowered.append(LoweredNode(node.name or "", "QLinearConv", codes.name or ""))
+            if editor.finish_convolution(node, wanted[node]) and node not in reasons:
+                self._expect(node, ("QLinearConv",), editor, signed=is_signed(codes_read[node].kind))
+        for node in linears:
+            if is_signed(codes_read[node].kind) and node not in reasons:
+                # Our own lowering takes unsigned ones alone: a signed by signed product is a slow kernel on x86.
+                self._expect(node, ("MatMulIntegerToFloat", "QLinearMatMul"), editor, signed=True)
+        self._plan.warnings += idle_tensors(codes, self._settings)
+        for node, reason in reasons.items():
+            wanted[node].notes.append(f"ONNX Runtime's CPU computes it in float: {reason}")
         return ir.passes.PassResult(model, modified=True)
 
-    def _ranges(
-        self, model: ir.Model, flow: IntegerFlow, wanted: Mapping[ir.Node, PlannedWeight]
-    ) -> dict[ir.Value, Range]:
-        """Of all values of the flow; what shares a scale has one that covers all of it, but where a Relu or Clip would be lost by it:
-        such a value keeps its own range, and ONNX Runtime rescales it.
-
-        Raises:
-            CalibrationError: data never reached some.
-        """
-        values = [*flow.entries, *flow.values]
-        seen = self._observe(model, values)
-        missing = [value.name or "" for value in values if value.name not in seen]
-        if missing:
-            raise CalibrationError(
-                f"{missing[0]}: calibration data never reached it, so that it has no range"
-                + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
-                + "; give data that does, or a rule with quantize: false for what reads it"
-            )
-        ranges = {value: seen[value.name or ""] for value in values}
-        for group in flow.together:
-            joined = Range(min(ranges[v].lowest for v in group), max(ranges[v].highest for v in group))
-            for value in group:
-                relu = flow.absorbed.get(value)
-                if relu is None or range_does(relu, joined.lowest, joined.highest):
-                    ranges[value] = joined
-        return ranges
+    def _expect(self, node: ir.Node, operators: Sequence[str], editor: QdqEditor, signed: bool) -> None:
+        packed = editor.codes_of(node).name or ""
+        nodes = tuple(LoweredNode(node.name or "", operator, packed) for operator in operators)
+        if signed:
+            self.hoped.append(nodes)
+        else:
+            self.lowered += nodes
 
 
-def _static_products(plan: Plan) -> dict[ir.Node, PlannedWeight]:
+def _static_products(plan: Plan, floats: Collection[ir.Value]) -> dict[ir.Node, PlannedWeight]:
     """The products that are meant; notes on those that cannot be."""
     found = {}
     for planned in plan.quantized:
@@ -105,7 +94,7 @@ def _static_products(plan: Plan) -> dict[ir.Node, PlannedWeight]:
         for use in planned.weight.uses:
             if use.role is Role.EMBEDDING:
                 continue
-            reason = _why_float(planned.scheme, use)
+            reason = _why_float(planned.scheme, use, floats)
             if reason is None:
                 found[use.node] = planned
             else:
@@ -113,8 +102,11 @@ def _static_products(plan: Plan) -> dict[ir.Node, PlannedWeight]:
     return found
 
 
-def _why_float(scheme: QuantScheme, use: WeightUse) -> str | None:
+def _why_float(scheme: QuantScheme, use: WeightUse, floats: Collection[ir.Value]) -> str | None:
     """What keeps a product from integer kernels."""
+    x = use.node.inputs[0]
+    if x in floats:
+        return f"the recipe leaves {x.name if x else ''} float"
     if use.in_body is not None:
         return f"the product is inside {use.in_body}"
     if use.node.op_type not in ("MatMul", "Conv"):
@@ -128,149 +120,30 @@ def _why_float(scheme: QuantScheme, use: WeightUse) -> str | None:
     return None
 
 
-class _Editor:
-    """Edits one graph; ``ranges`` has every value that is rounded."""
-
-    def __init__(self, model: ir.Model, ranges: Mapping[ir.Value, Range]) -> None:
-        self._graph = model.graph
-        self._names = Names(model)
-        self._ranges = ranges
-        self._scales: dict[ir.Value, np.float32] = {}  # of what DequantizeLinear makes
-
-    def round_for(self, value: ir.Value, readers: Collection[ir.Node]) -> None:
-        """Rounds a float value for some of its readers, in front of the first."""
-        made = self._pair(value, value)
-        order = {node: place for place, node in enumerate(self._graph)}
-        self._graph.insert_before(min(readers, key=order.__getitem__), made)
-        for node in readers:
-            node.replace_input_with(0, made[-1].outputs[0])
-
-    def round_value(self, value: ir.Value, relu: ir.Node | None) -> None:
-        """Rounds a value for all its readers, in place of ``relu`` where one makes it."""
-        source = value if relu is None else relu.inputs[0]
-        assert source is not None
-        made = self._pair(source, value)
-        maker = source.producer()
-        assert maker is not None
-        self._graph.insert_after(maker, made)
-        replace_value(value, made[-1].outputs[0], keep=(made[0],))
-        if relu is not None:
-            drop_unused(value)
-
-    def _pair(self, source: ir.Value, value: ir.Value) -> list[ir.Node]:
-        scale, zero_point = self._ranges[value].scale_and_zero_point(8, signed=False, symmetric=False)
-        dtype = value.dtype or ir.DataType.FLOAT
-        name = self._names.value(f"{value.name}.scale")
-        steps = add_initializer(self._graph, ir.Tensor(np.array(scale), name=name), name)
-        name = self._names.value(f"{value.name}.zero_point")
-        point = add_initializer(self._graph, ir.Tensor(np.array(zero_point, np.uint8), name=name), name)
-        codes = ir.Value(name=self._names.value(f"{value.name}.codes"))
-        set_info(codes, ir.DataType.UINT8, value.shape)
-        back = ir.Value(name=self._names.value(f"{value.name}.rounded"))
-        set_info(back, dtype, value.shape)
-        self._scales[back] = scale
-        return [
-            ir.node(
-                "QuantizeLinear",
-                [source, steps, point],
-                outputs=[codes],
-                name=self._names.node(f"{value.name}.quantize"),
-            ),
-            ir.node(
-                "DequantizeLinear",
-                [codes, steps, point],
-                outputs=[back],
-                name=self._names.node(f"{value.name}.dequantize"),
-            ),
-        ]
-
-    def codes_of(self, node: ir.Node) -> ir.Value:
-        """The stored weight of a finished convolution."""
-        codes = self._dequantize_of(node).inputs[0]
-        assert codes is not None
-        return codes
-
-    def finish_convolution(self, node: ir.Node, planned: PlannedWeight) -> bool:
-        """Its bias in integers, its kernel prepared and that of all others; whether it runs in integers then."""
-        x, dequantize = node.inputs[0], self._dequantize_of(node)
-        if len(node.inputs) < 3 or node.inputs[2] is None:
-            return True
-        bias = constant_values(node.inputs[2])
-        if bias is None:
-            planned.notes.append("stays float: its bias is computed")
-            return False
-        scale = dequantize.inputs[1]
-        assert x is not None and scale is not None and scale.const_value is not None
-        wide = scale.const_value.numpy().astype(np.float64)
-        steps = np.broadcast_to(self._scales[x] * wide, bias.shape).astype(np.float32)
-        self._store_bias(node, steps, np.rint(bias.astype(np.float64) / steps).astype(np.int32))
-        return True
-
-    def _dequantize_of(self, node: ir.Node) -> ir.Node:
-        weight = node.inputs[1]
-        dequantize = None if weight is None else weight.producer()
-        assert dequantize is not None
-        return dequantize
-
-    def prepare_kernel(self, node: ir.Node, planned: PlannedWeight) -> None:
-        """A convolution's weight in the shape of its kernel, with room for its bias; several may share one."""
-        maker = self._dequantize_of(node)
-        assert planned.weight.kernel is not None
-        if maker.op_type == "Reshape":  # else another use of the weight was here before
-            self._shape_kernel(maker, planned.weight.kernel)
-        x, bias = node.inputs[0], constant_values(node.inputs[2]) if len(node.inputs) > 2 else None
-        if bias is not None and x is not None:
-            self._room_for(bias.astype(np.float64), float(self._scales[x]), self._dequantize_of(node))
-
-    def _room_for(self, bias: npt.NDArray[np.float64], x_scale: float, dequantize: ir.Node) -> None:
-        """Widens those of the weight's scales that are so small that the bias does not fit into int32 in steps of both scales.
-
-        What such an output's weights add to its bias is less than a hundredth of it, so coarser codes lose next to nothing.
-        """
-        codes, scale = dequantize.inputs[0], dequantize.inputs[1]
-        assert codes is not None and scale is not None
-        assert codes.const_value is not None and scale.const_value is not None
-        scales = scale.const_value.numpy().astype(np.float64)
-        least = np.abs(bias) / (x_scale * LARGEST_BIAS)
-        if scales.ndim == 0:
-            least = least.max(initial=0)
-        wide = np.maximum(scales, least).astype(np.float32).astype(np.float64)
-        if (wide > scales).any():
-            factor = (scales / wide).reshape(-1, *[1] * (len(codes.const_value.shape) - 1))
-            coarse = np.rint(codes.const_value.numpy() * factor).astype(np.int8)
-            codes.const_value = ir.Tensor(coarse, name=codes.name)
-            scale.const_value = ir.Tensor(wide.astype(np.float32), name=scale.name)
-
-    def _store_bias(
-        self,
-        node: ir.Node,
-        steps: npt.NDArray[np.float32],
-        codes: npt.NDArray[np.int32],
-    ) -> None:
-        old = node.inputs[2]
-        assert old is not None
-        name = self._names.value(f"{old.name}.codes")
-        stored_codes = add_initializer(self._graph, ir.Tensor(np.ascontiguousarray(codes), name=name), name)
-        name = self._names.value(f"{old.name}.scale")
-        scale = add_initializer(self._graph, ir.Tensor(np.ascontiguousarray(steps), name=name), name)
-        output = ir.Value(name=self._names.value(f"{old.name}.dequantized"))
-        set_info(output, ir.DataType.FLOAT, ir.Shape(codes.shape))
-        made = ir.node(
-            "DequantizeLinear", [stored_codes, scale], attributes={"axis": 0}, outputs=[output],
-            name=self._names.node(f"{old.name}.dequantize"),
-        )  # fmt: skip
-        self._graph.insert_before(node, made)
-        node.replace_input_with(2, output)
-        drop_unused(old)
-
-    def _shape_kernel(self, reshape: ir.Node, kernel: tuple[int, ...]) -> None:
-        """The codes themselves in the kernel's shape, in place of the Reshape behind them."""
-        flat, shaped = reshape.inputs[0], reshape.outputs[0]
-        dequantize = None if flat is None else flat.producer()
-        assert flat is not None and dequantize is not None
-        codes, kept = dequantize.inputs[0], stored(dequantize)
-        assert codes is not None and kept is not None
-        codes.const_value = StoredCodes(kept, "nk", codes.name or "", kernel)
-        codes.shape = flat.shape = ir.Shape(kernel)
-        replace_value(shaped, flat)
-        drop_unused(shaped)
+def _why_no_integers(
+    products: Collection[ir.Node],
+    flow: IntegerFlow,
+    codes: Mapping[ir.Value, ActivationCodes],
+    relus: Collection[ir.Value],
+) -> dict[ir.Node, str]:
+    """Products with rounded inputs that ONNX Runtime's CPU has no integer kernel for, as it was tried, and what is in the way."""
+    made = {maker: value for value, maker in flow.makers.items()}
+    reasons: dict[ir.Node, str] = {}
+    for node in products:
+        x = node.inputs[0]
+        assert x is not None
+        kind = codes[x].kind
+        if bits_of(kind) != 8:
+            reasons[node] = f"its kernels do not take {kind}"
+        if node.op_type != "Conv" or node in reasons:
+            continue
+        result = made.get(node)
+        if result is None:
+            reasons[node] = "the recipe leaves its output float"
+        elif codes[result].kind != kind:
+            reasons[node] = f"it reads {kind} and makes {codes[result].kind}"
+        elif result in flow.absorbed and result not in relus:
+            reasons[node] = (
+                f"{flow.absorbed[result].op_type} stays behind it, since codes of {codes[result].kind} reach past what it lets through"
+            )
+    return reasons

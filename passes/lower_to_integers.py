@@ -1,7 +1,7 @@
 """Lower products of rounded activations and 8-bit weights with one scale an output to ONNX Runtime's integer kernels.
 
 *Given* MatMul of activations that FakeQuantRows, or QuantizeLinear or DynamicQuantizeLinear and a DequantizeLinear, rounded, and a
-DequantizeLinear of int8 codes [K, N] with scales [N] or [], without zero points, all float32.
+DequantizeLinear of int8 codes [K, N] with scales [N] or [], all float32; without zero points but where the activations' range is constant.
 *Result*, on the same codes and scales: for a scale for each row, the row as uint8 with zero point 128, once for all products that read it,
 com.microsoft::MatMulIntegerToFloat, and a Mul with the row's scale; for one scale for all rows, com.microsoft::DynamicQuantizeMatMul; for
 one that is constant, com.microsoft::MatMulIntegerToFloat, which ONNX Runtime makes itself but where a bias follows a product of 2-D rows.
@@ -43,15 +43,22 @@ class LowerToIntegers(ir.passes.InPlacePass):
         for node in list(model.graph):
             if node.op_type != "MatMul" or node.domain != "":
                 continue
-            weight, x = _weight(node), node.inputs[0]
+            x = node.inputs[0]
+            static, weight = _static_codes(x), _weight(node)
             if weight is None:
                 continue
-            if self._rows and _is_float(_source_of_rows(x)):
+            if static is not None:
+                self._lower_static(node, weight, static, rows.names)
+            elif (
+                weight.inputs[0] is None
+                or weight.inputs[0].dtype != ir.DataType.INT8
+                or len(weight.inputs) > 2
+            ):
+                continue  # with zero points there is no such kernel for ranges that every run finds
+            elif self._rows and _is_float(_source_of_rows(x)):
                 self._lower_rows(node, weight, rows)
             elif _is_float(_dynamic_source(x)):
                 self._lower_tensor(node, weight, rows.names)
-            elif (static := _static_codes(x)) is not None:
-                self._lower_static(node, weight, static, rows.names)
         if len(self.lowered) > before:
             model.graph.opset_imports.setdefault(DOMAIN, 1)
         return ir.passes.PassResult(model, modified=len(self.lowered) > before)
@@ -89,7 +96,7 @@ class LowerToIntegers(ir.passes.InPlacePass):
         output = ir.Value(name=names.value(f"{result.name}.quantized"))
         set_info(output, ir.DataType.FLOAT, result.shape)
         codes, scale, zero_point = x.inputs
-        inputs = [codes, weight.inputs[0], scale, weight.inputs[1], zero_point]
+        inputs = [codes, weight.inputs[0], scale, weight.inputs[1], zero_point, *weight.inputs[2:]]
         made = ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN, outputs=[output], name=node.name)
         self._put(node, weight, [made])
 
@@ -111,18 +118,20 @@ class LowerToIntegers(ir.passes.InPlacePass):
 
 
 def _weight(node: ir.Node) -> ir.Node | None:
-    """The DequantizeLinear of a product's int8 weight that such kernels read."""
+    """The DequantizeLinear of a product's 8-bit weight that such kernels read, with zero points or without."""
     value = node.inputs[1]
     weight = None if value is None else value.producer()
     if weight is None or weight.op_type != "DequantizeLinear" or SCHEME_KEY not in weight.metadata_props:
         return None
     codes, scale = weight.inputs[0], weight.inputs[1]
-    if codes is None or scale is None or codes.const_value is None or codes.dtype != ir.DataType.INT8:
+    if codes is None or scale is None or codes.const_value is None:
         return None
-    alone = len(weight.inputs) < 3 or weight.inputs[2] is None
+    in_bytes = codes.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
     whole = "block_size" not in weight.attributes
     return (
-        weight if alone and whole and scale.dtype == ir.DataType.FLOAT and layout_of(weight) == "kn" else None
+        weight
+        if in_bytes and whole and scale.dtype == ir.DataType.FLOAT and layout_of(weight) == "kn"
+        else None
     )
 
 

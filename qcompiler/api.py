@@ -232,6 +232,7 @@ def compile(
         materials = Materials(
             planned, store, run, progress, resolved.mixed, job.target.supports, job.target.remark, checkpoints, resolved.transform,
             options.seed, resolved.calibration, range_source=ranges,
+            activations=resolved.activation_settings,
         )  # fmt: skip
         quantizing = quantizing_passes(materials, resolved, job.target)
         if not stopped:

@@ -12,6 +12,7 @@ from qcompiler.graph.census import take_census
 from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import NamedPass
+from qcompiler.passes.activation_scales import float_tensors
 from qcompiler.passes.assign_bits import AssignBits, MixedResult
 from qcompiler.passes.correct_biases import CorrectBiases, Means, MeasureMeans
 from qcompiler.passes.expand_gemm import ExpandGemm
@@ -40,6 +41,7 @@ from qcompiler.recipe.calibration import CalibrationSettings
 from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.plan import Plan, make_plan
 from qcompiler.recipe.recipe import Recipe
+from qcompiler.recipe.tensors import ActivationSettings
 from qcompiler.recipe.transform import TransformSettings
 from qcompiler.targets import Target
 
@@ -120,6 +122,7 @@ class Materials:
     ranges: CalibrationSettings = field(default_factory=CalibrationSettings)
     means: Means = field(default_factory=dict)
     range_source: RangeSource | None = None
+    activations: ActivationSettings = field(default_factory=ActivationSettings)
 
 
 def check_passes(model: ir.Model, recipe: Recipe, target: Target) -> None:
@@ -130,6 +133,7 @@ def check_passes(model: ir.Model, recipe: Recipe, target: Target) -> None:
     """
     trial = model.clone()  # its nodes; the weights' numbers are shared
     plan = plan_weights(trial, recipe)
+    float_tensors(trial, recipe.activation_settings)
     if recipe.mixed is None and all(planned.settings.reconstruction is None for planned in plan.quantized):
         return
     SplitExperts([planned.weight for planned in plan.quantized])(trial)
@@ -181,6 +185,7 @@ def left_plain(passes: list[NamedPass]) -> list[str]:
             entry.run,
             (
                 FuseFollowers,
+                InsertQdq,
                 LayOutForKernels,
                 LowerWithOffsets,
                 StoreThreeBits,
@@ -268,11 +273,13 @@ def _correct_biases(materials: Materials) -> CorrectBiases:
 
 
 def _insert_qdq(materials: Materials) -> InsertQdq:
-    def observe(model: ir.Model, values: Sequence[ir.Value]) -> Mapping[str, Range]:
+    def observe(
+        model: ir.Model, values: Sequence[ir.Value], bits: int, symmetric: bool
+    ) -> Mapping[str, Range]:
         assert materials.range_source is not None  # there is one wherever a plan has static ranges
-        return materials.range_source.ranges(model, values)
+        return materials.range_source.ranges(model, values, bits, symmetric)
 
-    return InsertQdq(materials.plan, observe)
+    return InsertQdq(materials.plan, materials.activations, observe)
 
 
 def _assign_bits(materials: Materials) -> AssignBits:

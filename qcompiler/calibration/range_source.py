@@ -63,9 +63,13 @@ class RangeSource:
         self._wanted: list[str] = []
         self._found: dict[str, ObservedRange] = {}
 
-    def ranges(self, model: ir.Model, values: Sequence[ir.Value]) -> Mapping[str, ObservedRange]:
+    def ranges(
+        self, model: ir.Model, values: Sequence[ir.Value], bits: int = 8, symmetric: bool = False
+    ) -> Mapping[str, ObservedRange]:
         """The ranges of values by name; those that were never reached are missing.
 
+        Args:
+            bits, symmetric: of the codes that are to cover them (``entropy``, ``mse``, ``percentile``).
         Raises:
             CalibrationError: see ``observe_ranges`` and ``SavedRanges.of``.
         """
@@ -73,7 +77,15 @@ class RangeSource:
         if self._saved is not None:
             found = self._saved.of(names)
         else:
-            found = observe_ranges(model, values, self._feeds or (), self._method, progress=self._progress)
+            found = observe_ranges(
+                model,
+                values,
+                self._feeds or (),
+                self._method,
+                progress=self._progress,
+                bits=bits,
+                symmetric=symmetric,
+            )
         self._wanted += names
         self._found |= found
         return found

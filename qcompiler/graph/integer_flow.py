@@ -40,34 +40,40 @@ class IntegerFlow:
         entries: float values with the nodes that want them rounded; their other readers keep the floats.
         absorbed: Relu and Clip nodes that the rounding of their outputs stands in for.
         together: sets of values that need one scale.
+        makers: the node that makes each of ``values``, before a Relu.
     """
 
     values: list[ir.Value] = field(default_factory=list)
     entries: dict[ir.Value, list[ir.Node]] = field(default_factory=dict)
     absorbed: dict[ir.Value, ir.Node] = field(default_factory=dict)
     together: list[set[ir.Value]] = field(default_factory=list)
+    makers: dict[ir.Value, ir.Node] = field(default_factory=dict)
 
 
 def find_integer_flow(
-    graph: ir.Graph, convolutions: Collection[ir.Node], linears: Collection[ir.Node]
+    graph: ir.Graph,
+    convolutions: Collection[ir.Node],
+    linears: Collection[ir.Node],
+    floats: Collection[ir.Value] = (),
 ) -> IntegerFlow:
-    """The flow around products whose weights are integers, in the main graph."""
+    """The flow around products whose weights are integers, in the main graph; ``floats`` are to stay such, and no product reads one."""
     integers: dict[ir.Value, ir.Node] = {}  # with the node that makes it, before a Relu
     absorbed: dict[ir.Value, ir.Node] = {}
     for node in graph:
         if node in convolutions or _carries(node, integers):
             relu = _relu_behind(node)
+            value = node.outputs[0] if relu is None else relu.outputs[0]
+            if value in floats:
+                continue
             if relu is not None:
-                absorbed[relu.outputs[0]] = relu
-            integers[node.outputs[0] if relu is None else relu.outputs[0]] = node
+                absorbed[value] = relu
+            integers[value] = node
     _drop_what_nobody_wants(integers, convolutions, linears)
     flow = IntegerFlow(list(integers), absorbed={v: node for v, node in absorbed.items() if v in integers})
-    makers = set(integers.values())
+    flow.makers = integers
     for node in graph:
-        if node not in makers and node not in linears:
-            continue
-        x = node.inputs[0]
-        if (node in convolutions or node in linears) and x is not None and x not in integers:
+        x = node.inputs[0] if node in convolutions or node in linears else None
+        if x is not None and x not in integers:
             flow.entries.setdefault(x, []).append(node)
     flow.together = _together(integers)
     return flow

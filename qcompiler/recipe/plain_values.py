@@ -13,6 +13,7 @@ from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.rules import Match, RoleSettings, Rule
 from qcompiler.recipe.setting import Setting
 from qcompiler.recipe.steps import Step, plain_steps, steps_with
+from qcompiler.recipe.tensors import TensorSettings, make_tensors, plain_tensors
 from qcompiler.recipe.transform import TransformSettings
 from qcompiler.recipe.yaml_text import check_keys, parse_yaml
 
@@ -68,6 +69,8 @@ def read_fields(value: object, known: Iterable[str], where: str) -> dict[str, ob
                 fields[key] = None if off else _nested(section, fields[key], key)
         if "rules" in fields:
             fields["rules"] = _make_rules(fields["rules"])
+        if "tensors" in fields:
+            fields["tensors"] = make_tensors(fields["tensors"])
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from error
     return fields
@@ -79,6 +82,8 @@ def plain_value(value: object, key: str) -> object:
         return _SECTIONS[key].off
     if isinstance(value, GroupFallback):
         return value.value
+    if key == "tensors":
+        return plain_tensors(cast(tuple[TensorSettings, ...], value))
     if key == "algorithm":
         return plain_steps(cast(tuple[Step, ...], value))
     if isinstance(value, tuple):

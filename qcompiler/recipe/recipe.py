@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 from qcompiler.errors import RecipeError
 from qcompiler.nearest import nearest
+from qcompiler.quant.activation_codes import ActivationType
 from qcompiler.quant.activations import Activations
 from qcompiler.quant.scheme import Dtype, GroupAxis, GroupFallback, QuantScheme, ScaleDtype, ZeroPoint
 from qcompiler.recipe.calibration import CalibrationSettings
@@ -31,6 +32,7 @@ from qcompiler.recipe.rules import (
 )
 from qcompiler.recipe.setting import Setting, as_setting
 from qcompiler.recipe.steps import Step, make_steps
+from qcompiler.recipe.tensors import ActivationSettings, Symmetry, TensorSettings
 from qcompiler.recipe.transform import TransformSettings
 from qcompiler.recipe.yaml_text import (
     check_bool,
@@ -136,6 +138,9 @@ class Recipe:
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     transform: TransformSettings | None = None
     mixed: MixedSettings | None = None
+    activation_type: ActivationType = "uint8"
+    activation_symmetric: Symmetry = "auto"
+    tensors: tuple[TensorSettings, ...] = ()
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -154,6 +159,7 @@ class Recipe:
         check_bool(self.double_quant, "double_quant")
         check_scheme(**{key: getattr(self, key) for key in SETTINGS})
         check_activations(self.activations, self.algorithm, self.dtype)
+        self._check_codes()
         if self.mixed is not None:
             self._check_mixed(self.mixed)
         if self.embedding is not None:
@@ -161,6 +167,26 @@ class Recipe:
         for number, rule in enumerate(self.rules, 1):
             if rule.match.role == "embedding" and rule.algorithm is not None:
                 _check_embedding(rule.algorithm, f"rule {number}: algorithm")
+
+    def _check_codes(self) -> None:
+        """What is said of the codes of activations means something."""
+        check_choice(self.activation_type, get_args(ActivationType), "activation_type")
+        if self.activation_symmetric != "auto":
+            check_bool(self.activation_symmetric, "activation_symmetric")
+        plain = ActivationSettings()
+        said = {
+            f"activation_type: {self.activation_type}": self.activation_type != plain.kind,
+            f"activation_symmetric: {self.activation_symmetric}": self.activation_symmetric
+            != plain.symmetric,
+            "tensors": bool(self.tensors),
+        }
+        for settings in self.tensors:
+            settings.codes(self.activation_type)
+        idle = [what for what, given in said.items() if given]
+        if idle and not self.has_static_ranges:
+            raise RecipeError(
+                f"{idle[0]} is for activations: static, which nothing in the recipe asks for; drop one"
+            )
 
     def _check_mixed(self, mixed: MixedSettings) -> None:
         """Every width that may be given out goes with the settings that it is given to."""
@@ -263,6 +289,11 @@ class Recipe:
         """Whether any activations are rounded with ranges that calibration finds."""
         given = (self, self.head, *self.rules)
         return any(settings is not None and settings.activations == "static" for settings in given)
+
+    @property
+    def activation_settings(self) -> ActivationSettings:
+        """How ranges of activations become codes."""
+        return ActivationSettings(self.activation_type, self.activation_symmetric, self.tensors)
 
     def rule_for(self, name: str, role: str, op: str, aliases: Sequence[str] = ()) -> int | None:
         """Index in `rules` of the first that matches; its pattern may match `name` or any of `aliases`."""
