@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import onnx_ir as ir
 
 from qcompiler.errors import CalibrationError, RecipeError
-from qcompiler.graph.integer_flow import IntegerFlow, range_does
+from qcompiler.graph.integer_flow import IntegerFlow, clipped_behind, range_does
 from qcompiler.nearest import nearest
 from qcompiler.quant.activation_codes import ActivationCodes, bits_of
 from qcompiler.quant.ranges import Range
@@ -31,6 +31,8 @@ def choose_codes(
     forms = {value: settings.form_of(_name(value)) for value in values}
     fixed = {value: settings.fixed(_name(value)) for value in values}
     seen = _observed(model, values, settings, observe)
+    clipped = {_name(value): seen.get(_name(last)) for value, last in clipped_behind(flow).items()}
+    seen |= {name: found for name, found in clipped.items() if found is not None}
     missing = [_name(value) for value in values if fixed[value] is None and _name(value) not in seen]
     if missing:
         raise CalibrationError(

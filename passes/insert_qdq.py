@@ -10,12 +10,13 @@ A product in the body of a branch or loop is left alone, and one that no integer
 bits with a scale for each output or for all; the notes of its weight say so.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
 from qcompiler.graph.edits import input_type
-from qcompiler.graph.integer_flow import IntegerFlow, find_integer_flow
+from qcompiler.graph.integer_flow import IntegerFlow, find_integer_flow, islands
 from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.weights import Role, WeightUse
 from qcompiler.passes.activation_scales import Observe, absorbs, choose_codes, float_tensors, idle_tensors
@@ -56,6 +57,7 @@ class InsertQdq(ir.passes.InPlacePass):
         codes = choose_codes(model, flow, self._settings, self._observe)
         relus = {value: relu for value, relu in flow.absorbed.items() if absorbs(relu, codes[value])}
         reasons = _why_no_integers(wanted, flow, codes, relus)
+        self.left += _said_of_islands(islands(model.graph, flow, wanted))
         codes_read = {node: codes[value] for node in wanted if (value := node.inputs[0]) is not None}
         editor = QdqEditor(model, codes)
         for value, readers in flow.entries.items():
@@ -83,6 +85,18 @@ class InsertQdq(ir.passes.InPlacePass):
             self.hoped.append(nodes)
         else:
             self.lowered += nodes
+
+
+def _said_of_islands(nodes: Sequence[ir.Node]) -> list[str]:
+    counts = Counter(node.op_type for node in nodes)
+    if not counts:
+        return []
+    listed = ", ".join(
+        f"{op} ({count})" for op, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    )
+    return [
+        f"computed in float between integers, for want of integer kernels for them or for what they read: {listed}"
+    ]
 
 
 def _static_products(plan: Plan, floats: Collection[ir.Value]) -> dict[ir.Node, PlannedWeight]:

@@ -18,6 +18,7 @@ from qcompiler.passes.correct_biases import CorrectBiases, Means, MeasureMeans
 from qcompiler.passes.expand_gemm import ExpandGemm
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.fold_constants import FoldConstants
+from qcompiler.passes.fold_pad import FoldPad
 from qcompiler.passes.fuse_followers import FuseFollowers
 from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.lay_out_for_kernels import LayOutForKernels
@@ -70,6 +71,7 @@ def preparing_passes(recipe: Recipe) -> list[NamedPass]:
             FoldConstants(),
             "before the next: it looks for biases and norms that are constants",
         ),
+        NamedPass("fold_pad", FoldPad(), "before the convolution's input is rounded: no integer kernel pads"),
         NamedPass(
             "fold_batch_norm",
             FoldBatchNorm(),

@@ -145,9 +145,7 @@ def _classify(node: ir.Node, body: str | None) -> "list[_Found] | str | None":
         kernel = _classify_convolution(node)
         return [kernel] if isinstance(kernel, _Found) else kernel
     if node.op_type == "ConvTranspose":
-        return (
-            "a transposed convolution: its weight has its outputs on the second axis, which is not read yet"
-        )
+        return "a transposed convolution: ONNX Runtime's CPU has no integer kernel for one, and no weight-only kernel takes one"
     if node.op_type in ("LSTM", "GRU", "RNN") and _holds_weight(node):
         return "a recurrent cell: no weight-only kernel takes one"
     if node.op_type == "Einsum" and _holds_weight(node):

@@ -14,11 +14,12 @@ from qcompiler.graph.weights import constant_values
 
 SAME_SCALE = frozenset(
     {
-        "Concat", "DepthToSpace", "Flatten", "Identity", "Max", "MaxPool", "Min", "Reshape", "Slice", "SpaceToDepth", "Squeeze",
-        "Transpose", "Unsqueeze",
+        "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "Max", "MaxPool", "Min", "ReduceMax",
+        "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
     }
 )  # fmt: skip
-"""Carriers that only move or choose numbers: what they read and make has one scale."""
+"""Carriers that only move or choose numbers: what they read and make has one scale. Max, Min and SpaceToDepth have no integer kernel in
+ONNX Runtime 1.31.1, but in other runtimes."""
 CARRIERS = SAME_SCALE | {
     "Add",
     "AveragePool",
@@ -28,6 +29,7 @@ CARRIERS = SAME_SCALE | {
     "Mul",
     "Sigmoid",
     "Softmax",
+    "Where",
 }
 
 
@@ -62,12 +64,12 @@ def find_integer_flow(
     for node in graph:
         if node in convolutions or _carries(node, integers):
             relu = _relu_behind(node)
-            value = node.outputs[0] if relu is None else relu.outputs[0]
-            if value in floats:
+            made = [value for value in node.outputs if value.name] if relu is None else [relu.outputs[0]]
+            if any(value in floats for value in made):
                 continue
             if relu is not None:
-                absorbed[value] = relu
-            integers[value] = node
+                absorbed[made[0]] = relu
+            integers |= dict.fromkeys(made, node)
     _drop_what_nobody_wants(integers, convolutions, linears)
     flow = IntegerFlow(list(integers), absorbed={v: node for v, node in absorbed.items() if v in integers})
     flow.makers = integers
@@ -82,7 +84,7 @@ def find_integer_flow(
 def _data(node: ir.Node) -> list[ir.Value]:
     """The inputs of a carrier that are data, not shapes, axes or bounds."""
     several = node.op_type in ("Add", "Mul", "MatMul", "Concat", "Max", "Min")
-    inputs = node.inputs if several else node.inputs[:1]
+    inputs = node.inputs[1:3] if node.op_type == "Where" else node.inputs if several else node.inputs[:1]
     return [value for value in inputs if value is not None]
 
 
@@ -90,16 +92,23 @@ def _carries(node: ir.Node, integers: dict[ir.Value, ir.Node]) -> bool:
     return (
         node.op_type in CARRIERS
         and node.domain == ""
-        and len([value for value in node.outputs if value.name]) == 1
+        and (node.op_type == "Split" or len([value for value in node.outputs if value.name]) == 1)
+        and (node.op_type != "Resize" or _repeats(node))
         and all(value in integers for value in _data(node))
     )
+
+
+def _repeats(resize: ir.Node) -> bool:
+    """Whether a Resize only repeats numbers."""
+    crops = resize.attributes.get_string("coordinate_transformation_mode", "") == "tf_crop_and_resize"
+    return resize.attributes.get_string("mode", "nearest") == "nearest" and not crops
 
 
 def _relu_behind(node: ir.Node) -> ir.Node | None:
     """The Relu, or Clip from 0 on, that alone reads what the node makes."""
     made = node.outputs[0]
     uses = made.uses()
-    if len(uses) != 1 or made.is_graph_output():
+    if len(uses) != 1 or made.is_graph_output() or node.op_type == "Split":
         return None
     ((reader, place),) = uses
     if reader.domain != "" or place != 0 or reader.graph is not node.graph:
@@ -133,10 +142,52 @@ def _drop_what_nobody_wants(
     """Carriers at the end of a flow, whose integers no integer kernel reads, stay float; from the last on."""
     makers = set(integers.values())
     for value, node in reversed(list(integers.items())):
-        wanted = any(reader in makers or reader in linears for reader in value.consumers())
-        if node not in convolutions and not wanted:
-            del integers[value]
+        if node in convolutions or value not in integers:
+            continue
+        made = [each for each in (value, *node.outputs) if integers.get(each) is node]
+        if not any(reader in makers or reader in linears for each in made for reader in each.consumers()):
+            for each in set(made):
+                del integers[each]
             makers.discard(node)
+
+
+def feeds_alone(value: ir.Value, node: ir.Node) -> bool:
+    """Whether nothing but ``node`` reads the value."""
+    return not value.is_graph_output() and all(reader is node for reader in value.consumers())
+
+
+def clipped_behind(flow: IntegerFlow) -> dict[ir.Value, ir.Value]:
+    """Values that are only moved to where a Relu or Clip behind clips them, with the value that is left: they may be clipped at once.
+
+    relu(max(a, b)) = max(relu(a), relu(b)), and so with all that moves or chooses.
+    """
+    found: dict[ir.Value, ir.Value] = {}
+    for value, node in reversed(flow.makers.items()):
+        clipped = value if value in flow.absorbed else found.get(value)
+        if clipped is None or node.op_type not in SAME_SCALE:
+            continue
+        for source in _data(node):
+            if source in flow.makers and feeds_alone(source, node):
+                found[source] = clipped
+    return found
+
+
+def islands(graph: ir.Graph, flow: IntegerFlow, products: Collection[ir.Node]) -> list[ir.Node]:
+    """Nodes that compute floats of integers, which are rounded again behind them."""
+    makers = {*flow.makers.values(), *flow.absorbed.values(), *products}
+    after: set[ir.Value] = set(flow.values)
+    behind = []
+    for node in graph:
+        if node not in makers and any(value in after for value in node.inputs if value is not None):
+            after.update(node.outputs)
+            behind.append(node)
+    before: set[ir.Value] = set(flow.entries)
+    between = []
+    for node in reversed(behind):
+        if any(value in before for value in node.outputs):
+            before.update(value for value in node.inputs if value is not None)
+            between.append(node)
+    return between[::-1]
 
 
 def _together(integers: dict[ir.Value, ir.Node]) -> list[set[ir.Value]]:

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 import pytest
 
-from qcompiler.graph.integer_flow import IntegerFlow, find_integer_flow, range_does
+from qcompiler.graph.integer_flow import IntegerFlow, clipped_behind, find_integer_flow, islands, range_does
 from tests.small_models import make_model, weight
 
 KERNEL = {"k": weight(8, 8, 1, 1), "k2": weight(8, 8, 3, 3, seed=1), "m": weight(8, 8, seed=2)}
@@ -85,3 +85,54 @@ def test_linears_take_integers_and_make_floats() -> None:
         "a = MatMul(x, m) b = Relu(a) c = MatMul(b, m) y = Add(c, x)", "g (float[B,8] x) => (float[B,8] y)"
     )
     assert _names(list(flow.entries)) == ["x", "b"] and not flow.values
+
+
+def test_all_parts_of_a_split_are_integers_where_one_is_wanted() -> None:
+    flow = _flow(
+        "a = Conv(x, k) s, t = Split<axis=2, num_outputs=2>(a) e = Exp(t) b = Conv(s, k) y = Concat<axis=2>(b, e)"
+    )
+    assert _names(flow.values) == ["a", "s", "t", "b"]
+    flow = _flow(
+        "a = Conv(x, k) s, t = Split<axis=2, num_outputs=2>(a) e = Exp(t) f = Exp(s) y = Concat<axis=2>(f, e)"
+    )
+    assert _names(flow.values) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "carries"),
+    [
+        ("", True),
+        ('<mode="linear">', False),
+        ('<coordinate_transformation_mode="tf_crop_and_resize">', False),
+    ],
+)
+def test_a_resize_carries_where_it_repeats_numbers(mode: str, carries: bool) -> None:
+    signature = "g (float[B,8,4,4] x, float[4] n, float[8] box) => (float[B,8,4,4] y)"
+    flow = _flow(f"a = Conv(x, k) r = Resize{mode}(a, box, n) y = Conv(r, k)", signature)
+    assert ("r" in _names(flow.values)) is carries
+
+
+@pytest.mark.parametrize(
+    ("body", "clipped"),
+    [
+        ("a = Conv(x, k) p = MaxPool<kernel_shape=[1,1]>(a) r = Relu(p) y = Conv(r, k)", {"a"}),
+        (
+            "a = Conv(x, k) t = Transpose(a) p = MaxPool<kernel_shape=[1,1]>(t) r = Relu(p) y = Conv(r, k)",
+            {"a", "t"},
+        ),
+        ("a = Conv(x, k) b = Conv(x, k) c = Concat<axis=2>(a, b) r = Relu(c) y = Conv(r, k)", {"a", "b"}),
+        ("a = Conv(x, k) p = MaxPool<kernel_shape=[1,1]>(a) r = Relu(p) b = Conv(r, k) y = Add(a, b)", set()),
+        ("a = Conv(x, k) p = AveragePool<kernel_shape=[1,1]>(a) r = Relu(p) y = Conv(r, k)", set()),
+    ],
+)
+def test_what_only_moves_to_a_relu_may_be_clipped_at_once(body: str, clipped: set[str]) -> None:
+    found = clipped_behind(_flow(body))
+    assert {value.name for value in found} == clipped and {value.name for value in found.values()} <= {"r"}
+
+
+def test_islands_are_floats_between_integers() -> None:
+    body = "a = Conv(x, k) e = Erf(a) g = Mul(a, e) b = Conv(g, k) y = Exp(b)"
+    model = ir.from_proto(make_model(f"{SIGNATURE} {{ {body} }}", KERNEL))
+    convolutions = {node for node in model.graph if node.op_type == "Conv"}
+    flow = find_integer_flow(model.graph, convolutions, set())
+    assert [node.op_type for node in islands(model.graph, flow, convolutions)] == ["Erf", "Mul"]
