@@ -19,6 +19,7 @@ from qcompiler.graph.operator_body import is_ours
 from qcompiler.graph.weights import constant_view
 from qcompiler.passes.normalize import Normalize
 from qcompiler.quant.codebook import TABLES
+from qcompiler.report.input_codes import InputCodes, input_codes
 from qcompiler.report.quantized_products import StoredWeight, read_products
 
 REPORT = "report.json"
@@ -44,6 +45,7 @@ class InspectedProduct:
         float_zero_points: whether zero points are numbers of the scales' type.
         two_level: whether scales are whole numbers times the step of a super-block.
         groups_rows: whether a group holds weights of several rows of one input channel.
+        activations: how what it multiplies is rounded; None where that is float, or two products of the weight differ.
     """
 
     name: str
@@ -64,6 +66,7 @@ class InspectedProduct:
     float_zero_points: bool = False
     two_level: bool = False
     groups_rows: bool = False
+    activations: InputCodes | None = None
 
     @property
     def label(self) -> str:
@@ -175,7 +178,14 @@ def _of_quantized(weight: StoredWeight) -> tuple[ir.Node, InspectedProduct]:
         weight.float_zero_points,
         weight.two_level,
         weight.groups_rows,
+        _input_codes(weight),
     )
+
+
+def _input_codes(weight: StoredWeight) -> InputCodes | None:
+    """Of its products: one, or all of them alike."""
+    found = {codes for node in weight.nodes if (codes := input_codes(node)) is not None}
+    return found.pop() if len(found) == 1 else None
 
 
 def _of_census(census: Census, quantized: set[ir.Node]) -> list[tuple[ir.Node, InspectedProduct]]:

@@ -19,6 +19,9 @@ def inspection_table(found: Inspection) -> RenderableType:
         table.add_column(column, overflow="fold")
     table.add_column("N x K", justify="right", no_wrap=True)
     table.add_column("stored as", no_wrap=True)
+    rounds = any(product.activations for product in found.products)
+    if rounds:
+        table.add_column("activations", no_wrap=True)
     table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("why", overflow="fold")
@@ -27,8 +30,8 @@ def inspection_table(found: Inspection) -> RenderableType:
         size = format_bytes(product.bytes) if product.bytes else ""
         share = f"{100 * product.share:.1f} %" if product.bytes else ""
         cells = (
-            product.name, product.role, product.op, format_shape(product.shape), product.label, size, share,
-            why,
+            product.name, product.role, product.op, format_shape(product.shape), product.label,
+            *([product.activations.label if product.activations else ""] if rounds else []), size, share, why,
         )  # fmt: skip
         table.add_row(*map(escape, cells))
     return Group(table, "", *map(Text, _totals(found)))

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import onnxruntime.quantization as ort_quantization
 import pytest
 from onnxruntime.quantization.matmul_bnb4_quantizer import MatMulBnb4Quantizer
@@ -11,10 +12,12 @@ import qcompiler
 from qcompiler.api import Options
 from qcompiler.errors import InputError
 from qcompiler.graph import model_file
+from qcompiler.report.input_codes import InputCodes
 from qcompiler.report.inspect_model import inspect
 from qcompiler.report.json_text import to_json
 from qcompiler.report.quantized_products import read_products
 from tests import command_models as models
+from tests.small_models import make_model, save_model, weight
 
 
 def test_float_decoder_shows_the_tied_weight_once(tmp_path: Path) -> None:
@@ -142,3 +145,67 @@ def test_products_without_a_weight_have_a_reason(tmp_path: Path) -> None:
 
 def test_json_has_no_infinity() -> None:
     assert json.loads(to_json({"a": float("inf"), "b": [float("nan"), 1.5]})) == {"a": None, "b": [None, 1.5]}
+
+
+CNN = "c = Conv<pads=[1,1,1,1]>(x, k, b) r = Relu(c) f = Flatten(r) y = MatMul(f, w)"
+
+
+@pytest.mark.parametrize("stop_after", [None, "correct_biases"])
+@pytest.mark.parametrize(("kind", "symmetric"), [("uint8", True), ("int8", True), ("uint16", False)])
+def test_convolutions_and_linears_with_static_ranges(
+    tmp_path: Path, stop_after: str | None, kind: str, symmetric: bool
+) -> None:
+    constants = {"k": weight(8, 3, 3, 3, scale=0.3), "b": weight(8, seed=1), "w": weight(128, 10, seed=2)}
+    source = save_model(
+        make_model(f"g (float[B,3,4,4] x) => (float[B,10] y) {{ {CNN} }}", constants), tmp_path
+    )
+    settings = [
+        f"activation_type={kind}", f"head.symmetric={str(symmetric).lower()}",
+        "tensors={x: {scale: 0.025, zero_point: 100}, r: {range: [0, 2.55]}}",
+    ]  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((8, 3, 4, 4)).astype(np.float32)
+    made = qcompiler.compile(
+        source, "w8a8-static", calibration=[{"x": x}], output=tmp_path / "out", settings=settings,
+        options=Options(stop_after=stop_after),
+    )  # fmt: skip
+    conv, linear = inspect(made.path).products
+    assert (conv.role, conv.shape, conv.label) == ("conv", (8, 3, 3, 3), "int8 channel sym")
+    assert (linear.role, linear.shape) == ("head", (10, 128))
+    assert linear.label == f"int8 channel {'sym' if symmetric else 'asym'}"
+    assert conv.activations == InputCodes(kind, "tensor", float(np.float32(0.025)), 100)
+    steps = {"uint8": 255, "int8": 127, "uint16": 65535}[kind]
+    assert linear.activations == InputCodes(kind, "tensor", float(np.float32(2.55 / steps)), 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [([], "int8 row"), (["activations=tensor", "head.activations=tensor"], "uint8 dynamic")],
+)
+@pytest.mark.parametrize("stop_after", [None, "round_activations"])
+def test_activations_with_scales_of_every_run(
+    tmp_path: Path, settings: list[str], label: str, stop_after: str | None
+) -> None:
+    made = qcompiler.compile(
+        models.mlp(tmp_path), "w8a8-dynamic", output=tmp_path / "out", settings=settings,
+        options=Options(stop_after=stop_after),
+    )  # fmt: skip
+    first = inspect(made.path).products[0]
+    assert first.activations is not None and first.activations.label == label
+
+
+def test_what_onnx_runtime_fused_reads_the_same(tmp_path: Path) -> None:
+    constants = {"k": weight(8, 3, 3, 3, scale=0.3), "b": weight(8, seed=1), "w": weight(128, 10, seed=2)}
+    source = save_model(
+        make_model(f"g (float[B,3,4,4] x) => (float[B,10] y) {{ {CNN} }}", constants), tmp_path
+    )
+    x = np.random.default_rng(0).standard_normal((8, 3, 4, 4)).astype(np.float32)
+    made = qcompiler.compile(source, "w8a8-static", calibration=[{"x": x}], output=tmp_path / "out")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(made.folder / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(made.path), options, providers=["CPUExecutionProvider"])
+    before, after = inspect(made.path).products, inspect(made.folder / "optimized.onnx").products
+    assert [(p.role, p.label, p.activations) for p in before] == [
+        (p.role, p.label, p.activations) for p in after
+    ]
+    assert after[0].op == "QLinearConv"
