@@ -103,8 +103,8 @@ def _static_products(plan: Plan, floats: Collection[ir.Value]) -> dict[ir.Node, 
     """The products that are meant; notes on those that cannot be."""
     found = {}
     for planned in plan.quantized:
-        if planned.settings.activations != "static":
-            continue
+        if planned.settings.activations != "static" or planned.scheme.is_float8:
+            continue  # those of floats are RoundToFloat8's
         for use in planned.weight.uses:
             if use.role is Role.EMBEDDING:
                 continue

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
+from qcompiler.graph.float8_form import is_float8
 from qcompiler.graph.kernel_node import DOMAIN, LoweredNode, swap_kernel
 from qcompiler.graph.offset_form import offset_form
 from qcompiler.graph.packed_weight import PackedWeight, packed_weight
@@ -47,6 +48,8 @@ class LowerToMatMulNBits(ir.passes.InPlacePass):
                 or SCHEME_KEY not in node.metadata_props
             ):
                 continue
+            if is_float8(node):
+                continue  # no kernel of this kind reads it
             if offset_form(node) is None and not _is_kernel(
                 node
             ):  # scales of two levels are computed: LowerWithOffsets judges those

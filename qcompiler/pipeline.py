@@ -12,7 +12,7 @@ from qcompiler.graph.census import take_census
 from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import NamedPass
-from qcompiler.passes.activation_scales import float_tensors
+from qcompiler.passes.activation_scales import Observe, float_tensors
 from qcompiler.passes.assign_bits import AssignBits, MixedResult
 from qcompiler.passes.correct_biases import CorrectBiases, Means, MeasureMeans
 from qcompiler.passes.expand_gemm import ExpandGemm
@@ -30,6 +30,7 @@ from qcompiler.passes.quantize_weights import CalibrationRun, Progress, Quantize
 from qcompiler.passes.raise_opset import RaiseOpset
 from qcompiler.passes.rotate import Rotate, RotationResult
 from qcompiler.passes.round_activations import RoundActivations
+from qcompiler.passes.round_to_float8 import RoundToFloat8
 from qcompiler.passes.split_experts import SplitExperts
 from qcompiler.passes.store_three_bits import StoreThreeBits
 from qcompiler.passes.use_own_codebooks import UseOwnCodebooks
@@ -274,14 +275,22 @@ def _correct_biases(materials: Materials) -> CorrectBiases:
     )
 
 
-def _insert_qdq(materials: Materials) -> InsertQdq:
+def _observe(materials: Materials) -> Observe:
     def observe(
         model: ir.Model, values: Sequence[ir.Value], bits: int, symmetric: bool
     ) -> Mapping[str, Range]:
         assert materials.range_source is not None  # there is one wherever a plan has static ranges
         return materials.range_source.ranges(model, values, bits, symmetric)
 
-    return InsertQdq(materials.plan, materials.activations, observe)
+    return observe
+
+
+def _round_to_float8(materials: Materials) -> RoundToFloat8:
+    return RoundToFloat8(materials.plan, materials.activations, _observe(materials))
+
+
+def _insert_qdq(materials: Materials) -> InsertQdq:
+    return InsertQdq(materials.plan, materials.activations, _observe(materials))
 
 
 def _assign_bits(materials: Materials) -> AssignBits:
@@ -323,6 +332,11 @@ _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str]
         "round_activations",
         _round_activations,
         "after the weights: scales move through the inputs of products, and would not pass their rounding",
+    ),
+    (
+        "round_to_float8",
+        _round_to_float8,
+        "beside it: the same for 8-bit floats, with ranges that calibration finds",
     ),
     ("insert_qdq", _insert_qdq, "beside it: ranges are those of the model with its rounded weights"),
     ("correct_biases", _correct_biases, "after it: what it corrects is what all rounding together leaves"),

@@ -18,6 +18,7 @@ from qcompiler.algorithms import (
     autoround,
     awq,
     codebook,
+    float8,
     gptq,
     hqq,
     kquant,
@@ -32,8 +33,9 @@ from qcompiler.errors import QCompilerError, SchemeError
 from qcompiler.nearest import nearest
 from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.codebook import CodebookTensor
+from qcompiler.quant.float8 import Float8Tensor
 from qcompiler.quant.scheme import QuantScheme
-from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor
+from qcompiler.quant.tensor import BaseTensor, CorrectedTensor, QuantizedTensor
 from qcompiler.quant.two_level import TwoLevelTensor
 from qcompiler.user_code import describe, import_reference
 
@@ -77,6 +79,7 @@ class Algorithm:
         spreads: whether it makes up for the error of one column with others, so that transforms before it
             should weigh an error by what remains (InputStatistics.remaining).
         codebooks: whether it knows codes that are indices of a table (QuantScheme.dtype nf4 and the like).
+        float8: whether it knows codes that are floats of 8 bits.
         two_level: of a quantizer: it finds two-level scales (QuantScheme.two_level), and no others.
         activations: it is for activations that are rounded; a transform is told how.
         whole_zero_points: of a quantizer: it needs a code that means 0, which float zero points do not promise.
@@ -97,6 +100,7 @@ class Algorithm:
     run: Callable[..., Any]
     spreads: bool = False
     codebooks: bool = False
+    float8: bool = False
     requantizes: bool = False
     two_level: bool = False
     activations: bool = False
@@ -119,8 +123,9 @@ ALGORITHMS = (
         "quantizer",
         frozenset(),
         rtn.RtnOptions,
-        codebook.beside(rtn.quantize, codebook.round_to_nearest),
+        codebook.beside(rtn.quantize, codebook.round_to_nearest, float8.round_to_nearest),
         codebooks=True,
+        float8=True,
         either_axis=True,
     ),
     Algorithm(
@@ -261,8 +266,12 @@ def checked(result: object, scheme: QuantScheme, shape: tuple[int, int], where: 
     if isinstance(result, CorrectedTensor):  # what stands beside the codes checks itself
         checked(result.base, scheme, shape, where)
         return result
-    kind = CodebookTensor if scheme.is_codebook else TwoLevelTensor if scheme.two_level else AffineTensor
-    if not isinstance(result, (AffineTensor, CodebookTensor, TwoLevelTensor)):
+    kind: type[BaseTensor] = AffineTensor
+    if scheme.dtype != "int":
+        kind = CodebookTensor if scheme.is_codebook else Float8Tensor
+    elif scheme.two_level:
+        kind = TwoLevelTensor
+    if not isinstance(result, (AffineTensor, CodebookTensor, TwoLevelTensor, Float8Tensor)):
         article = "an" if kind is AffineTensor else "a"
         raise SchemeError(f"{where}: returned {type(result).__name__}; return {article} {kind.__name__}")
     if result.scheme != scheme:

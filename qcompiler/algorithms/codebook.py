@@ -37,13 +37,16 @@ FindScale = Callable[[Array], Array]
 Quantizer = Callable[..., Any]
 
 
-def beside(affine: Quantizer, codebook: Quantizer) -> Quantizer:
-    """One quantizer of the two: ``codebook`` where the scheme has a table, else ``affine``."""
+def beside(affine: Quantizer, codebook: Quantizer, float8: Quantizer | None = None) -> Quantizer:
+    """One quantizer of them: ``codebook`` where the scheme has a table, ``float8`` where it has floats, else ``affine``."""
 
     def quantize(
         weight: npt.NDArray[Any], statistics: InputStatistics | None, scheme: QuantScheme, options: Any = None
     ) -> Any:
-        return (codebook if scheme.is_codebook else affine)(weight, statistics, scheme, options)
+        chosen = codebook if scheme.is_codebook else affine
+        if scheme.is_float8 and float8 is not None:
+            chosen = float8
+        return chosen(weight, statistics, scheme, options)
 
     return quantize
 

@@ -16,6 +16,15 @@ from qcompiler.graph.codebook_form import (
     read_codebook,
     stored_codebook,
 )
+from qcompiler.graph.float8_form import (
+    StoredFloat8,
+    float8_node,
+    is_float8,
+    read_float8,
+    restore_float8,
+    store_float8,
+    stored_float8,
+)
 from qcompiler.graph.float_zero_points import (
     float_zero_point_nodes,
     float_zero_points,
@@ -36,6 +45,7 @@ from qcompiler.graph.stored_two_level import StoredTwoLevel, restore_two_level, 
 from qcompiler.graph.two_level_form import read_two_level, two_level_nodes
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant.codebook import CodebookTensor
+from qcompiler.quant.float8 import Float8Tensor
 from qcompiler.quant.tensor import BaseTensor
 from qcompiler.quant.two_level import TwoLevelTensor
 
@@ -55,6 +65,8 @@ def emit_weight(
         check_scales(quantized.scheme, name, out_dtype)
         return two_level_nodes(store_two_level(store, quantized, name), layout, name, out_dtype)
     check_scales(quantized.scheme, name, out_dtype)
+    if isinstance(quantized, Float8Tensor):
+        return [float8_node(store_float8(store, quantized, layout, name, out_dtype), name, out_dtype)]
     label = quantized.scheme.label
     if quantized.scheme.groups_rows:
         quantized, layout = quantized.turned, "nk" if layout == "kn" else "kn"
@@ -71,6 +83,8 @@ def restore_weight(
         ValueError: the file ends before it.
     """
     layout: Layout = record["layout"]
+    if "float8" in record:
+        return [float8_node(restore_float8(store, record, name, out_dtype), name, out_dtype)]
     if "step" in record:
         return codebook_nodes(restore_codebook(store, record, name), layout, name, out_dtype)
     if "minima" in record:
@@ -81,13 +95,13 @@ def restore_weight(
 def record_of(node: ir.Node) -> dict[str, Any]:
     """What ``restore_weight`` needs, of the last node of a weight that this run stored; plain JSON."""
     form, with_offsets = codebook_form(node), offset_form(node)
-    kept: StoredQuantized | StoredCodebook | StoredTwoLevel | None
+    kept: StoredQuantized | StoredCodebook | StoredTwoLevel | StoredFloat8 | None
     if form is not None:
         kept, layout = stored_codebook(form), form.layout
     elif with_offsets is not None:
         kept, layout = with_offsets.stored, with_offsets.layout
     else:
-        kept, layout = stored_quantized(node), layout_of(node)
+        kept, layout = stored_float8(node) or stored_quantized(node), layout_of(node)
     assert kept is not None, node.name
     return kept.record() | {"layout": layout}
 
@@ -101,14 +115,15 @@ def _affine_nodes(
 
 
 def is_in_codes(value: ir.Value) -> bool:
-    """Whether a value is a constant that is stored in codes: a middle form, or a DequantizeLinear of another tool, also turned or cast."""
+    """Whether a value is a constant that is stored in codes: a middle form, or a DequantizeLinear of another tool, also behind nodes that
+    turn, cast or reshape it."""
     node = value.producer()
     while node is not None:
         if node.op_type == "DequantizeLinear":
             return constant_of(node, 0) is not None
         if codebook_form(node) is not None or offset_form(node) is not None:
             return True
-        source = node.inputs[0] if node.op_type in ("Identity", "Cast", "Transpose") else None
+        source = node.inputs[0] if node.op_type in ("Identity", "Cast", "Transpose", "Reshape") else None
         node = None if source is None else source.producer()
     return False
 
@@ -133,6 +148,6 @@ def read_weight(node: ir.Node | None) -> tuple[BaseTensor, Layout] | None:
         codes = node.inputs[0]
         if codes is None or not codes.is_initializer() or codes.shape is None or len(codes.shape) != 2:
             return None  # an activation, a kernel or a bias
-        return read_quantized(node), layout_of(node)
+        return (read_float8(node) if is_float8(node) else read_quantized(node)), layout_of(node)
     form = codebook_form(node)
     return None if form is None else (read_codebook(form), form.layout)

@@ -34,6 +34,8 @@ class AffineTensor:
     def __post_init__(self) -> None:
         if self.scheme.is_codebook:
             raise SchemeError(f"{self.scheme.label}: its codes are indices of a table; make a CodebookTensor")
+        if self.scheme.is_float8:
+            raise SchemeError(f"{self.scheme.label}: its codes are 8-bit floats; make a Float8Tensor")
         if self.scheme.two_level:
             raise SchemeError(f"{self.scheme.label}: its scales are of two levels; make a TwoLevelTensor")
         if self.codes.dtype != np.uint8 or self.codes.ndim != 2:

@@ -10,8 +10,9 @@ from typing import Literal, get_args
 from qcompiler.errors import SchemeError
 
 ScaleDtype = Literal["float32", "float16", "bfloat16"]
-Dtype = Literal["int", "nf4", "fp4", "e2m1"]
-"""What a code means: an integer, or an entry of one of the tables in ``codebook``."""
+Dtype = Literal["int", "nf4", "fp4", "e2m1", "e4m3", "e5m2"]
+"""What a code means: an integer, an entry of one of the tables in ``codebook``, or a float of 8 bits (``float8``)."""
+FLOAT8: tuple[Dtype, ...] = ("e4m3", "e5m2")
 ZeroPoint = Literal["int", "float"]
 """What a zero point may be: one of the codes, or any number."""
 GroupAxis = Literal["input", "output"]
@@ -53,7 +54,8 @@ class QuantScheme:
     ``two_level`` stores scales and minima as whole numbers (see ``two_level``).
     ``group_axis`` "output" has groups of rows: scales are [G, K], and the weight is stored as that of the transpose, ``turned``.
 
-    With a ``dtype`` other than "int" a code is the index of a table, w = table[code] * scale, and groups are blocks of the row-major weight
+    With ``dtype`` "e4m3" or "e5m2" a code is a float of 8 bits, w = float8(code) * scale (see ``float8``).
+    With another ``dtype`` than "int" a code is the index of a table, w = table[code] * scale, and groups are blocks of the row-major weight
     (see ``codebook``); ``double_quant`` stores their scales in 8 bits.
 
     Raises:
@@ -102,9 +104,12 @@ class QuantScheme:
             raise SchemeError(
                 f"dtype: {self.dtype} is not supported; use one of {', '.join(get_args(Dtype))}"
             )
+        if not self.is_codebook and self.double_quant:
+            what = "integers" if self.dtype == "int" else "8-bit floats"
+            raise SchemeError(f"double_quant: {what} keep float scales; use it with dtype nf4 or fp4")
+        if self.is_float8:
+            self._check_float8()
         if not self.is_codebook:
-            if self.double_quant:
-                raise SchemeError("double_quant: integers keep float scales; use it with dtype nf4 or fp4")
             return
         if self.bits != 4:
             raise SchemeError(f"dtype: {self.dtype} has 4 bits, not {self.bits}; set bits: 4 or dtype: int")
@@ -116,6 +121,17 @@ class QuantScheme:
                 "set group_size to a number"
             )
 
+    def _check_float8(self) -> None:
+        if self.bits != 8:
+            raise SchemeError(f"dtype: {self.dtype} has 8 bits, not {self.bits}; set bits: 8 or dtype: int")
+        if not self.symmetric:
+            raise SchemeError(f"dtype: {self.dtype} has no zero points; set symmetric: true or dtype: int")
+        if self.granularity is Granularity.GROUP:
+            raise SchemeError(
+                f"dtype: {self.dtype} has a scale for each output or one for all, not for each group; "
+                "set group_size: channel or tensor"
+            )
+
     def _check_zero_point(self) -> None:
         if self.zero_point not in get_args(ZeroPoint):
             raise SchemeError(
@@ -123,7 +139,7 @@ class QuantScheme:
             )
         if self.zero_point == "int":
             return
-        if self.symmetric or self.is_codebook:
+        if self.symmetric or self.dtype != "int":
             raise SchemeError(
                 "zero_point: float, but there are none; set symmetric: false with dtype: int, or zero_point: int"
             )
@@ -136,8 +152,8 @@ class QuantScheme:
     def _check_two_level(self) -> None:
         if not self.two_level:
             return
-        if self.is_codebook or self.bits not in TWO_LEVEL_BITS:
-            what = f"dtype {self.dtype}" if self.is_codebook else f"{self.bits} bits"
+        if self.dtype != "int" or self.bits not in TWO_LEVEL_BITS:
+            what = f"{self.bits} bits" if self.dtype == "int" else f"dtype {self.dtype}"
             raise SchemeError(
                 f"two_level: scales of two levels are not stored with {what}; set dtype: int and bits: "
                 f"{', '.join(map(str, TWO_LEVEL_BITS))} (for 8 bits scale_dtype: float16 is the same size), or two_level: false"
@@ -163,7 +179,12 @@ class QuantScheme:
     @property
     def is_codebook(self) -> bool:
         """Whether codes are indices of a table."""
-        return self.dtype != "int"
+        return self.dtype != "int" and not self.is_float8
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether codes are floats of 8 bits."""
+        return self.dtype in FLOAT8
 
     @property
     def has_float_zero_points(self) -> bool:
@@ -177,7 +198,7 @@ class QuantScheme:
         Not with 8 bits for a channel or tensor: a sign gains nothing there, and integer kernels elsewhere may want positive ones.
         """
         groups = self.granularity is Granularity.GROUP
-        return self.symmetric and not self.is_codebook and (groups or self.bits < 8)
+        return self.symmetric and self.dtype == "int" and (groups or self.bits < 8)
 
     @property
     def groups_rows(self) -> bool:
@@ -204,6 +225,8 @@ class QuantScheme:
         if self.is_codebook:
             return f"{self.dtype} g{self.group_size}{' dq' if self.double_quant else ''}"
         width = f"g{self.group_size}" if self.granularity is Granularity.GROUP else self.granularity.value
+        if self.is_float8:
+            return f"{self.dtype} {width}"
         width += "-out" if self.groups_rows else ""
         extra = " two-level" if self.two_level else " float-zp" if self.has_float_zero_points else ""
         return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}{extra}"

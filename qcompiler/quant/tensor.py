@@ -9,13 +9,14 @@ import numpy.typing as npt
 from qcompiler.errors import SchemeError
 from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.codebook import CodebookTensor
+from qcompiler.quant.float8 import Float8Tensor
 from qcompiler.quant.low_rank import LowRank
 from qcompiler.quant.outlier_columns import OutlierColumns
 from qcompiler.quant.outliers import Outliers
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.quant.two_level import TwoLevelTensor
 
-BaseTensor: TypeAlias = AffineTensor | CodebookTensor | TwoLevelTensor
+BaseTensor: TypeAlias = AffineTensor | CodebookTensor | TwoLevelTensor | Float8Tensor
 """A weight that is nothing but codes, scales and zero points."""
 Correction: TypeAlias = LowRank | Outliers | OutlierColumns
 """What may stand beside it."""

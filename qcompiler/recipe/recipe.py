@@ -353,6 +353,8 @@ class Recipe:
             return Skip(
                 "a convolution: no weight-only kernel takes one; activations: static does, or a rule for its size"
             )
+        if role == "conv" and self.dtype != "int":
+            return Skip(f"a convolution: its integer kernels take integers, and dtype is {self.dtype}")
         base: Recipe | RoleSettings | None = {"head": self.head, "embedding": self.embedding}.get(role, self)
         if base is None:
             return Skip(f"{role}: float in recipe {self.name}")

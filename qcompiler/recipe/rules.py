@@ -8,7 +8,7 @@ from typing import get_args
 
 from qcompiler.errors import RecipeError, SchemeError
 from qcompiler.quant.activations import Activations
-from qcompiler.quant.scheme import Dtype, Granularity, GroupAxis, QuantScheme, ScaleDtype, ZeroPoint
+from qcompiler.quant.scheme import FLOAT8, Dtype, Granularity, GroupAxis, QuantScheme, ScaleDtype, ZeroPoint
 from qcompiler.recipe.steps import Step, make_steps
 from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int, check_text
 
@@ -118,9 +118,9 @@ class Rule:
         steps = self.algorithm or ()
         # What is left to the base is taken as it suits what is said; Recipe.settings_for checks both together.
         check_scheme(
-            4 if self.bits is None else self.bits,
+            (8 if self.dtype in FLOAT8 else 4) if self.bits is None else self.bits,
             "int" if self.dtype is None else self.dtype,
-            32 if self.group_size is None else self.group_size,
+            ("channel" if self.dtype in FLOAT8 else 32) if self.group_size is None else self.group_size,
             "input" if self.group_axis is None else self.group_axis,
             self.zero_point != "float" and self.bits != 1 if self.symmetric is None else self.symmetric,
             "int" if self.zero_point is None else self.zero_point,
@@ -173,6 +173,12 @@ def check_activations(activations: Activations, algorithm: tuple[Step, ...], dty
                 f"algorithm: {unfit[0]} makes activations easier to round, and activations: none rounds none; "
                 "set activations: token, or leave it out"
             )
+    elif dtype in FLOAT8:
+        if activations != "static":
+            raise RecipeError(
+                f"activations: {activations} rounds to integers, and dtype is {dtype}; "
+                "set activations: static, whose ranges calibration finds, or none"
+            )
     elif dtype != "int":
         raise RecipeError(
             f"activations: {activations} needs weights of integers, and dtype is {dtype}; set dtype: int, or activations: none"
@@ -209,6 +215,11 @@ def check_scheme(
     if unfit:
         raise RecipeError(
             f"algorithm: {unfit[0]} finds integers, not codes of a table; use rtn or mse with dtype: {dtype}"
+        )
+    unfit = [step.name for step in algorithm if scheme.is_float8 and not step.algorithm.float8]
+    if unfit:
+        raise RecipeError(
+            f"algorithm: {unfit[0]} finds integers, not floats of 8 bits; use rtn with dtype: {dtype}"
         )
     for step in algorithm:
         if step.algorithm.whole_zero_points and zero_point == "float":

@@ -81,6 +81,8 @@ class InspectedProduct:
             return f"{self.dtype} g{self.group_size}{' dq' if self.double_quant else ''}"
         width = f"g{self.group_size}" if self.group_size is not None else self.granularity
         width += "-out" if self.groups_rows else ""
+        if self.dtype.startswith("float8"):
+            return f"{self.dtype.removeprefix('float8').removesuffix('fn')} {width}"
         extra = " two-level" if self.two_level else " float-zp" if self.float_zero_points else ""
         return f"int{self.bits} {width} {'sym' if self.symmetric else 'asym'}{extra}"
 

@@ -167,8 +167,8 @@ def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool, int]]:
             yield from ((node, node, False, product) for product in range(PRODUCTS.get(_kind(node), 1)))
         return
     for user, index in node.outputs[0].uses():
-        if user.op_type == "Transpose":
-            yield from ((reader, node, True, 0) for reader in _products_of(user))
+        if user.op_type in ("Transpose", "Reshape"):
+            yield from ((reader, node, user.op_type == "Transpose", 0) for reader in _products_of(user))
         elif _WEIGHT_INPUT.get(user.op_type) == index:
             yield user, node, False, 0
 

@@ -16,6 +16,7 @@ from qcompiler.passes.lower_to_matmul_bnb4 import LowerToMatMulBnb4
 from qcompiler.passes.lower_to_matmul_bnb4 import stays_plain as codebook_stays_plain
 from qcompiler.passes.lower_to_matmul_nbits import LowerToMatMulNBits
 from qcompiler.passes.lower_with_offsets import LowerWithOffsets, stays_plain
+from qcompiler.passes.part_float8_products import PartFloat8Products
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.targets.running_nodes import verify_running
@@ -88,6 +89,11 @@ def lowering_to_stock(recipe: Recipe, integers: LowerToIntegers) -> list[NamedPa
             "lower_with_offsets",
             LowerWithOffsets(recipe.accuracy_level),
             "beside them: weights with float zero points or two-level scales, whose zero points no kernel takes fast",
+        ),
+        NamedPass(
+            "part_float8_products",
+            PartFloat8Products(),
+            "beside them: what is in 8-bit floats stays as it is, out of reach of ORT's fusions for integers",
         ),
         NamedPass(
             "fuse_bias", FuseBias(), "after lowering: the kernel adds a bias while its output is in registers"

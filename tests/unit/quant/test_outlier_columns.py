@@ -27,7 +27,7 @@ def test_rows_among_zeros() -> None:
         ([2, 1], r"places: must rise"),
         ([0, 4], r"places: must rise"),
         ([-1, 2], r"places: must rise"),
-        ([1], r"places: int64\(1,\) for values float32\(3, 2\)"),
+        ([1], r"places: int64\(1,\) for values \(3, 2\)"),
     ],
 )
 def test_places_are_columns_in_order(places: list[int], message: str) -> None:
