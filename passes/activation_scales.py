@@ -19,9 +19,13 @@ ones or not."""
 
 
 def choose_codes(
-    model: ir.Model, flow: IntegerFlow, settings: ActivationSettings, observe: Observe
+    model: ir.Model,
+    flow: IntegerFlow,
+    settings: ActivationSettings,
+    observe: Observe,
+    tell: Callable[[str], None],
 ) -> dict[ir.Value, ActivationCodes]:
-    """Of all values of the flow.
+    """Of all values of the flow; ``tell`` is called with a line on what a user should know.
 
     Raises:
         CalibrationError: data never reached some.
@@ -31,6 +35,14 @@ def choose_codes(
     forms = {value: settings.form_of(_name(value)) for value in values}
     fixed = {value: settings.fixed(_name(value)) for value in values}
     seen = _observed(model, values, settings, observe)
+    for line in _still_values(
+        {
+            _name(value): seen[_name(value)]
+            for value in values
+            if fixed[value] is None and _name(value) in seen
+        }
+    ):
+        tell(line)
     clipped = {_name(value): seen.get(_name(last)) for value, last in clipped_behind(flow).items()}
     seen |= {name: found for name, found in clipped.items() if found is not None}
     missing = [_name(value) for value in values if fixed[value] is None and _name(value) not in seen]
@@ -54,6 +66,23 @@ def choose_codes(
         members = sorted(group, key=order.__getitem__)
         _share(members, flow, forms, fixed, seen, codes)
     return codes
+
+
+def _still_values(seen: Mapping[str, Range]) -> list[str]:
+    """A line on the tensors of which calibration saw one number alone."""
+    names = [name for name, found in seen.items() if found.lowest == found.highest]
+    if not names:
+        return []
+    only = f"{seen[names[0]].lowest:g}"
+    more = (
+        f" (and {len(names) - 1} more: {', '.join(names[1:4])}{', ..' if len(names) > 4 else ''})"
+        if names[1:]
+        else ""
+    )
+    return [
+        f"{names[0]}: calibration saw nothing but {only} there{more}, and what comes otherwise is rounded to that or coarsely; "
+        "give data in which it varies, or a range for it (tensors:)"
+    ]
 
 
 def _covering(value: ir.Value, found: Range, form: tuple[object, bool]) -> ActivationCodes:

@@ -9,6 +9,7 @@ image has large even areas, errors of rounding are alike in all of them, and wit
 *Result* other codes in the same biases; convolutions without a bias in integers are left alone.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,16 @@ class MeasureMeans(ir.passes.InPlacePass):
         if outputs and self._feeds is not None and not self.means:
             inputs = list(model.graph.inputs)
             piece = Piece(model, list(model.graph), inputs, outputs)
-            count = 0
+            counts: Counter[ir.Value] = Counter()
             for feed in self._feeds:
                 made = piece.run({value: feed[value.name or ""] for value in inputs})
-                count += 1
                 for value, array in made.items():
-                    mean = _channel_means(array)
-                    self.means[value] = self.means[value] + mean if value in self.means else mean
+                    if array.size:
+                        mean = _channel_means(array)
+                        self.means[value] = self.means[value] + mean if value in self.means else mean
+                        counts[value] += 1
             for value in self.means:
-                self.means[value] /= count
+                self.means[value] /= counts[value]
         return ir.passes.PassResult(model, modified=False)
 
 
@@ -117,11 +119,14 @@ class CorrectBiases(ir.passes.InPlacePass):
         needed = nodes_needed(list(model.graph), base, [output])
         piece = Piece(model, [each for each in model.graph if each in needed], base, [output])
         total: npt.NDArray[np.float64] | float = 0.0
+        count = 0
         for index in range(len(kept)):
             array = piece.run({value: kept.array(index, value) for value in piece.inputs})[output]
-            total = total + _channel_means(array)
+            if array.size:
+                total = total + _channel_means(array)
+                count += 1
             kept.put(index, output, array)
-        missing = self._means[output] - total / len(kept)
+        missing = self._means[output] - total / max(count, 1)
         shift = _shift_bias(node, missing).reshape(-1, *[1] * (kept.array(0, output).ndim - 2))
         for index in range(len(kept)):
             array = kept.array(index, output)
@@ -148,7 +153,7 @@ def _bases(node: ir.Node, ends: set[ir.Value]) -> set[ir.Value]:
 
 
 def _channel_means(array: Array) -> npt.NDArray[np.float64]:
-    """Of [batch, channels, ..]."""
+    """Of [batch, channels, ..], at least one number each."""
     means: npt.NDArray[np.float64] = array.mean(axis=(0, *range(2, array.ndim)), dtype=np.float64)
     return means
 
@@ -170,7 +175,6 @@ def _shift_bias(node: ir.Node, missing: npt.NDArray[np.float64]) -> npt.NDArray[
     codes, scale = dequantize.inputs[0], dequantize.inputs[1]
     assert codes is not None and scale is not None
     assert codes.const_value is not None and scale.const_value is not None
-    missing = np.where(np.isfinite(missing), missing, 0)  # of no images
     steps = scale.const_value.numpy().astype(np.float64)
     old = codes.const_value.numpy().astype(np.int64)
     limits = np.iinfo(np.int32)

@@ -54,7 +54,7 @@ class InsertQdq(ir.passes.InPlacePass):
         convolutions = [node for node in wanted if node.op_type == "Conv"]
         linears = [node for node in wanted if node.op_type != "Conv"]
         flow = find_integer_flow(model.graph, set(convolutions), set(linears), floats)
-        codes = choose_codes(model, flow, self._settings, self._observe)
+        codes = choose_codes(model, flow, self._settings, self._observe, self._plan.warnings.append)
         relus = {value: relu for value, relu in flow.absorbed.items() if absorbs(relu, codes[value])}
         reasons = _why_no_integers(wanted, flow, codes, relus)
         self.left += _said_of_islands(islands(model.graph, flow, wanted))

@@ -15,6 +15,9 @@ from qcompiler.quant.ranges import Range, code_limits
 
 STEPS = 4  # tried ends lie 2^(1/4) apart at first, then at so many places between the neighbours of the best
 HALVINGS = 8  # down to 1/256 of what was seen: there a histogram of 2048 bins still has some
+LEAST_INSIDE = (
+    0.5  # of all numbers; where fewer are left, P is the two outermost bins, and Q has them for nothing
+)
 ROUNDS = 4  # of one end after the other; two are the rule
 
 
@@ -37,6 +40,7 @@ def entropy_range(bins: Bins, bits: int, symmetric: bool) -> Range:
 
     - codes are those of the real scale and zero point, and with ``symmetric`` False each end moves alone: Migacz has the histogram of |x|;
     - the bin that holds 0 counts no more than its neighbours: 0 is held exactly by every range, and a Relu's zeros say nothing;
+    - a range that holds less than half of the numbers is none: of numbers that are few different ones, its P and Q are alike;
     - an outermost bin that has only what lies outside counts in Q as if it held one number: Migacz leaves Q_i = 0 < P_i open.
 
     With as many codes as bins (16 bits) nothing is gained by clipping, and the range is all that was seen.
@@ -144,6 +148,8 @@ def _divergence(bins: Bins, found: Range, bits: int, symmetric: bool) -> float:
     if not len(inside):
         return float("inf")
     own = bins.counts[inside].astype(np.float64)
+    if own.sum() < LEAST_INSIDE * bins.counts.sum():
+        return float("inf")
     p = own.copy()
     p[0] += bins.counts[: inside[0]].sum()
     p[-1] += bins.counts[inside[-1] + 1 :].sum()

@@ -124,3 +124,12 @@ def test_two_values_are_their_range(symmetric: bool) -> None:
     assert mse_range(bins, 16, symmetric) == Range(-1.0, 3.0)
     assert entropy_range(bins, 8, symmetric) == Range(-1.0, 3.0)
     assert percentile_range(bins, 100.0, symmetric) == Range(-1.0, 3.0)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_entropy_keeps_most_of_numbers_that_are_few_different_ones(symmetric: bool) -> None:
+    """As a convolution makes them of an image of one colour: with all of them outside, P and Q would be alike."""
+    values = np.random.default_rng(0).standard_normal(72).astype(np.float32)
+    numbers = np.repeat(values, np.random.default_rng(1).integers(1, 50, 72))
+    found = entropy_range(_bins(numbers), 8, symmetric)
+    assert np.mean((numbers >= found.lowest) & (numbers <= found.highest)) >= 0.5
