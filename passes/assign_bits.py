@@ -169,6 +169,6 @@ class AssignBits(ir.passes.InPlacePass):
 
 
 def is_free(planned: PlannedWeight) -> bool:
-    """Whether its bits are ours to choose: no rule has decided, and its effect can be measured."""
+    """Whether its bits are ours to choose: no rule has decided, convolutions take 8 alone, and its effect can be measured."""
     used = any(use.role is not Role.EMBEDDING and use.in_body is None for use in planned.weight.uses)
-    return used and not planned.settings.decided_by.startswith("rule ")
+    return used and planned.weight.kernel is None and not planned.settings.decided_by.startswith("rule ")

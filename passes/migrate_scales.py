@@ -15,11 +15,13 @@ import onnx_ir as ir
 
 from qcompiler.algorithms import call
 from qcompiler.algorithms.hessian import DAMPING, factor
+from qcompiler.calibration.collector import Statistics
+from qcompiler.calibration.windows import Tap
 from qcompiler.graph.absorb import Absorber, find_absorber, scale_vectors
 from qcompiler.graph.edits import Names, add_initializer, set_info
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Weight
-from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
 from qcompiler.recipe.plan import PlannedWeight
 
 WORTH_A_MUL = 0.9  # an explicit Mul must bring the output error under this share
@@ -94,9 +96,12 @@ class ScaleMigration:
         self.applied: list[AppliedScale] = []
 
     def apply(
-        self, value: ir.Value, readers: Mapping[ir.Node, PlannedWeight], statistics: InputStatistics | None
-    ) -> InputStatistics | None:
-        """Scale the linears that read ``value``; returns the statistics of the activation they then read."""
+        self, tap: Tap, readers: Mapping[ir.Node, PlannedWeight], statistics: Statistics | None
+    ) -> Statistics | None:
+        """Scale the linears that read at ``tap``; returns the statistics of the activation they then read."""
+        if tap.window is not None or isinstance(statistics, GroupedStatistics):
+            return statistics  # a convolution's, of which the recipe's transforms are not
+        value = tap.value
         scaled = {node: planned for node, planned in readers.items() if planned.settings.transforms}
         if not scaled or statistics is None:
             return statistics

@@ -15,8 +15,9 @@ import onnx_ir as ir
 
 from qcompiler.algorithms import Need
 from qcompiler.algorithms.error import quantization_error
-from qcompiler.calibration.collector import Collector
+from qcompiler.calibration.collector import Collector, Statistics
 from qcompiler.calibration.segments import Segment
+from qcompiler.calibration.windows import Tap
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.extract import Piece
 from qcompiler.graph.weights import Role, WeightUse
@@ -40,7 +41,7 @@ from qcompiler.passes.sensitivity import (
     uses_of,
 )
 from qcompiler.quant import metrics
-from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
 from qcompiler.quant.tensor import QuantizedTensor
 from qcompiler.recipe.mixed import MixedSettings
 from qcompiler.recipe.plan import PlannedWeight
@@ -76,7 +77,7 @@ def by_output(
     def measure(
         segment: Segment,
         members: Sequence[PlannedWeight],
-        observed: Mapping[ir.Value, InputStatistics | None],
+        observed: Mapping[Tap, Statistics | None],
     ) -> None:
         with probe.over(segment, members) as losses:
             for planned in members:
@@ -85,9 +86,9 @@ def by_output(
                 measured = losses(planned, alone)
                 ratios = [1.0] * len(settings.bits)
                 if not rounding.exact:
-                    ratios = _ratios(
-                        planned, settings.bits, rounding.bits, alone, observed.get(_input(planned))
-                    )
+                    seen = observed.get(Tap(_input(planned)))
+                    assert not isinstance(seen, GroupedStatistics)  # no convolution is free
+                    ratios = _ratios(planned, settings.bits, rounding.bits, alone, seen)
                 found[planned] = sensitivity(planned, rounding, measured, settings.bits, ratios)
 
     for planned in free:
@@ -103,7 +104,7 @@ def by_output(
         members = [planned for planned in dict.fromkeys(here) if planned not in found]
         if members:
             needs = frozenset({Need.HESSIAN})
-            taps = {_input(planned): (planned.weight.shape[1], needs) for planned in members}
+            taps = {Tap(_input(planned)): (planned.weight.shape[1], needs) for planned in members}
             measure(segment, members, collector.observe(segment, taps))
         collector.advance(segment)
     names = tuple(end.output.name or "" for end in ends)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from qcompiler.algorithms import call, checked
 from qcompiler.algorithms.arrays import row_blocks
 from qcompiler.algorithms.error import quantization_error
-from qcompiler.calibration.collector import Collector
+from qcompiler.calibration.collector import Collector, Statistics
 from qcompiler.calibration.saved_borders import SavedBorders
 from qcompiler.calibration.segments import Segment, cut_segments
 from qcompiler.errors import SchemeError
@@ -37,7 +37,7 @@ from qcompiler.passes.place_weight import WeightPlacement
 from qcompiler.passes.segment_stages import by_input, stages, taps
 from qcompiler.passes.tune_segment import Held, SegmentTuning, refuse_what_has_no_gradient
 from qcompiler.quant.scheme import QuantScheme
-from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.statistics import GroupedStatistics
 from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor, base_of
 from qcompiler.recipe.plan import Plan, PlannedWeight
 
@@ -172,15 +172,13 @@ class QuantizeWeights(ir.passes.InPlacePass):
         known = self._migrate(collector, segment, members)
         for readers in stages(collector.nodes_of(segment), members):
             unknown = {
-                value: nodes for value, nodes in readers.items() if not known.keys() >= set(nodes.values())
+                tap: nodes for tap, nodes in readers.items() if not known.keys() >= set(nodes.values())
             }
             observed = collector.observe_stage(segment, taps(unknown))
-            statistics: dict[PlannedWeight, InputStatistics | None] = {}
-            for value, nodes in readers.items():
+            statistics: dict[PlannedWeight, Statistics | None] = {}
+            for tap, nodes in readers.items():
                 for planned in nodes.values():
-                    statistics.setdefault(
-                        planned, known[planned] if planned in known else observed.get(value)
-                    )
+                    statistics.setdefault(planned, known[planned] if planned in known else observed.get(tap))
             for planned, seen in statistics.items():
                 if planned in self._done:
                     continue
@@ -204,7 +202,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
 
     def _migrate(
         self, collector: Collector, segment: Segment, members: Mapping[ir.Node, PlannedWeight]
-    ) -> dict[PlannedWeight, InputStatistics | None]:
+    ) -> dict[PlannedWeight, Statistics | None]:
         """Move scales between the segment's weights.
 
         Returns:
@@ -223,21 +221,19 @@ class QuantizeWeights(ir.passes.InPlacePass):
             members,
             self._names,
         )
-        after = {
-            value: migration.apply(value, nodes, observed.pop(value, None)) for value, nodes in read.items()
-        }
+        after = {tap: migration.apply(tap, nodes, observed.pop(tap, None)) for tap, nodes in read.items()}
         self._parts.add_scales(migration.applied)
         unfed = {
             p for nodes in stages(collector.nodes_of(segment), members)[0].values() for p in nodes.values()
         }
         return {
-            planned: after[value]
-            for value, nodes in read.items()
+            planned: after[tap]
+            for tap, nodes in read.items()
             for planned in nodes.values()
             if planned in unfed or not planned.settings.quantizer.algorithm.spreads
         }
 
-    def _quantize(self, planned: PlannedWeight, statistics: InputStatistics | None) -> None:
+    def _quantize(self, planned: PlannedWeight, statistics: Statistics | None) -> None:
         weight = planned.weight
         self._progress(weight.name, len(self._done), len(self._plan.quantized))
         values = weight.array()
@@ -257,7 +253,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
             self._store_weight(planned, quantized, statistics)
 
     def _store_weight(
-        self, planned: PlannedWeight, quantized: QuantizedTensor, statistics: InputStatistics | None
+        self, planned: PlannedWeight, quantized: QuantizedTensor, statistics: Statistics | None
     ) -> None:
         weight = planned.weight
         corrected = quantized if isinstance(quantized, CorrectedTensor) else None
@@ -340,10 +336,12 @@ def _anchors(model: ir.Model, plan: Plan) -> list[ir.Node]:
 
 
 def _quantized(
-    planned: PlannedWeight, statistics: InputStatistics | None, values: npt.NDArray[Any]
+    planned: PlannedWeight, statistics: Statistics | None, values: npt.NDArray[Any]
 ) -> QuantizedTensor:
     """What the weight's quantizer makes of values [N, K]."""
     step, name = planned.settings.quantizer, planned.weight.name
+    if isinstance(statistics, GroupedStatistics) and not step.algorithm.in_groups:
+        statistics = None
     found = call(step.algorithm, name, values, statistics, planned.scheme, step.options)
     return checked(found, planned.scheme, planned.weight.shape, f"{name}: {step.name}")
 
@@ -377,7 +375,7 @@ def _grown(results: Sequence[LayerResult]) -> list[str]:
     ]
 
 
-def _rows_lack(planned: PlannedWeight, statistics: InputStatistics) -> bool:
+def _rows_lack(planned: PlannedWeight, statistics: Statistics) -> bool:
     return planned.settings.quantizer.algorithm.spreads and statistics.rows < planned.weight.shape[1]
 
 

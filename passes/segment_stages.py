@@ -5,30 +5,33 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from qcompiler.algorithms import Need
+from qcompiler.calibration.windows import Tap, Window
 from qcompiler.graph.reads import node_reads
 from qcompiler.recipe.plan import PlannedWeight
 
-Readers = Mapping[ir.Value, Mapping[ir.Node, PlannedWeight]]
-"""The linears that read an input, with their weights."""
+Readers = Mapping[Tap, Mapping[ir.Node, PlannedWeight]]
+"""The products that read an input alike, with their weights."""
 
 
-def by_input(members: Mapping[ir.Node, PlannedWeight]) -> dict[ir.Value, dict[ir.Node, PlannedWeight]]:
+def by_input(members: Mapping[ir.Node, PlannedWeight]) -> dict[Tap, dict[ir.Node, PlannedWeight]]:
     """The inputs that the members read, in their order."""
-    found: dict[ir.Value, dict[ir.Node, PlannedWeight]] = {}
+    found: dict[Tap, dict[ir.Node, PlannedWeight]] = {}
     for node, planned in members.items():
         value = node.inputs[0]
         assert value is not None
-        found.setdefault(value, {})[node] = planned
+        kernel = planned.weight.kernel
+        tap = Tap(value, None if kernel is None else Window.of(node, kernel))
+        found.setdefault(tap, {})[node] = planned
     return found
 
 
-def taps(readers_of: Readers) -> dict[ir.Value, tuple[int, frozenset[Need]]]:
+def taps(readers_of: Readers) -> dict[Tap, tuple[int, frozenset[Need]]]:
     """What to observe of each input: its channels K, and what the algorithms of its readers need."""
-    wanted: dict[ir.Value, tuple[int, frozenset[Need]]] = {}
-    for value, readers in readers_of.items():
+    wanted: dict[Tap, tuple[int, frozenset[Need]]] = {}
+    for tap, readers in readers_of.items():
         needs = frozenset(need for planned in readers.values() for need in planned.needs)
         if needs:
-            wanted[value] = (next(iter(readers.values())).weight.shape[1], needs)
+            wanted[tap] = (next(iter(readers.values())).weight.shape[1], needs)
     return wanted
 
 

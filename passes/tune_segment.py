@@ -13,14 +13,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.algorithms import call, checked
-from qcompiler.calibration.collector import Collector
+from qcompiler.calibration.collector import Collector, Statistics
 from qcompiler.calibration.executor import Executor
 from qcompiler.calibration.segment_function import SegmentFunction, learnable_outputs
 from qcompiler.calibration.segments import Segment
 from qcompiler.errors import SchemeError
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant.affine_tensor import AffineTensor
-from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor
 from qcompiler.recipe.plan import PlannedWeight
 from qcompiler.recipe.steps import Step
@@ -34,7 +33,7 @@ class Held:
 
     planned: PlannedWeight
     quantized: QuantizedTensor
-    statistics: InputStatistics | None
+    statistics: Statistics | None
 
 
 def refuse_what_has_no_gradient(

@@ -78,6 +78,7 @@ class Algorithm:
         options: a frozen dataclass, every field with a default.
         spreads: whether it makes up for the error of one column with others, so that transforms before it
             should weigh an error by what remains (InputStatistics.remaining).
+        in_groups: of a quantizer: it takes GroupedStatistics too, those of a convolution with groups of channels.
         codebooks: whether it knows codes that are indices of a table (QuantScheme.dtype nf4 and the like).
         float8: whether it knows codes that are floats of 8 bits.
         two_level: of a quantizer: it finds two-level scales (QuantScheme.two_level), and no others.
@@ -99,6 +100,7 @@ class Algorithm:
     options: type[Any]
     run: Callable[..., Any]
     spreads: bool = False
+    in_groups: bool = False
     codebooks: bool = False
     float8: bool = False
     requantizes: bool = False
@@ -146,7 +148,15 @@ ALGORITHMS = (
         kquant.quantize,
         two_level=True,
     ),
-    Algorithm("gptq", "quantizer", frozenset({Need.HESSIAN}), gptq.GptqOptions, gptq.quantize, spreads=True),
+    Algorithm(
+        "gptq",
+        "quantizer",
+        frozenset({Need.HESSIAN}),
+        gptq.GptqOptions,
+        gptq.quantize,
+        spreads=True,
+        in_groups=True,
+    ),
     Algorithm(
         "spqr",
         "quantizer",

@@ -1,4 +1,4 @@
-"""What a quantized weight costs at the layer's output: tr(E H E^T), E = W - Q(W), H = mean of x x^T."""
+"""What a quantized weight costs at the layer's output: tr(E H E^T), E = W - Q(W), H = mean of x x^T; groups with their own H add up."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from array_api_compat import array_namespace
 
 from qcompiler.algorithms.arrays import Device, place, row_blocks
 from qcompiler.quant.affine import Array
-from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
 from qcompiler.quant.tensor import QuantizedTensor
 
 
@@ -38,14 +38,15 @@ class QuantizationError:
 def quantization_error(
     weight: npt.NDArray[Any],
     quantized: QuantizedTensor,
-    statistics: InputStatistics | None,
+    statistics: InputStatistics | GroupedStatistics | None,
     device: Device = "cpu",
 ) -> QuantizationError:
-    """Compare a weight [N, K] of any floating point type with what is stored for it, block by block."""
+    """Compare a weight [N, K] of any floating point type with what is stored for it, block by block (of groups: at once)."""
     metric = output_metric(statistics, device)
     xp = array_namespace(place(weight[:1], device))
     totals = [0.0] * 5
-    for rows in row_blocks(weight):
+    blocks = [slice(None)] if isinstance(statistics, GroupedStatistics) else row_blocks(weight)
+    for rows in blocks:
         w = place(weight[rows], device)
         e = place(quantized.dequantize(rows), device)
         e -= w
@@ -63,21 +64,25 @@ def quantization_error(
     return QuantizationError(_ratio(output_noise, output_signal), _ratio(noise, signal), cosine)
 
 
-def output_metric(statistics: InputStatistics | None, device: Device) -> Array | None:
-    """What weighs an error: the Hessian [K, K], else the mean squares [K], else None."""
+def output_metric(statistics: InputStatistics | GroupedStatistics | None, device: Device) -> Array | None:
+    """What weighs an error: the Hessian [K, K], or those of groups [G, K, K], else the mean squares [K], else None."""
     if statistics is None:
         return None
+    if isinstance(statistics, GroupedStatistics):
+        return place(statistics.hessian, device)
     known = statistics.hessian if statistics.hessian is not None else statistics.mean_square
     return None if known is None else place(known, device)
 
 
 def output_energy(rows: Array, metric: Array | None) -> float:
-    """tr(R H R^T) for rows [n, K] and the metric that output_metric gave."""
+    """tr(R H R^T) for rows [n, K] and the metric that output_metric gave; with that of groups, all rows."""
     xp = array_namespace(rows)
     if metric is None:
         return float(xp.sum(rows * rows))
     if metric.ndim == 1:
         return float(xp.sum(rows * rows * metric))
+    if metric.ndim == 3:
+        rows = xp.reshape(rows, (metric.shape[0], -1, metric.shape[2]))
     return float(xp.sum((rows @ metric) * rows))
 
 

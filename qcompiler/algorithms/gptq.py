@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
-from qcompiler.algorithms import mse
+from qcompiler.algorithms import gptq_in_groups, mse
 from qcompiler.algorithms.arrays import BLOCK, Device, fetch, place, row_blocks
 from qcompiler.algorithms.hessian import DAMPING, Factor, factor
 from qcompiler.errors import SchemeError
 from qcompiler.quant.affine import Array, round_to_codes, store_scale, store_values, to_groups
 from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.scheme import Granularity, QuantScheme
-from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
 
 COLUMNS = 128  # rounded before the rest of the matrix is brought up to date
 
@@ -67,7 +67,7 @@ class GptqOptions:
 
 def quantize(
     weight: npt.NDArray[Any],
-    statistics: InputStatistics | None,
+    statistics: InputStatistics | GroupedStatistics | None,
     scheme: QuantScheme,
     options: GptqOptions | None = None,
 ) -> AffineTensor:
@@ -76,7 +76,8 @@ def quantize(
     Args:
         weight: [N, K] of any floating point type; it may be a view of a mapped file: it is read in blocks of
             rows, which do not influence one another.
-        statistics: with the Hessian; without one, or where nothing was driven, this is mse.
+        statistics: with the Hessian; without one, or where nothing was driven, this is mse. With those of groups see
+            ``gptq_in_groups``, whose columns keep their order.
         scheme: how the weight will be stored.
         options: damping, refinement, and where the maths runs.
     Raises:
@@ -84,6 +85,10 @@ def quantize(
         CalibrationError: the Hessian does.
     """
     options = options or GptqOptions()
+    if isinstance(statistics, GroupedStatistics):
+        return gptq_in_groups.quantize(
+            weight, statistics, scheme, options.search, options.damping, options.refine
+        )
     if statistics is None or statistics.hessian is None or not np.diagonal(statistics.hessian).any():
         return mse.quantize(weight, statistics, scheme, options.search)
     return round_together(weight, statistics, scheme, options)[0]

@@ -17,14 +17,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.algorithms import Need
-from qcompiler.calibration.observers import InputObserver
+from qcompiler.calibration.observers import GroupsObserver, InputObserver, WindowObserver
 from qcompiler.calibration.segments import FEWEST, Segment, cut_segments
+from qcompiler.calibration.windows import Tap
 from qcompiler.graph.disk import writing
 from qcompiler.graph.extract import Piece, is_constant, nodes_needed
 from qcompiler.graph.reads import node_reads
-from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
 
 Array = npt.NDArray[Any]
+Statistics = InputStatistics | GroupedStatistics
 
 
 class Borders:
@@ -168,21 +170,21 @@ class Collector:
         return nodes
 
     def observe(
-        self, segment: Segment, taps: Mapping[ir.Value, tuple[int, frozenset[Need]]]
-    ) -> dict[ir.Value, InputStatistics | None]:
-        """Statistics of the values in ``taps`` (value -> (K, needs)) over all samples, computed and forgotten."""
+        self, segment: Segment, taps: Mapping[Tap, tuple[int, frozenset[Need]]]
+    ) -> dict[Tap, Statistics | None]:
+        """Statistics of what is read at ``taps`` (with K and needs) over all samples, computed and forgotten."""
         return self._observe(segment, taps, ())
 
     def observe_stage(
-        self, segment: Segment, taps: Mapping[ir.Value, tuple[int, frozenset[Need]]]
-    ) -> dict[ir.Value, InputStatistics | None]:
+        self, segment: Segment, taps: Mapping[Tap, tuple[int, frozenset[Need]]]
+    ) -> dict[Tap, Statistics | None]:
         """Like ``observe``, and what was computed stays: later stages and ``advance`` go on from there.
 
         Nothing upstream of ``taps`` may change afterwards.
         """
         nodes = self.nodes_of(segment)
         given = [*segment.inputs, *self._kept]
-        self._ran |= nodes_needed(nodes, given, [value for value in taps if value not in given])
+        self._ran |= nodes_needed(nodes, given, [tap.value for tap in taps if tap.value not in given])
         later = [node for node in nodes if node not in self._ran]
         wanted = {value for node in later for value in node_reads(node)} | set(self.read_later(segment))
         made = [value for node in nodes if node in self._ran for value in node.outputs]
@@ -200,23 +202,23 @@ class Collector:
     def _observe(
         self,
         segment: Segment,
-        taps: Mapping[ir.Value, tuple[int, frozenset[Need]]],
+        taps: Mapping[Tap, tuple[int, frozenset[Need]]],
         keep: Sequence[ir.Value],
-    ) -> dict[ir.Value, InputStatistics | None]:
+    ) -> dict[Tap, Statistics | None]:
         if not taps:
             return {}
-        observers = {value: InputObserver(k, needs, value.name or "") for value, (k, needs) in taps.items()}
+        observers = {tap: _observer(tap, k, needs) for tap, (k, needs) in taps.items()}
         given = [*segment.inputs, *self._kept]
-        wanted = list(dict.fromkeys([*(value for value in taps if value not in given), *keep]))
+        wanted = list(dict.fromkeys([*(tap.value for tap in taps if tap.value not in given), *keep]))
         piece = Piece(self._model, self.nodes_of(segment), given, wanted) if wanted else None
         for index in range(len(self._borders)):
             sample = self._borders.sample(index)
             made = piece.run(sample) if piece is not None else {}
-            for value, observer in observers.items():
-                observer.add(made[value] if value in made else sample[value])
+            for tap, observer in observers.items():
+                observer.add(made[tap.value] if tap.value in made else sample[tap.value])
             for value in keep:
                 self._borders.put(index, value, made[value])
-        return {value: observer.statistics() for value, observer in observers.items()}
+        return {tap: observer.statistics() for tap, observer in observers.items()}
 
     def begin_again(self, segment: Segment) -> None:
         """Forget what the stages of a segment computed: its weights have changed."""
@@ -293,3 +295,12 @@ class Collector:
     def sample(self, index: int) -> Mapping[ir.Value, Array]:
         """Border activations of one sample, for probing."""
         return self._borders.sample(index)
+
+
+def _observer(tap: Tap, k: int, needs: frozenset[Need]) -> InputObserver | WindowObserver | GroupsObserver:
+    where = tap.value.name or ""
+    if tap.window is None:
+        return InputObserver(k, needs, where)
+    if tap.window.groups == 1:
+        return WindowObserver(tap.window, k, needs, where)
+    return GroupsObserver(tap.window, k, where)

@@ -1,12 +1,15 @@
-"""Statistics of a linear's input, gathered batch by batch in bounded memory: one K x K sum, a few sums of K, some rows."""
+"""Statistics of a linear's or convolution's input, gathered batch by batch in bounded memory: one K x K sum (for each group of channels),
+a few sums of K, some rows."""
 
 import numpy as np
 import numpy.typing as npt
 
 from qcompiler.algorithms import Need
+from qcompiler.calibration.windows import Window
 from qcompiler.errors import CalibrationError
-from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
 
+NOT_FINITE = "NaN or infinity in the activations; check the calibration data, or the float model on it"
 BLOCK_ROWS = 4096  # rows turned to float32 at a time
 SAMPLED_ROWS = (
     256  # at least so many of those seen are kept, where an algorithm wants some, and at most twice as many
@@ -52,9 +55,7 @@ class InputObserver:
 
     def _add_block(self, rows: npt.NDArray[np.float32]) -> None:
         if not np.isfinite(rows).all():
-            raise CalibrationError(
-                f"{self._where}: NaN or infinity in the activations; check the calibration data, or the float model on it"
-            )
+            raise CalibrationError(f"{self._where}: {NOT_FINITE}")
         driven = rows.any(axis=1)
         if not driven.all():
             rows = rows[driven]
@@ -85,6 +86,73 @@ class InputObserver:
             mean_square=(self._sum_square / self._rows).astype(np.float32) if self._channels else None,
             sample=None if self._sample is None else self._sample.rows(),
         )
+
+
+class WindowObserver:
+    """The same of a convolution without groups of channels: its rows are the windows that its kernel sees.
+
+    Args:
+        as of ``InputObserver``.
+    """
+
+    def __init__(self, window: Window, k: int, needs: frozenset[Need], where: str) -> None:
+        self._window = window
+        self._rows = InputObserver(k, needs, where)
+        self._where = where
+
+    def add(self, activation: npt.NDArray[np.generic]) -> None:
+        """Take in [batch, channels, *space].
+
+        Raises:
+            CalibrationError: NaN or infinity, or another shape.
+        """
+        self._rows.add(_windows(self._window, activation, self._where)[0])
+
+    def statistics(self) -> InputStatistics | None:
+        """As of ``InputObserver``."""
+        return self._rows.statistics()
+
+
+class GroupsObserver:
+    """The Hessians of a convolution's groups of channels.
+
+    Args:
+        window: with more than one group.
+        k: numbers of a window that one group sees.
+        where: the value's name, for errors.
+    """
+
+    def __init__(self, window: Window, k: int, where: str) -> None:
+        self._window = window
+        self._where = where
+        self._rows = 0
+        self._products = np.zeros((window.groups, k, k), np.float32)
+
+    def add(self, activation: npt.NDArray[np.generic]) -> None:
+        """Take in [batch, channels, *space].
+
+        Raises:
+            CalibrationError: NaN or infinity, or another shape.
+        """
+        rows = _windows(self._window, activation, self._where)
+        if not np.isfinite(rows).all():
+            raise CalibrationError(f"{self._where}: {NOT_FINITE}")
+        self._rows += rows.shape[1]
+        self._products += rows.transpose(0, 2, 1) @ rows
+
+    def statistics(self) -> GroupedStatistics | None:
+        """What was seen; None when nothing was. The sums are given away: nothing can be added afterwards."""
+        if self._rows == 0:
+            return None
+        self._products /= np.float32(self._rows)
+        return GroupedStatistics(self._rows, self._products)
+
+
+def _windows(window: Window, activation: npt.NDArray[np.generic], where: str) -> npt.NDArray[np.float32]:
+    try:
+        return window.rows(activation)
+    except CalibrationError as error:
+        raise CalibrationError(f"{where}: {error}") from error
 
 
 class RowSample:

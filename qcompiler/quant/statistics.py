@@ -1,4 +1,4 @@
-"""InputStatistics: what calibration knows about the input of one linear."""
+"""What calibration knows about the input of one linear, or of one convolution."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +52,19 @@ class InputStatistics:
             mean_square=None if self.mean_square is None else self.mean_square / (s * s),
             sample=None if self.sample is None else self.sample / s,
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupedStatistics:
+    """Of a convolution with G groups of channels: each group of outputs sees rows of its own.
+
+    Attributes:
+        rows: how many each group saw.
+        hessian: float32 [G, K, K], mean of x x^T of each group; outputs n N/G to (n + 1) N/G - 1 see the n-th.
+    """
+
+    rows: int
+    hessian: FloatArray
 
 
 def _divided(hessian: FloatArray, s: FloatArray) -> FloatArray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qcompiler.algorithms import Need
+from qcompiler.calibration.windows import groups_of
 from qcompiler.errors import CalibrationError, InputError, SchemeError
 from qcompiler.graph.census import Census
 from qcompiler.graph.stored_quantized import SCALE_NAMES
@@ -45,10 +46,12 @@ class PlannedWeight:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The statistics that any of its algorithm's steps asks for; a table of rows has no input to observe, and that
-        of a convolution is no row."""
-        if all(use.role in (Role.EMBEDDING, Role.CONV) for use in self.weight.uses):
+        """The statistics that any of its algorithm's steps asks for; a table of rows has no input to observe, and of a convolution
+        with groups of channels there are Hessians alone."""
+        if all(use.role is Role.EMBEDDING for use in self.weight.uses):
             return frozenset()
+        if self.groups > 1:
+            return frozenset({Need.HESSIAN} if self.settings.quantizer.algorithm.in_groups else ())
         return frozenset(need for step in self.settings.algorithm for need in step.algorithm.needs)
 
     @property
@@ -62,9 +65,14 @@ class PlannedWeight:
         return Need.HESSIAN in self.needs
 
     @property
+    def groups(self) -> int:
+        """Of a convolution's channels; 1 for other products."""
+        return max((groups_of(use.node) for use in self.weight.uses if use.role is Role.CONV), default=1)
+
+    @property
     def hessian_bytes(self) -> int:
-        """Of a float32 matrix K x K."""
-        return 4 * self.weight.shape[1] ** 2
+        """Of a float32 matrix K x K, of groups of one for each."""
+        return 4 * self.groups * self.weight.shape[1] ** 2
 
     def work_bytes(self, mixed: bool) -> int:
         """Anonymous memory while its codes are found: Hessian, codes, blocks of rows; the weight itself is mapped.
@@ -322,15 +330,18 @@ def _grown(quantized: Sequence[PlannedWeight]) -> list[str]:
 
 
 def _without_corrections(weight: Weight, settings: WeightSettings) -> tuple[WeightSettings, str | None]:
-    """The settings without refinements that need a product, for a weight of which rows are gathered, and what to say of that.
+    """The settings without refinements that need a product of matrices, for a convolution or a weight of which rows are gathered, and
+    what to say of that.
 
     Raises:
         SchemeError: its quantizer is such a one.
     """
     unfit = [step for step in settings.algorithm if step.algorithm.beside is not None]
-    if not unfit or all(use.role is not Role.EMBEDDING for use in weight.uses):
+    gathered = any(use.role is Role.EMBEDDING for use in weight.uses)
+    if not unfit or not (gathered or weight.kernel is not None):
         return settings, None
-    why = "rows of the weight are gathered, and what stands beside its codes can only be added to a product"
+    what = "rows of the weight are gathered" if gathered else "it is a convolution"
+    why = f"{what}, and what stands beside its codes can only be added to a product of matrices"
     if settings.quantizer in unfit:
         raise SchemeError(
             f"{weight.name}: {settings.quantizer.name}: {why}; give it another algorithm, such as mse"

@@ -10,8 +10,9 @@ import pytest
 
 from qcompiler.algorithms import Need
 from qcompiler.calibration.collector import Borders, Collector
+from qcompiler.calibration.windows import Tap, Window
 from qcompiler.errors import CalibrationError, ResourceError
-from qcompiler.quant.statistics import InputStatistics
+from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
 from tests.small_models import Array, make_model, weight
 
 ALL = frozenset(Need)
@@ -42,10 +43,12 @@ def _collect(
     assert len(collector.segments) == 3
     seen: dict[str, InputStatistics] = {}
     for segment in collector.segments:
-        taps = {n.inputs[0]: (16, ALL) for n in segment.nodes if n in anchors and n.inputs[0] is not None}
-        for value, statistics in collector.observe(segment, taps).items():
-            assert statistics is not None
-            seen[value.name or ""] = statistics
+        taps = {
+            Tap(n.inputs[0]): (16, ALL) for n in segment.nodes if n in anchors and n.inputs[0] is not None
+        }
+        for tap, statistics in collector.observe(segment, taps).items():
+            assert isinstance(statistics, InputStatistics)
+            seen[tap.value.name or ""] = statistics
         collector.advance(segment)
     return seen
 
@@ -80,7 +83,7 @@ def test_a_segment_sees_what_was_changed_before_it(tmp_path: Path) -> None:
     collector.advance(first)
     value = anchors[1].inputs[0]
     assert value is not None
-    seen = collector.observe(second, {value: (16, ALL)})[value]
+    seen = collector.observe(second, {Tap(value): (16, ALL)})[Tap(value)]
     assert seen is not None and seen.hessian is not None
     assert seen.hessian[0, 0] > 0 and not seen.hessian[1:].any()
 
@@ -109,7 +112,7 @@ def test_data_that_does_not_fit_is_an_error_of_calibration(tmp_path: Path) -> No
     value = model.graph[1].inputs[0]
     assert value is not None
     with pytest.raises(CalibrationError, match=r"^a: ONNX Runtime cannot run the model on this data"):
-        collector.observe(collector.segments[0], {value: (16, ALL)})
+        collector.observe(collector.segments[0], {Tap(value): (16, ALL)})
 
 
 @pytest.mark.parametrize("array", [
@@ -152,8 +155,8 @@ def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
         Borders(1, tmp_path / "missing", 0).put(0, ir.Value(name="v"), np.ones(3, np.float32))
 
 
-def _taps(*values: ir.Value | None) -> dict[ir.Value, tuple[int, frozenset[Need]]]:
-    return {value: (16, ALL) for value in values if value is not None}
+def _taps(*values: ir.Value | None) -> dict[Tap, tuple[int, frozenset[Need]]]:
+    return {Tap(value): (16, ALL) for value in values if value is not None}
 
 
 def test_stages_go_on_from_what_the_last_one_left(tmp_path: Path) -> None:
@@ -167,7 +170,7 @@ def test_stages_go_on_from_what_the_last_one_left(tmp_path: Path) -> None:
     for index, name in enumerate("uvw"):
         value = products[index].inputs[0]
         assert value is not None
-        seen = collector.observe_stage(segment, _taps(value))[value]
+        seen = collector.observe_stage(segment, _taps(value))[Tap(value)]
         assert seen is not None
         # up to three chained float32 products of 16 terms
         np.testing.assert_allclose(seen.hessian, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
@@ -185,8 +188,8 @@ def test_what_has_run_is_not_run_again(tmp_path: Path) -> None:
     zero = ir.Tensor(np.zeros((16, 16), np.float32), name="u")
     model.graph.initializers["u"].const_value = zero  # too late: what it feeds has been kept
     again = collector.observe_stage(segment, _taps(products[2].inputs[0], products[1].inputs[0]))
-    for value, statistics in first.items():
-        kept = again[value]
+    for tap, statistics in first.items():
+        kept = again[tap]
         assert statistics is not None and kept is not None and statistics.hessian is not None
         assert kept.hessian is not None and kept.hessian.any()
         np.testing.assert_array_equal(statistics.hessian, kept.hessian)
@@ -201,3 +204,36 @@ def test_borders_use_freed_places_again(tmp_path: Path) -> None:
         np.testing.assert_array_equal(borders.sample(1)[value], np.full(100, number, np.float32))
         borders.drop(value)
     assert borders.spilled_bytes == 2 * 400
+
+
+def test_a_convolution_is_told_what_its_windows_see(tmp_path: Path) -> None:
+    """A depthwise convolution and a plain one that read the same value."""
+    model = ir.from_proto(
+        make_model(
+            "g (float[B,4,6,6] x) => (float[B,4,6,6] y, float[B,5,6,6] z) "
+            "{ y = Conv<group=4, pads=[1,1,1,1]>(x, u) z = Conv(x, v) }",
+            {"u": weight(4, 1, 3, 3), "v": weight(5, 4, 1, 1, seed=1)},
+        )
+    )
+    depthwise, plain = (Tap(node.inputs[0], Window.of(node, shape)) for node, shape in zip(  # type: ignore[arg-type]
+        model.graph, [(4, 1, 3, 3), (5, 4, 1, 1)], strict=True
+    ))  # fmt: skip
+    feeds = [
+        {"x": np.random.default_rng(i).standard_normal((2, 4, 6, 6)).astype(np.float32)} for i in range(3)
+    ]
+    collector = Collector(model, list(model.graph), feeds, tmp_path, 1 << 30)
+    taps = {depthwise: (9, frozenset({Need.HESSIAN})), plain: (4, ALL)}
+    seen = collector.observe(collector.segments[0], taps)
+    x = np.concatenate([feed["x"] for feed in feeds]).astype(np.float64)
+    rows, groups = seen[plain], seen[depthwise]
+    assert isinstance(rows, InputStatistics) and isinstance(groups, GroupedStatistics)
+    assert rows.rows == groups.rows == 3 * 2 * 36
+    flat = x.transpose(0, 2, 3, 1).reshape(-1, 4)
+    # 216 products of order 1 in float32
+    np.testing.assert_allclose(rows.hessian, flat.T @ flat / 216, rtol=0, atol=216 * 1.2e-7)
+    centre = np.mean(
+        x**2, axis=(0, 2, 3)
+    )  # the kernel's middle sees every number, its corner all but the last row and column
+    np.testing.assert_allclose(groups.hessian[:, 4, 4], centre, rtol=1e-5)
+    corner = np.sum(x[:, :, :5, :5] ** 2, axis=(0, 2, 3)) / 216
+    np.testing.assert_allclose(groups.hessian[:, 0, 0], corner, rtol=1e-5)

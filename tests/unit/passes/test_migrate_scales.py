@@ -16,6 +16,7 @@ from qcompiler.graph.census import take_census
 from qcompiler.graph.edits import Names, add_initializer
 from qcompiler.passes.migrate_scales import ScaleMigration
 from qcompiler.passes.normalize import Normalize
+from qcompiler.passes.segment_stages import by_input
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan, make_plan
 from tests.small_models import Array, apply_pass, assert_equal_outputs, make_model, op_types, run, weight
@@ -69,20 +70,14 @@ def _migrate(
     names = Names(loaded)
     for segment in collector.segments:
         members = {node: by_node[node] for node in segment.nodes if node in by_node}
-        inputs: dict[ir.Value, dict[ir.Node, Any]] = {}
-        for node, planned in members.items():
-            value = node.inputs[0]
-            assert value is not None
-            inputs.setdefault(value, {})[node] = planned
-        taps = {
-            value: (next(iter(r.values())).weight.shape[1], frozenset(Need)) for value, r in inputs.items()
-        }
+        inputs = by_input(members)
+        taps = {tap: (next(iter(r.values())).weight.shape[1], frozenset(Need)) for tap, r in inputs.items()}
         seen = collector.observe(segment, taps)
         migration = ScaleMigration(
             loaded, collector.nodes_of(segment), segment.inputs, collector.sample(0), members, names
         )
-        for value, readers in inputs.items():
-            migration.apply(value, readers, seen[value])
+        for tap, readers in inputs.items():
+            migration.apply(tap, readers, seen[tap])
         for planned in dict.fromkeys(members.values()):
             _write_out(loaded, planned.weight, names)
         collector.advance(segment)
