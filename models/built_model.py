@@ -65,7 +65,7 @@ class ModelFiles:
     evaluation: Path
 
     def copy_to(self, folder: Path) -> "ModelFiles":
-        """The same in a folder: model.onnx, tokenizer.json, and text.txt and other.txt, or .npz under its name.
+        """The same in a folder: model.onnx, tokenizer.json, and text.txt and other.txt, or .npz and folders under their names.
 
         Raises:
             ResourceError: a file of that name is there.
@@ -78,14 +78,16 @@ class ModelFiles:
             raise ResourceError(f"{taken[0]}: exists; give --copy-to another folder")
         folder.mkdir(parents=True, exist_ok=True)
         for source, place in places.items():
-            shutil.copyfile(source, place)
+            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, place)
         tokenizer = self.model.tokenizer
         copied = BuiltModel(places[self.model.path], None if tokenizer is None else places[tokenizer])
         return ModelFiles(copied, places[self.calibration], places[self.evaluation])
 
 
-def print_built(files: ModelFiles, measured: dict[str, float] | None, copy_to: Path | None) -> None:
-    """One line a fact: key, tab, value; at last the command that compiles the model.
+def print_built(
+    files: ModelFiles, measured: dict[str, float] | None, copy_to: Path | None, recipe: str = "w4a16-awq"
+) -> None:
+    """One line a fact: key, tab, value; at last the command that compiles the model by a recipe that suits it.
 
     Raises:
         ResourceError: ``copy_to`` is taken.
@@ -100,7 +102,7 @@ def print_built(files: ModelFiles, measured: dict[str, float] | None, copy_to: P
     print(f"evaluation\t{files.evaluation}")
     for name, value in (measured or {}).items():
         print(f"{name}\t{value:.4f}")
-    command = ["qcompile", str(model.path), "--recipe", "w4a16-awq", "--calib", str(files.calibration)]
+    command = ["qcompile", str(model.path), "--recipe", recipe, "--calib", str(files.calibration)]
     if copy_to is not None:
         command += ["-o", str(copy_to / "out")]
     print(f"compile\t{shlex.join(command)}")

@@ -142,7 +142,7 @@ def main() -> None:
     built = build(Form(given.form))
     measured = measure(built.path) if given.measure else None
     files = ModelFiles(built, calibration_data(), evaluation_data())
-    print_built(files, measured, given.copy_to)
+    print_built(files, measured, given.copy_to, "w8a8-static")
 
 
 if __name__ == "__main__":

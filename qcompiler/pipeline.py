@@ -14,6 +14,7 @@ from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.activation_scales import Observe, float_tensors
 from qcompiler.passes.assign_bits import AssignBits, MixedResult
+from qcompiler.passes.balance_channels import BalanceChannels
 from qcompiler.passes.correct_biases import CorrectBiases, Means, MeasureMeans
 from qcompiler.passes.expand_gemm import ExpandGemm
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
@@ -256,6 +257,12 @@ def _static_convolutions(plan: Plan) -> Callable[[], list[ir.Node]]:
     ]
 
 
+def _balance_channels(materials: Materials) -> BalanceChannels:
+    source = materials.range_source
+    observe = (lambda *_: {}) if source is None else source.channel_sizes
+    return BalanceChannels(_static_convolutions(materials.plan), observe)
+
+
 def _measure_means(materials: Materials) -> MeasureMeans:
     run, plan = materials.calibration, materials.plan
     wanted = plan.corrects_biases if plan.ranges_known else materials.ranges.correct_biases
@@ -313,6 +320,11 @@ _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str]
     ),
     ("rotate", _rotate, "before anything is measured or rounded: both see the rotated model"),
     ("assign_bits", _assign_bits, "before the first weight is rounded: it measures the float model"),
+    (
+        "balance_channels",
+        _balance_channels,
+        "before anything is measured of what it scales",
+    ),
     (
         "measure_means",
         _measure_means,

@@ -1,6 +1,7 @@
 """ONNX Runtime's own int8 quantizers, as its documentation calls them: preprocessed, then static with data or dynamic without."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +21,47 @@ DYNAMIC = "dynamic"
 
 
 class _Rows(CalibrationDataReader):  # type: ignore[misc]
-    """An array's rows, one by one, under the name of the model's input."""
+    """Feeds of a folder, or the rows of a file's arrays one by one."""
 
-    def __init__(self, name: str, array: npt.NDArray[Any]) -> None:
-        self._feeds = ({name: row[None]} for row in array)
+    def __init__(self, data: Path) -> None:
+        self._feeds = iter(_feeds(data))
 
     def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
         return next(self._feeds, None)
+
+
+def _feeds(data: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    if data.is_dir():
+        for path in sorted(data.glob("*.npz")):
+            with np.load(path) as arrays:
+                yield {name: arrays[name] for name in arrays.files}
+        return
+    with np.load(data) as arrays:
+        whole = {name: arrays[name] for name in arrays.files}
+    for index in range(len(next(iter(whole.values())))):
+        yield {name: array[index : index + 1] for name, array in whole.items()}
 
 
 def quantize(model: Path, data: Path, output: Path, method: str) -> None:
     """Write the quantized model.
 
     Args:
-        model: float, of one input.
-        data: .npz of one array under the input's name, a sample a row.
+        model: float.
+        data: .npz of arrays under the inputs' names, a sample a row; or a folder of such, each a feed.
         output: file to write.
         method: "MinMax", "Entropy" or "Percentile": static, uint8 activations and int8 weights, a scale for each
             channel, in the form of QuantizeLinear and DequantizeLinear; "dynamic": scales of activations in every run.
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(model), str(prepared))
+        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
         if method == DYNAMIC:
             quantize_dynamic(prepared, output, per_channel=True)
             return
-        with np.load(data) as arrays:
-            (name,) = arrays.files
-            rows = _Rows(name, arrays[name])
         quantize_static(
             prepared,
             output,
-            rows,
+            _Rows(data),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,

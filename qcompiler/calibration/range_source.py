@@ -4,8 +4,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
+from qcompiler.calibration.channel_sizes import Sizes, observe_channel_sizes
 from qcompiler.calibration.range_observers import RangeMethod
 from qcompiler.calibration.ranges_of_model import Feed, ObservedRange, Progress, observe_ranges
 from qcompiler.calibration.saved_ranges import SavedRanges, read_ranges, write_ranges
@@ -62,6 +64,7 @@ class RangeSource:
         self._progress = progress
         self._wanted: list[str] = []
         self._found: dict[str, ObservedRange] = {}
+        self._channels: dict[str, Sizes] = {}
 
     def ranges(
         self, model: ir.Model, values: Sequence[ir.Value], bits: int = 8, symmetric: bool = False
@@ -90,6 +93,20 @@ class RangeSource:
         self._found |= found
         return found
 
+    def channel_sizes(self, model: ir.Model, values: Sequence[ir.Value]) -> Mapping[str, Sizes]:
+        """The largest size of each channel by name; of saved ranges those that belong to them, so that what was balanced is so again."""
+        if self._saved is not None:
+            found = {
+                name: sizes
+                for value in values
+                if (sizes := self._saved.channels.get(name := value.name or "")) is not None
+            }
+        else:
+            sizes_of = observe_channel_sizes(model, values, self._feeds or ())
+            found = {name: sizes for name, sizes in sizes_of.items() if np.isfinite(sizes).all()}
+        self._channels |= found
+        return found
+
     def save(self, path: Path, data: str, model: str) -> bool:
         """Writes all that was found; False where nothing was looked for.
 
@@ -99,5 +116,6 @@ class RangeSource:
         """
         if not self._wanted:
             return False
-        write_ranges(path, self._found, self._wanted, self._saved.data if self._saved else data, model)
+        words = self._saved.data if self._saved else data
+        write_ranges(path, self._found, self._wanted, words, model, self._channels)
         return True

@@ -4,8 +4,10 @@
      "model": "fingerprint of the model, as it was prepared for quantization; null in a file that is for any",
      "data": "what the ranges were found on, in words",
      "ranges": {"tensor": {"lowest": -1.5, "highest": 2.0, "method": "minmax", "batches": 16, "numbers": 4194304}},
+     "channels": {"tensor": [1.5, 0.25]},
      "unseen": ["tensors of which calibration saw nothing"]}
 
+``channels``, the largest size of each channel, is there where a model's channels were balanced; its ranges are of the balanced ones.
 Ends are written with as many digits as give the same number again.
 """
 
@@ -13,9 +15,12 @@ import json
 import math
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from qcompiler.calibration.range_observers import RangeMethod
 from qcompiler.calibration.ranges_of_model import ObservedRange
@@ -38,6 +43,7 @@ class SavedRanges:
         data: what they were found on, in words.
         ranges: by tensor.
         unseen: tensors of which calibration saw nothing.
+        channels: the largest size of each channel, by tensor.
     """
 
     path: Path
@@ -45,6 +51,7 @@ class SavedRanges:
     data: str
     ranges: Mapping[str, ObservedRange]
     unseen: frozenset[str]
+    channels: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
     def require_model(self, fingerprint: str) -> None:
         """Raises CalibrationError where the ranges are of another model."""
@@ -72,7 +79,12 @@ class SavedRanges:
 
 
 def write_ranges(
-    path: Path, ranges: Mapping[str, ObservedRange], wanted: Collection[str], data: str, model: str | None
+    path: Path,
+    ranges: Mapping[str, ObservedRange],
+    wanted: Collection[str],
+    data: str,
+    model: str | None,
+    channels: Mapping[str, npt.NDArray[np.float64]] | None = None,
 ) -> None:
     """Write ranges as they were observed; the same ranges give the same bytes.
 
@@ -81,6 +93,7 @@ def write_ranges(
         wanted: the tensors that were to be observed; those without a range are noted as unseen.
         data: what the ranges were found on, for whoever reads the file.
         model: fingerprint of the model that they are of.
+        channels: the largest size of each channel, by tensor, finite.
     Raises:
         ResourceError: the file cannot be written.
     """
@@ -98,6 +111,11 @@ def write_ranges(
             }
             for name, one in sorted(ranges.items())
         },
+        **(
+            {"channels": {name: sizes.tolist() for name, sizes in sorted(channels.items())}}
+            if channels
+            else {}
+        ),
         "unseen": sorted(name for name in wanted if name not in ranges),
     }
     write_whole(path, (json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
@@ -111,7 +129,8 @@ def read_ranges(path: Path) -> SavedRanges:
     """
     body = _parsed(path)
     ranges = {name: _range(path, name, fields) for name, fields in body["ranges"].items()}
-    return SavedRanges(path, body["model"], body["data"], ranges, frozenset(body["unseen"]))
+    channels = {name: _sizes(path, name, sizes) for name, sizes in body.get("channels", {}).items()}
+    return SavedRanges(path, body["model"], body["data"], ranges, frozenset(body["unseen"]), channels)
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -123,7 +142,9 @@ def _parsed(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
         raise CalibrationError(f"{path}: not JSON ({error}); {_AGAIN}") from error
-    if not isinstance(body, dict) or body.keys() != {"version", "model", "data", "ranges", "unseen"}:
+    if not isinstance(body, dict) or body.keys() - {"channels"} != {
+        "version", "model", "data", "ranges", "unseen",
+    }:  # fmt: skip
         raise CalibrationError(
             f"{path}: holds no ranges (version, model, data, ranges, unseen); give the path of a calibration.json"
         )
@@ -131,11 +152,25 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise CalibrationError(f"{path}: is of version {body['version']}, and {VERSION} is read; {_AGAIN}")
     if not isinstance(body["ranges"], dict) or not isinstance(body["unseen"], list):
         raise CalibrationError(f"{path}: ranges has to be a mapping from tensors and unseen a list; {_AGAIN}")
+    if not isinstance(body.get("channels", {}), dict):
+        raise CalibrationError(f"{path}: channels has to be a mapping from tensors; {_AGAIN}")
     if not (body["model"] is None or isinstance(body["model"], str)) or not isinstance(body["data"], str):
         raise CalibrationError(f"{path}: model has to be a fingerprint or null, and data text; {_AGAIN}")
     if not all(isinstance(name, str) for name in body["unseen"]):
         raise CalibrationError(f"{path}: unseen has to be a list of names; {_AGAIN}")
     return body
+
+
+def _sizes(path: Path, name: str, sizes: Any) -> npt.NDArray[np.float64]:
+    numbers = isinstance(sizes, list) and all(
+        isinstance(size, (int, float)) and not isinstance(size, bool) and math.isfinite(size) and size >= 0
+        for size in sizes
+    )
+    if not numbers:
+        raise CalibrationError(
+            f"{path}: {name}: the sizes of channels have to be finite numbers, not below 0; {_AGAIN}"
+        )
+    return np.array(sizes, np.float64)
 
 
 def _range(path: Path, name: str, fields: Any) -> ObservedRange:

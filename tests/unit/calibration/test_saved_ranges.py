@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,3 +126,19 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read_ranges(tmp_path / "none.json")
     with pytest.raises(ResourceError, match="cannot be written"):
         write_ranges(tmp_path / "none" / "calibration.json", RANGES, [], "", None)
+
+
+def test_sizes_of_channels_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    write_ranges(path, RANGES, list(RANGES), "", None, {"a": np.array([0.1, 0, 3e7])})
+    assert read_ranges(path).channels["a"].tolist() == [0.1, 0, 3e7]
+
+
+@pytest.mark.parametrize("sizes", ["1", '["1"]', "[-1]", "[NaN]", "[true]"])
+def test_sizes_that_are_none_are_refused(tmp_path: Path, sizes: str) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(
+        f'{{"version": 1, "model": null, "data": "", "ranges": {{}}, "channels": {{"a": {sizes}}}, "unseen": []}}'
+    )
+    with pytest.raises(CalibrationError, match="a: the sizes of channels have to be finite"):
+        read_ranges(path)

@@ -1,0 +1,270 @@
+"""Give the channels of a convolution's input ranges that are alike, before one scale is found for all of them.
+
+*Given* convolutions with static ranges, and calibration data.
+*Result* the same function: where the channels of an input are multiplied by constants upstream (an earlier convolution's outputs,
+a Mul), and nothing but Relu, LeakyRelu, pooling or an Add of a constant lies between, these take 1/s for each channel and the kernel
+s. Where a Mul by a constant reads a convolution, that takes s and the convolution's outputs 1/s.
+
+Nagel et al. 2019, *Data-Free Quantization Through Weight Equalization and Bias Correction*, section 4.1, moves what makes weights of both
+sides alike; weights have a scale for each output here, so what is made alike is the activation itself, a[c] its largest size on the data.
+A depthwise kernel and a Mul take any factor without loss: s = a. Other kernels have one scale for all their inputs, so half of it
+(Xiao et al. 2022, SmoothQuant, equation 4): s = sqrt(a / w), w[c] the kernel's largest size for the channel.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompiler.graph.edits import Names, add_initializer, drop_unused
+from qcompiler.graph.weights import constant_values
+
+Array = npt.NDArray[Any]
+Sizes = npt.NDArray[np.float64]
+Observe = Callable[[ir.Model, Sequence[ir.Value]], Mapping[str, Sizes]]
+"""The largest size of each channel of values by name, over calibration data."""
+PASSED_ON = frozenset(
+    {
+        "AveragePool",
+        "Dropout",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "Identity",
+        "LeakyRelu",
+        "MaxPool",
+        "Relu",
+    }
+)
+"""What gives the same for channels times s, s above 0, as for channels, times s after it."""
+MOST = 64.0  # of all factors, the largest over the smallest: a channel that the data hardly reach shall not be blown up
+
+
+class BalanceChannels(ir.passes.InPlacePass):
+    """The pass.
+
+    Args:
+        wanted: the convolutions.
+        observe: runs the model on the calibration data.
+    """
+
+    def __init__(self, wanted: Callable[[], list[ir.Node]], observe: Observe) -> None:
+        super().__init__()
+        self._wanted = wanted
+        self._observe = observe
+        self._done = False
+        self.balanced: list[str] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        nodes = [] if self._done else self._wanted()
+        self._done = True
+        found = [*(_path_to(node, set(nodes)) for node in nodes), *map(_path_behind, nodes)]
+        paths = [path for path in found if path is not None]
+        if not paths:
+            return ir.passes.PassResult(model, modified=False)
+        names, sizes = Names(model), self._observe(model, [path.value for path in paths])
+        for path in paths:
+            seen = sizes.get(path.value.name or "")
+            factors = None if seen is None or len(seen) != path.channels else path.factors(seen)
+            if factors is not None:
+                path.apply(factors, names)
+                self.balanced.append(path.convolution.name or "")
+        return ir.passes.PassResult(model, modified=bool(self.balanced))
+
+
+@dataclass
+class _Path:
+    """From what takes 1/s to the convolution whose kernel takes s.
+
+    Attributes:
+        value: what the convolution reads.
+        taker: a Conv, or a Mul with the place of its constant.
+        added: nodes between, with the place of the constant that they add.
+    """
+
+    convolution: ir.Node
+    value: ir.Value
+    taker: tuple[ir.Node, int]
+    added: list[tuple[ir.Node, int]] = field(default_factory=list)
+
+    @property
+    def channels(self) -> int:
+        """Of the value."""
+        return self.convolution.attributes.get_int("group", 1) * _kernel_shape(self.convolution)[1]
+
+    def factors(self, sizes: Sizes) -> Sizes | None:
+        """s of each channel; None where they are alike."""
+        if _is_depthwise(self.convolution):
+            return _relative(sizes)
+        kernel = _kernel(self.convolution)
+        weight = np.abs(kernel).max(axis=(0, *range(2, kernel.ndim))).astype(np.float64)
+        return _relative(np.sqrt(sizes / np.maximum(weight, np.finfo(np.float32).tiny)))
+
+    def apply(self, factors: Sizes, names: Names) -> None:
+        """Divide the channels by ``factors`` [channels]."""
+        rank = len(_kernel_shape(self.convolution))
+        for node, place in self.added:
+            _scale_constant(node, place, 1 / factors, rank, names)
+        node, place = self.taker
+        if node.op_type == "Conv":
+            _scale_outputs(node, 1 / factors, names)
+        else:
+            _scale_constant(node, place, 1 / factors, rank, names)
+        _scale_kernel(self.convolution, factors, 0 if _is_depthwise(self.convolution) else 1)
+
+
+def _path_to(node: ir.Node, convolutions: set[ir.Node]) -> _Path | None:
+    """What can take a factor of the channels that ``node`` reads; None where nothing can, or others see them."""
+    groups, shape = node.attributes.get_int("group", 1), _kernel_shape(node)
+    value = node.inputs[0]
+    if value is None or not _is_own(node.inputs[1]) or not (groups == 1 or _is_depthwise(node)):
+        return None
+    channels, added, current = groups * shape[1], list[tuple[ir.Node, int]](), value
+    while len(current.uses()) == 1 and not current.is_graph_output():
+        maker = current.producer()
+        if (
+            maker is None
+            or maker.domain != ""
+            or maker.graph is not node.graph
+            or maker.outputs[0] is not current
+        ):
+            return None
+        if maker.op_type == "Conv":
+            fits = maker in convolutions and _is_scalable(maker) and _kernel_shape(maker)[0] == channels
+            return _Path(node, value, (maker, 1), added) if fits else None
+        place = 0
+        if maker.op_type in ("Mul", "Add"):
+            constant = _constant_place(maker, channels, len(shape))
+            if constant is None:
+                return None
+            if maker.op_type == "Mul":
+                return _Path(node, value, (maker, constant), added)
+            added.append((maker, constant))
+            place = 1 - constant
+        elif maker.op_type not in PASSED_ON:
+            return None
+        source = maker.inputs[place]
+        if source is None:
+            return None
+        current = source
+    return None
+
+
+@dataclass
+class _Behind:
+    """A convolution whose output ``value`` is read by a Mul, with the place of its constant, alone."""
+
+    convolution: ir.Node
+    value: ir.Value
+    reader: tuple[ir.Node, int]
+
+    @property
+    def channels(self) -> int:
+        """Of the value."""
+        return _kernel_shape(self.convolution)[0]
+
+    def factors(self, sizes: Sizes) -> Sizes | None:
+        """s of each channel; None where they are alike."""
+        return _relative(sizes)
+
+    def apply(self, factors: Sizes, names: Names) -> None:
+        """Divide the channels by ``factors`` [channels], and multiply by them in the Mul."""
+        _scale_outputs(self.convolution, 1 / factors, names)
+        _scale_constant(*self.reader, factors, len(_kernel_shape(self.convolution)), names)
+
+
+def _path_behind(node: ir.Node) -> _Behind | None:
+    value = node.outputs[0]
+    if not _is_scalable(node) or value.is_graph_output() or len(value.uses()) != 1:
+        return None
+    ((reader, place),) = value.uses()
+    if reader.op_type != "Mul" or reader.domain != "" or reader.graph is not node.graph:
+        return None
+    constant = _constant_place(reader, _kernel_shape(node)[0], len(_kernel_shape(node)))
+    return None if constant is None or constant == place else _Behind(node, value, (reader, constant))
+
+
+def _relative(wanted: Sizes) -> Sizes | None:
+    """1 at most and 1/MOST at least; None where the data show nothing, or all are alike."""
+    if not wanted.any():
+        return None
+    factors = np.maximum(wanted / wanted.max(), 1 / MOST)
+    return None if factors.min() == 1 else factors
+
+
+def _is_scalable(convolution: ir.Node) -> bool:
+    """Whether the convolution's outputs can be multiplied."""
+    bias = convolution.inputs[2] if len(convolution.inputs) > 2 else None
+    return _is_own(convolution.inputs[1]) and (bias is None or constant_values(bias) is not None)
+
+
+def _scale_outputs(convolution: ir.Node, factors: Sizes, names: Names) -> None:
+    _scale_kernel(convolution, factors, 0)
+    if len(convolution.inputs) > 2 and convolution.inputs[2] is not None:
+        _scale_constant(convolution, 2, factors, 1, names)
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    return node.attributes.get_int("group", 1) == _kernel_shape(node)[0] and _kernel_shape(node)[1] == 1
+
+
+def _is_own(kernel: ir.Value | None) -> bool:
+    """Whether it is stored and nothing else reads it."""
+    return (
+        kernel is not None
+        and kernel.is_initializer()
+        and not kernel.is_graph_input()
+        and kernel.const_value is not None
+        and len(kernel.uses()) == 1
+    )
+
+
+def _kernel_shape(node: ir.Node) -> tuple[int, ...]:
+    kernel = node.inputs[1]
+    assert kernel is not None and kernel.shape is not None
+    return tuple(kernel.shape.numpy())
+
+
+def _kernel(node: ir.Node) -> Array:
+    kernel = node.inputs[1]
+    assert kernel is not None and kernel.const_value is not None
+    return kernel.const_value.numpy()
+
+
+def _scale_kernel(node: ir.Node, factors: Sizes, axis: int) -> None:
+    kernel = node.inputs[1]
+    assert kernel is not None and kernel.const_value is not None
+    tensor, shape = kernel.const_value, [1] * len(_kernel_shape(node))
+    shape[axis] = -1
+
+    def scaled() -> ir.Tensor[Any]:
+        numbers = tensor.numpy()
+        return ir.Tensor((numbers * factors.reshape(shape)).astype(numbers.dtype), tensor.dtype)
+
+    kernel.const_value = ir.LazyTensor(scaled, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=kernel.name)
+
+
+def _constant_place(node: ir.Node, channels: int, rank: int) -> int | None:
+    """Where a node has a constant that is one number, or one for each channel of [batch, channels, ..]."""
+    for place in (0, 1):
+        found = constant_values(node.inputs[place])
+        if found is None or not np.issubdtype(found.dtype, np.floating) or found.ndim > rank:
+            continue
+        whole = (1,) * (rank - found.ndim) + found.shape
+        if found.size == 1 or whole == (1, channels, *[1] * (rank - 2)):
+            return place
+    return None
+
+
+def _scale_constant(node: ir.Node, place: int, factors: Sizes, rank: int, names: Names) -> None:
+    """A constant of its own for the node, [channels, 1, ..] so that it is one for each channel."""
+    value, graph = node.inputs[place], node.graph
+    found = constant_values(value)
+    assert value is not None and found is not None and isinstance(graph, ir.Graph)
+    shape = (-1,) if rank == 1 else (-1, *[1] * (rank - 2))
+    numbers = (found.reshape(-1).astype(np.float64) * factors).reshape(shape).astype(found.dtype)
+    name = names.value(f"{value.name}.balanced")
+    node.replace_input_with(place, add_initializer(graph, ir.Tensor(numbers, name=name), name))
+    drop_unused(value)

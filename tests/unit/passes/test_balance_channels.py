@@ -1,0 +1,97 @@
+"""BalanceChannels: the same function with channels that are alike, and what stays."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qcompiler.calibration.channel_sizes import observe_channel_sizes
+from qcompiler.passes.balance_channels import BalanceChannels
+from tests.small_models import Array, apply_pass, assert_equal_outputs, make_model, run, weight
+
+# float32 sums of 27 products, with factors that are no powers of 2.
+ROUNDING = 1e-5
+SIGNATURE = "g (float[B,3,8,8] x) => (float[B,N,H,W] y)"
+FIRST = "c = Conv<pads=[1,1,1,1]>(x, k, b)"
+DEPTHWISE = "y = Conv<group=4>({}, d)"
+
+
+def _x() -> Array:
+    return np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+
+
+def _constants() -> dict[str, Array]:
+    wide = np.array([0.01, 1, 30, 3], np.float32).reshape(4, 1, 1, 1)
+    return {
+        "k": weight(4, 3, 3, 3, scale=0.3) * wide, "b": weight(4, seed=1), "d": weight(4, 1, 3, 3, seed=2),
+        "e": weight(6, 4, 3, 3, seed=3), "half": np.array(0.5, np.float32),
+        "each": weight(1, 4, 1, 1, seed=4) + 2, "axes": np.array([1], np.int64),
+    }  # fmt: skip
+
+
+class _Balance(ir.passes.InPlacePass):
+    """The pass over all convolutions of a graph."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        convolutions = [node for node in model.graph if node.op_type == "Conv"]
+        return BalanceChannels(
+            lambda: convolutions, lambda model, values: observe_channel_sizes(model, values, [{"x": _x()}])
+        ).call(model)
+
+
+def _apply(body: str) -> tuple[onnx.ModelProto, ir.Model, bool]:
+    model = make_model(f"{SIGNATURE} {{ {body} }}", _constants())
+    return model, *apply_pass(_Balance(), model)
+
+
+def _spread(model: onnx.ModelProto | ir.Model, value: str) -> float:
+    """The widest channel over the median one."""
+    graph = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
+    wanted = next(out for node in graph.graph for out in node.outputs if out.name == value)
+    sizes = observe_channel_sizes(graph, [wanted], [{"x": _x()}])[value]
+    return float(sizes.max() / np.median(sizes))
+
+
+@pytest.mark.parametrize(
+    "between, value",
+    [
+        ("", "c"),
+        ("r = Relu(c)", "r"),
+        ("r = Relu(c) m = MaxPool<kernel_shape=[2,2]>(r)", "m"),
+        ("s = Sigmoid(c) m = Mul(s, each)", "m"),
+        ("s = Mul(half, c) m = Add(s, each)", "m"),
+    ],
+    ids=["direct", "Relu", "pool", "Mul", "Add"],
+)
+def test_channels_become_alike_and_the_function_stays(between: str, value: str) -> None:
+    before, after, modified = _apply(f"{FIRST} {between} {DEPTHWISE.format(value)}")
+    assert modified
+    assert_equal_outputs(run(before, {"x": _x()}, optimize=False), run(after, {"x": _x()}), ROUNDING)
+    assert _spread(after, value) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_kernel_with_one_scale_for_its_inputs_takes_half() -> None:
+    before, after, modified = _apply(f"{FIRST} r = Relu(c) y = Conv(r, e)")
+    assert modified
+    assert_equal_outputs(run(before, {"x": _x()}, optimize=False), run(after, {"x": _x()}), ROUNDING)
+    assert 1.2 < _spread(after, "r") < _spread(before, "r") / 2
+
+
+def test_outputs_that_a_mul_reads_become_alike() -> None:
+    before, after, modified = _apply(f"{FIRST} m = Mul(c, half) y = Sigmoid(m)")
+    assert modified and _spread(before, "c") > 2
+    assert_equal_outputs(run(before, {"x": _x()}, optimize=False), run(after, {"x": _x()}), ROUNDING)
+    assert _spread(after, "c") == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"{FIRST} r = Relu(c) z = {DEPTHWISE[4:].format('r')} t = ReduceMean(r, axes) y = Add(z, t)",
+        f"{FIRST} r = Sigmoid(c) {DEPTHWISE.format('r')}",
+        f"{FIRST} r = Mul(c, c) {DEPTHWISE.format('r')}",
+    ],
+    ids=["another reader", "not homogeneous", "no constant"],
+)
+def test_others_stay(body: str) -> None:
+    assert not _apply(body)[2]
