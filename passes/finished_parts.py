@@ -19,6 +19,7 @@ from qcompiler.graph.weight_form import record_of, restore_weight
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.migrate_scales import AppliedScale
+from qcompiler.passes.shift_inputs import AppliedShift
 from qcompiler.recipe.plan import Plan, PlannedWeight
 
 
@@ -45,7 +46,7 @@ class FinishedPart:
         borders, float_borders: what ``SavedBorders.save`` gave.
     """
 
-    scales: list[AppliedScale]
+    scales: list[AppliedScale | AppliedShift]
     weights: list[FinishedWeight]
     borders: Any
     float_borders: Any
@@ -63,7 +64,7 @@ class FinishedParts:
         self._store = store
         self._checkpoints = checkpoints
         self._weights: list[dict[str, Any]] = []  # done since the last part was saved
-        self._scales: list[AppliedScale] = []  # likewise
+        self._scales: list[AppliedScale | AppliedShift] = []  # likewise
 
     @property
     def are_kept(self) -> bool:
@@ -75,7 +76,7 @@ class FinishedParts:
         """Whether there are any still to be taken."""
         return self._checkpoints is not None and bool(self._checkpoints.found)
 
-    def add_scales(self, applied: Sequence[AppliedScale]) -> None:
+    def add_scales(self, applied: Sequence[AppliedScale | AppliedShift]) -> None:
         """Scales that were moved in the part at hand."""
         self._scales += applied
 
@@ -119,7 +120,10 @@ class FinishedParts:
         saved = None if self._checkpoints is None else self._checkpoints.take(part)
         if saved is None:
             return None
-        scales = [AppliedScale.restore(record, self._store) for record in saved["scales"]]
+        scales = [
+            (AppliedShift if "shift" in record else AppliedScale).restore(record, self._store)
+            for record in saved["scales"]
+        ]
         weights = [self._restored(entry) for entry in saved["weights"]]
         return FinishedPart(scales, weights, saved["borders"], saved.get("float_borders"))
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.algorithms import call
+from qcompiler.algorithms.arrays import row_blocks
 from qcompiler.algorithms.hessian import DAMPING, factor
 from qcompiler.calibration.collector import Statistics
 from qcompiler.calibration.windows import Tap
@@ -21,6 +22,7 @@ from qcompiler.graph.absorb import Absorber, find_absorber, scale_vectors
 from qcompiler.graph.edits import Names, add_initializer, set_info
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Weight
+from qcompiler.passes.shift_inputs import AppliedShift, norm_that_can_shift, why_not_shifted
 from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
 from qcompiler.recipe.plan import PlannedWeight
 
@@ -93,7 +95,7 @@ class ScaleMigration:
         self._sample = sample
         self._members = members
         self._names = names
-        self.applied: list[AppliedScale] = []
+        self.applied: list[AppliedScale | AppliedShift] = []
 
     def apply(
         self, tap: Tap, readers: Mapping[ir.Node, PlannedWeight], statistics: Statistics | None
@@ -148,16 +150,60 @@ class ScaleMigration:
                 *((activations,) if step.algorithm.activations else ()),
             )
             gain = choice.loss / choice.plain_loss if choice.plain_loss > 0 else 1.0
-            if gain >= 1.0 or (absorber is None and gain > WORTH_A_MUL):
+            norm = norm_that_can_shift(value, set(targets)) if absorber is not None else None
+            refused = None if choice.shift is None else why_not_shifted(targets, self._nodes)
+            if refused is not None:
+                for planned in targets.values():
+                    planned.notes.append(f"{step.name}: not shifted: {refused}")
                 continue
-            value, where = self._take_out(value, targets, choice.scale, absorber)
+            own_node = absorber is None or (choice.shift is not None and norm is None)
+            if gain >= 1.0 or (own_node and gain > WORTH_A_MUL):
+                continue
+            taken = []
+            if (choice.scale != 1).any():
+                value, where = self._take_out(value, targets, choice.scale, absorber)
+                taken.append(f"scale taken by {where}")
+                for planned in targets.values():
+                    planned.weight.scale_columns(choice.scale)
+                statistics = statistics.scaled(choice.scale)
+            if choice.shift is not None:
+                shift = choice.shift / choice.scale
+                value = self._shift(value, targets, shift, norm)
+                statistics = statistics.shifted(shift)
+                taken.append(f"shift taken by {'a norm' if norm is not None else 'an Add of its own'}")
             for planned in targets.values():
-                planned.weight.scale_columns(choice.scale)
                 planned.notes.append(
-                    f"{step.name}: output error times {gain:.2f} before rounding is refined; scale taken by {where}"
+                    f"{step.name}: output error times {gain:.2f} before rounding is refined; {', '.join(taken)}"
                 )
-            statistics = statistics.scaled(choice.scale)
         return statistics
+
+    def _shift(
+        self,
+        value: ir.Value,
+        readers: Mapping[ir.Node, PlannedWeight],
+        shift: npt.NDArray[np.float32],
+        norm: ir.Node | None,
+    ) -> ir.Value:
+        """Take ``shift`` out of X; returns what the linears now read."""
+        biases = {
+            _output(node): _product_with(planned.weight.array(), shift) for node, planned in readers.items()
+        }
+        dtype = value.dtype or next(iter(readers.values())).weight.dtype
+        applied = AppliedShift(shift, _output(norm) if norm is not None else "", biases, dtype.name)
+        for node in applied.apply(self._model, list(readers), norm, self._names):
+            source = node.inputs[0]
+            made_by = None if source is None else source.producer()
+            behind = made_by is not None and made_by in readers
+            place = (
+                self._nodes.index(made_by) + 1
+                if behind and made_by is not None
+                else self._nodes.index(next(iter(readers)))
+            )
+            self._nodes.insert(place, node)
+        self.applied.append(applied)
+        shifted = next(iter(readers)).inputs[0]
+        assert shifted is not None
+        return shifted
 
     def _weight_of(self, node: ir.Node) -> Weight | None:
         planned = self._members.get(node)
@@ -208,6 +254,13 @@ def _insert_mul(
     for reader in readers:
         reader.replace_input_with(0, output)
     return node
+
+
+def _product_with(weight: npt.NDArray[Any], vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """float32 [N], of a weight [N, K] that is read in blocks of rows."""
+    parts = [weight[rows].astype(np.float64) @ vector for rows in row_blocks(weight)]
+    found: npt.NDArray[np.float32] = np.concatenate(parts).astype(np.float32)
+    return found
 
 
 def _output(node: ir.Node) -> str:

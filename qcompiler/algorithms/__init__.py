@@ -25,6 +25,7 @@ from qcompiler.algorithms import (
     llmint8,
     lorc,
     mse,
+    outlier_suppression,
     rtn,
     smoothquant,
     spqr,
@@ -52,7 +53,7 @@ class Need(str, Enum):
     HESSIAN = "hessian"
     """InputStatistics.hessian."""
     CHANNELS = "channels"
-    """InputStatistics.mean_abs, max_abs and mean_square."""
+    """InputStatistics.mean_abs, max_abs, mean_square, lowest, highest and mean."""
     ROWS = "rows"
     """InputStatistics.sample."""
 
@@ -192,6 +193,14 @@ ALGORITHMS = (
         frozenset({Need.CHANNELS, Need.ROWS}),
         smoothquant.SmoothQuantOptions,
         smoothquant.search_scale,
+        activations=True,
+    ),
+    Algorithm(
+        "outlier-suppression",
+        "transform",
+        frozenset({Need.CHANNELS, Need.ROWS}),
+        outlier_suppression.OutlierSuppressionOptions,
+        outlier_suppression.search,
         activations=True,
     ),
     Algorithm(

@@ -63,11 +63,13 @@ class ScaleChoice:
         scale: float32 [K], positive; multiply the weights' columns by it, divide the activation by it.
         loss, plain_loss: squared output error per row of activation with this scale and with none, rounded to
             nearest, estimated from the sampled rows; loss <= plain_loss.
+        shift: float32 [K], to be subtracted from the activation before it is divided; None for none.
     """
 
     scale: npt.NDArray[np.float32]
     loss: float
     plain_loss: float
+    shift: npt.NDArray[np.float32] | None = None
 
 
 def search_scale(

@@ -36,6 +36,9 @@ class InputObserver:
         self._sum_abs = np.zeros(k, np.float64)
         self._max_abs = np.zeros(k, np.float32)
         self._sum_square = np.zeros(k, np.float64)
+        self._sum = np.zeros(k, np.float64)
+        self._lowest = np.full(k, np.inf, np.float32)
+        self._highest = np.full(k, -np.inf, np.float32)
         self._sample = RowSample(k) if Need.ROWS in needs else None
 
     def add(self, activation: npt.NDArray[np.generic]) -> None:
@@ -65,6 +68,9 @@ class InputObserver:
         if self._products is not None:
             self._products += rows.T @ rows
         if self._channels:
+            self._sum += rows.sum(axis=0, dtype=np.float64)
+            np.minimum(self._lowest, rows.min(axis=0), out=self._lowest)
+            np.maximum(self._highest, rows.max(axis=0), out=self._highest)
             magnitude = np.abs(rows)
             self._sum_abs += magnitude.sum(axis=0, dtype=np.float64)
             np.maximum(self._max_abs, magnitude.max(axis=0), out=self._max_abs)
@@ -85,6 +91,9 @@ class InputObserver:
             max_abs=self._max_abs if self._channels else None,
             mean_square=(self._sum_square / self._rows).astype(np.float32) if self._channels else None,
             sample=None if self._sample is None else self._sample.rows(),
+            lowest=self._lowest if self._channels else None,
+            highest=self._highest if self._channels else None,
+            mean=(self._sum / self._rows).astype(np.float32) if self._channels else None,
         )
 
 

@@ -18,6 +18,7 @@ class InputStatistics:
         hessian: float32 [K, K], mean of x x^T.
         mean_abs: float32 [K], mean of |x|.
         max_abs: float32 [K], largest |x|.
+        lowest, highest, mean: float32 [K], of x.
         mean_square: float32 [K], mean of x^2; the diagonal of the Hessian for those who need no more of it.
         remaining: float32 [K], the mean square that the channels rounded later cannot explain: what an error
             in channel k costs under a quantizer that makes up for it (GPTQ).
@@ -33,6 +34,9 @@ class InputStatistics:
     mean_square: FloatArray | None = None
     remaining: FloatArray | None = None
     sample: FloatArray | None = None
+    lowest: FloatArray | None = None
+    highest: FloatArray | None = None
+    mean: FloatArray | None = None
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def diagonal(self) -> FloatArray | None:
@@ -51,6 +55,37 @@ class InputStatistics:
             max_abs=None if self.max_abs is None else self.max_abs / s,
             mean_square=None if self.mean_square is None else self.mean_square / (s * s),
             sample=None if self.sample is None else self.sample / s,
+            lowest=None if self.lowest is None else self.lowest / s,
+            highest=None if self.highest is None else self.highest / s,
+            mean=None if self.mean is None else self.mean / s,
+        )
+
+    def shifted(self, shift: npt.NDArray[np.floating]) -> "InputStatistics":
+        """The statistics of x - shift, shift [K]; ``remaining`` has to be found anew, and ``mean_abs`` is that of the sampled rows.
+
+        Raises:
+            ValueError: there is no mean, lowest and highest, or no sample.
+        """
+        if self.mean is None or self.lowest is None or self.highest is None or self.sample is None:
+            raise ValueError("statistics without the ranges and means of channels cannot be shifted")
+        z = np.asarray(shift, dtype=np.float32)
+        lowest, highest, mean, sample = self.lowest - z, self.highest - z, self.mean - z, self.sample - z
+        hessian = self.hessian
+        if hessian is not None:  # E (x - z)(x - z)^T = E x x^T - m z^T - z m^T + z z^T
+            hessian = hessian - np.outer(self.mean, z) - np.outer(z, mean)
+        square = self.mean_square
+        if square is not None:
+            square = np.maximum(square - z * (2 * self.mean - z), 0)
+        return InputStatistics(
+            rows=self.rows,
+            hessian=hessian,
+            mean_abs=np.abs(sample).mean(axis=0),
+            max_abs=np.maximum(highest, -lowest),
+            mean_square=square,
+            sample=sample,
+            lowest=lowest,
+            highest=highest,
+            mean=mean,
         )
 
 
