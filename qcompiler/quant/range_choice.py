@@ -15,9 +15,7 @@ from qcompiler.quant.ranges import Range, code_limits
 
 STEPS = 4  # tried ends lie 2^(1/4) apart at first, then at so many places between the neighbours of the best
 HALVINGS = 8  # down to 1/256 of what was seen: there a histogram of 2048 bins still has some
-LEAST_INSIDE = (
-    0.5  # of all numbers; where fewer are left, P is the two outermost bins, and Q has them for nothing
-)
+LEAST_INSIDE = 0.5  # of all numbers: of fewer, what P has in its outermost bins Q has for nothing
 ROUNDS = 4  # of one end after the other; two are the rule
 
 
