@@ -46,7 +46,9 @@ from qcompiler.report.memory import PeakMemory
 from qcompiler.report.memory_forecast import enough_memory, forecast_peak_bytes
 from qcompiler.report.pareto import PARETO, pareto_svg
 from qcompiler.report.sizes import counted, format_bytes, format_memory
+from qcompiler.runtime import register
 from qcompiler.targets import Target, find_target
+from qcompiler.targets.running_nodes import running_quantized
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[str, int, int], None]
@@ -71,6 +73,7 @@ class Options:
         verify_each: check the model after each pass.
         stop_after: name of the last pass to run; the model as it then is is written.
         resume: go on from what an earlier run of the same compile had finished.
+        allow_quantized: what is quantized already stays as it is; else it is an error.
     """
 
     seed: int = 0
@@ -80,6 +83,7 @@ class Options:
     verify_each: bool = False
     stop_after: str | None = None
     resume: bool = False
+    allow_quantized: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def dry_run(
     goal = find_target(target, function_body, mapped_weights)
     job = _look_up(model, recipe, settings, goal, output, calibration, tokenizer, options)
     run_passes(job.model, preparing_passes(job.recipe), [])
-    planned = _plan(job)
+    planned = _plan(job, options.allow_quantized)
     forecast = _forecast(job, planned)
     peak = forecast(options.memory_limit)
     refusals = []
@@ -212,7 +216,7 @@ def compile(
         prepared = model_fingerprint(loaded) if resolved.has_static_ranges and not stopped else ""
         if job.saved is not None and not stopped:
             job.saved.require_model(prepared)
-        planned = Plan([], []) if stopped else _checked_plan(job, options.memory_limit)
+        planned = Plan([], []) if stopped else _checked_plan(job, options)
         data = None
         if planned.needs_data:
             samples, length = resolved.calibration.samples, resolved.calibration.length
@@ -241,6 +245,8 @@ def compile(
         progress("saving", len(planned.quantized), len(planned.quantized))
         saved = model_file.save(loaded, staged)
         running = job.target.verify(saved, quantizing) if options.stop_after is None else {}
+        kept, floating = _kept(saved, planned, goal, options)
+        running |= {form: running.get(form, 0) + count for form, count in kept.items()}
         manifest = make_manifest(fingerprint, saved)
         given = _is_data(job.calibration)
         unused = given and not planned.needs_data and not stopped
@@ -252,7 +258,7 @@ def compile(
             job.source, saved, resolved, job.target.name, planned, layer_results(quantizing), records, running, data,
             [*([f"calibration data is not used: {resolved.name} needs none"] if unused else []),
              *([INVENTED_RANGES] if invented else []),
-             *([UNCORRECTED] if uncorrected and resolved.calibration.correct_biases else []), *left_plain(quantizing)],
+             *([UNCORRECTED] if uncorrected and resolved.calibration.correct_biases else []), *floating, *left_plain(quantizing)],
             time.perf_counter() - start, memory.peak_bytes, mixed_result(quantizing), resumed,
             rotation_result(quantizing), None if job.saved is None else job.saved.path,
         )  # fmt: skip
@@ -264,6 +270,24 @@ def compile(
             if report.mixed:
                 (staged / PARETO).write_text(pareto_svg(report.mixed), encoding="utf-8")
     return CompiledModel(job.place, report)
+
+
+def _kept(saved: Path, planned: Plan, goal: Target, options: Options) -> tuple[dict[str, int], list[str]]:
+    """How many products that came quantized run as which integer operator, and a line on those that multiply floats all the same."""
+    if not options.allow_quantized or options.stop_after is not None:
+        return {}, []
+    ours = {use.node.name or "" for one in planned.quantized for use in one.weight.uses}
+    prepare = register if goal.name == "qcompiler" else None
+    running, floating = running_quantized(saved, ours, prepare)
+    if not floating:
+        return running, []
+    what = (
+        f"{counted(len(floating), 'product')} that came quantized multiply floats ({', '.join(floating[:3])}"
+    )
+    return running, [
+        f"{what}{', ..' if floating[3:] else ''}): ONNX Runtime has no integer kernel for their QuantizeLinear and DequantizeLinear "
+        "(it wants uint8 activations, int8 weights, and the result rounded too)"
+    ]
 
 
 @contextmanager
@@ -354,21 +378,21 @@ def _instruments(model: ir.Model, options: Options) -> list[Instrument]:
     return [*dumps, Verify(model)] if options.verify_each else dumps
 
 
-def _checked_plan(job: _Job, memory_limit: int) -> Plan:
-    planned = _plan(job)
-    _check_memory(_forecast(job, planned), memory_limit, planned)
+def _checked_plan(job: _Job, options: Options) -> Plan:
+    planned = _plan(job, options.allow_quantized)
+    _check_memory(_forecast(job, planned), options.memory_limit, planned)
     return planned
 
 
-def _plan(job: _Job) -> Plan:
+def _plan(job: _Job, allow_quantized: bool) -> Plan:
     """What becomes of each product of the prepared model, and where its ranges come from."""
-    planned = plan_weights(job.model, job.recipe)
+    planned = plan_weights(job.model, job.recipe, allow_quantized)
     if job.saved is not None:
         correct = job.recipe.calibration.correct_biases and _is_data(job.calibration)
         planned.take_ranges(job.saved.path, correct, job.ranges_alone)
     planned.check(job.target.supports)
     planned.note(job.target.remark)
-    check_passes(job.model, job.recipe, job.target)
+    check_passes(job.model, job.recipe, job.target, allow_quantized)
     return planned
 
 

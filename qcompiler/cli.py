@@ -108,6 +108,9 @@ def cli() -> None:
     "--resume", is_flag=True, help="Go on from what a stopped run of the same compile had finished."
 )
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
+@click.option(
+    "--allow-quantized", is_flag=True, help="Keep what is quantized already as it is, and quantize the rest."
+)
 @click.option("--dry-run", is_flag=True, help="Show what would become of each node; write nothing.")
 @click.option("--dump-ir", metavar="DIR", help="Save the model after each pass.")
 @click.option("--verify-each", is_flag=True, help="Check the model after each pass.")
@@ -117,8 +120,8 @@ def cli() -> None:
 def compile_verb(
     model: str, recipe: str, output: str | None, calib: str | None, tokenizer: str | None, target: str,
     no_function_body: bool, mapped_weights: bool, settings: tuple[str, ...], budget: str | None, max_kl: float | None, seed: int,
-    memory_limit: int, resume: bool, force: bool, dry_run: bool, dump_ir: str | None, verify_each: bool, stop_after: str | None,
-    as_json: bool,
+    memory_limit: int, resume: bool, force: bool, allow_quantized: bool, dry_run: bool, dump_ir: str | None, verify_each: bool,
+    stop_after: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize MODEL into a folder."""
     from qcompiler import api
@@ -128,7 +131,14 @@ def compile_verb(
     first, last = budget_settings(budget, max_kl)
     changes: list[str | Setting] = [*first, *settings, *last]
     options = api.Options(
-        seed, memory_limit, force, None if dump_ir is None else Path(dump_ir), verify_each, stop_after, resume
+        seed,
+        memory_limit,
+        force,
+        None if dump_ir is None else Path(dump_ir),
+        verify_each,
+        stop_after,
+        resume,
+        allow_quantized,
     )
     if dry_run:
         from qcompiler.report.plan_table import plan_json, plan_table

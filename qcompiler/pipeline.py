@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from qcompiler.calibration.range_source import RangeSource
 from qcompiler.errors import InputError
-from qcompiler.graph.census import take_census
+from qcompiler.graph.census import ALREADY_QUANTIZED, take_census
 from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import NamedPass
@@ -94,19 +94,26 @@ def preparing_passes(recipe: Recipe) -> list[NamedPass]:
     ]
 
 
-def plan_weights(model: ir.Model, recipe: Recipe) -> Plan:
+def plan_weights(model: ir.Model, recipe: Recipe, allow_quantized: bool = False) -> Plan:
     """The plan for a prepared model; nothing is edited.
 
+    Args:
+        allow_quantized: products that are quantized already stay as they are, be they all or some; else they are an error.
+
     Raises:
-        InputError: there is nothing to quantize.
+        InputError: there is nothing to quantize, or some of it is quantized already.
     """
     census = take_census(model)
-    done = sum(left.reason == "already quantized" for left in census.left_alone)
-    if done and not census.weights:
+    done = [left.node for left in census.left_alone if left.reason == ALREADY_QUANTIZED]
+    if done and not allow_quantized:
+        what = f"nothing to quantize: its products ({len(done)})" if not census.weights else (
+            f"{len(done)} of its products ({done[0].name or done[0].op_type} is one)"
+        )  # fmt: skip
         raise InputError(
-            f"nothing to quantize: its products ({done}) are already quantized; give the float model it was made from"
+            f"{what} are already quantized; give the float model it was made from, "
+            "or --allow-quantized to keep these as they are"
         )
-    return make_plan(census, recipe)
+    return make_plan(census, recipe, may_be_empty=bool(done))
 
 
 @dataclass(frozen=True)
@@ -129,14 +136,14 @@ class Materials:
     activations: ActivationSettings = field(default_factory=ActivationSettings)
 
 
-def check_passes(model: ir.Model, recipe: Recipe, target: Target) -> None:
+def check_passes(model: ir.Model, recipe: Recipe, target: Target, allow_quantized: bool = False) -> None:
     """What passes would refuse of a prepared model once there are data, found before any is read: on a copy of its graph.
 
     Raises:
         QCompilerError: as the passes would.
     """
     trial = model.clone()  # its nodes; the weights' numbers are shared
-    plan = plan_weights(trial, recipe)
+    plan = plan_weights(trial, recipe, allow_quantized)
     float_tensors(trial, recipe.activation_settings)
     if recipe.mixed is None and all(planned.settings.reconstruction is None for planned in plan.quantized):
         return

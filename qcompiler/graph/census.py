@@ -249,7 +249,12 @@ def _classify_convolution(node: ir.Node) -> _Found | str:
     view = constant_view(node.inputs[1])
     if view is None:
         value = node.inputs[1]
-        return ALREADY_QUANTIZED if value is not None and is_in_codes(value) else "its kernel is computed"
+        producer = None if value is None else value.producer()
+        rounded = (
+            producer is not None and producer.op_type == "DequantizeLinear"
+        )  # also of a float that is rounded in every run
+        done = rounded or (value is not None and is_in_codes(value))
+        return ALREADY_QUANTIZED if done else "its kernel is computed"
     if view.dtype not in FLOAT_TYPES:
         return f"the weight is {view.dtype.name}, not a float type"
     if view.transposed or len(view.shape) < 3 or math.prod(view.shape) == 0:

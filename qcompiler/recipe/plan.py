@@ -233,8 +233,11 @@ class Plan:
         return FIXED_BYTES + max(work, TURNED_COPIES * self.turned_bytes)
 
 
-def make_plan(census: Census, recipe: Recipe) -> Plan:
+def make_plan(census: Census, recipe: Recipe, may_be_empty: bool = False) -> Plan:
     """Ask the recipe about every product.
+
+    Args:
+        may_be_empty: there need be nothing to quantize.
 
     Raises:
         InputError: nothing is left to quantize.
@@ -294,7 +297,7 @@ def make_plan(census: Census, recipe: Recipe) -> Plan:
         plan.skipped.append(
             SkippedProduct(_name(alone.node), alone.role, alone.node.op_type, (), alone.reason, 0)
         )
-    if not plan.quantized:
+    if not plan.quantized and not may_be_empty:
         raise InputError(_nothing_to_do(plan))
     plan.warnings += _grown(plan.quantized)
     return plan

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import onnx
@@ -61,6 +61,52 @@ def verify_running(model: Path, passes: list[NamedPass], prepare: Prepare | None
                 + (", .." if len(floats) > 3 else "")
             )
     return dict(counts)
+
+
+def running_quantized(
+    model: Path, ours: Collection[str], prepare: Prepare | None = None
+) -> tuple[dict[str, int], list[str]]:
+    """What becomes of products between QuantizeLinear and DequantizeLinear that a model came with: all but ``ours``, by name.
+
+    Returns:
+        How many run as each integer operator, and the names of those that multiply floats.
+
+    Raises:
+        PromiseError, ResourceError: as ``verify_running``.
+    """
+    nodes = list(_nodes(onnx.load(model, load_external_data=False).graph))
+    codes = {node.output[0]: node.input[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    kept = [
+        node
+        for node in nodes
+        if node.op_type in _PRODUCTS
+        and node.domain == ""
+        and codes.keys() >= set(node.input[:2])
+        and node.name not in ours
+    ]
+    if not kept:
+        return {}, []
+    names: dict[str, str] = {}
+    readers: dict[str, list[str]] = {}  # where ONNX Runtime renamed a node, by the codes that it reads
+    for node in _optimized_nodes(model, prepare):
+        if node.op_type in _INTEGER_FORMS and node.name not in ours:
+            names[node.name] = node.op_type
+            for value in set(node.input):
+                readers.setdefault(value, []).append(node.op_type)
+    running, floating = Counter[str](), []
+    for node in kept:
+        found = readers.get(codes[node.input[1]], [])
+        form = names.get(node.name) or (found.pop() if found else None)
+        if form is None:
+            floating.append(node.name or node.output[0])
+        else:
+            running[form] += 1
+    return dict(running), floating
+
+
+_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+_INTEGER_FORMS = frozenset({"MatMulIntegerToFloat", "MatMulNBits", "QGemm", "QLinearConv", "QLinearMatMul"})
+"""What ONNX Runtime makes of them where what they read is rounded."""
 
 
 def verify_loads(model: Path, how: str) -> None:
