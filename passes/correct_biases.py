@@ -10,7 +10,7 @@ image has large even areas, errors of rounding are alike in all of them, and wit
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.calibration.collector import Borders
+from qcompiler.calibration.borders import Borders
 from qcompiler.graph.extract import Piece, nodes_needed
 from qcompiler.graph.reads import node_reads
 
 Array = npt.NDArray[Any]
-Feeds = Iterable[Mapping[str, Array]]
+Feeds = Sequence[Mapping[str, Array]]
 Means = dict[ir.Value, npt.NDArray[np.float64]]
 """By a convolution's output, whose name may change in between: the mean of each channel."""
 Progress = Callable[[str, int, int], None]
@@ -97,8 +97,8 @@ class CorrectBiases(ir.passes.InPlacePass):
         self._done = True
         places = {node: place for place, node in enumerate(model.graph)}
         nodes.sort(key=places.__getitem__)
-        feeds = list(self._feeds)
-        kept = Borders(len(feeds), self._folder, self._limit)
+        feeds = self._feeds
+        kept = Borders[ir.Value](len(feeds), self._folder, self._limit)
         for index, feed in enumerate(feeds):
             for value in model.graph.inputs:
                 kept.put(index, value, feed[value.name or ""])
@@ -113,7 +113,7 @@ class CorrectBiases(ir.passes.InPlacePass):
                 del last[value]
         return ir.passes.PassResult(model, modified=True)
 
-    def _correct(self, model: ir.Model, node: ir.Node, base: list[ir.Value], kept: Borders) -> None:
+    def _correct(self, model: ir.Model, node: ir.Node, base: list[ir.Value], kept: Borders[ir.Value]) -> None:
         """One convolution, from the outputs of those before it."""
         output = node.outputs[0]
         needed = nodes_needed(list(model.graph), base, [output])

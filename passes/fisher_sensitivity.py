@@ -63,7 +63,7 @@ def by_fisher(
         ResourceError: torch is missing.
     """
     ends = find_ends(model)
-    feeds = list(run.feeds)[: settings.samples]
+    feeds = run.feeds[: settings.samples]
     owner, through = _backpropagation(model, free, ends)
     start = _Start(ends, settings.max_kl, seed)
     scores: dict[Product, Array] = {}

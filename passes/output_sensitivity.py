@@ -65,7 +65,7 @@ def by_output(
         RecipeError: max_kl is set, and the outputs turn out to be no distributions.
     """
     ends = find_ends(model)
-    feeds = list(run.feeds)[: settings.samples]
+    feeds = run.feeds[: settings.samples]
     collector = Collector(model, anchors_of(model), feeds, run.folder, run.border_limit)
     whole = Piece(model, list(model.graph), model.graph.inputs, [end.output for end in ends])
     wanted = [whole.run(collector.sample(index)) for index in range(len(feeds))]

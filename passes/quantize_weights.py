@@ -5,7 +5,7 @@
 uses; one of a codebook is a chain of nodes (see ``codebook_form``). Names, inputs and outputs stay.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ from qcompiler.recipe.plan import Plan, PlannedWeight
 UNREACHED = "calibration never reached it: its scales come from the weight alone"
 FEW_ROWS = "damping alone makes the Hessian definite; give more data"
 
-Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
+Feeds = Sequence[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[str, int, int], None]
 """(what is at hand, weights done, weights in all)."""
 
@@ -120,7 +120,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
 
     def _quantize_by_segment(self, run: CalibrationRun) -> None:
         by_node, anchors = _products(self._plan), _anchors(self._model, self._plan)
-        feeds = list(run.feeds)
+        feeds = run.feeds
         collector = Collector(self._model, anchors, feeds, run.folder, run.border_limit)
         borders, float_borders = SavedBorders(run.folder), SavedBorders(run.folder, "float")
         if any(planned.settings.reconstruction is not None for planned in self._plan.quantized):

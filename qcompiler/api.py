@@ -43,7 +43,7 @@ from qcompiler.recipe.setting import Setting
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.manifest import make_fingerprint, make_manifest
 from qcompiler.report.memory import PeakMemory
-from qcompiler.report.memory_forecast import enough_memory, forecast_peak_bytes
+from qcompiler.report.memory_forecast import border_limit, enough_memory, forecast_peak_bytes
 from qcompiler.report.pareto import PARETO, pareto_svg
 from qcompiler.report.sizes import counted, format_bytes, format_memory
 from qcompiler.runtime import register
@@ -220,8 +220,10 @@ def compile(
         data = None
         if planned.needs_data:
             samples, length = resolved.calibration.samples, resolved.calibration.length
-            data = make_feeds(loaded, job.calibration, job.tokenizer, samples, length, options.seed, progress)
-        run = None if data is None else CalibrationRun(data.feeds, work, options.memory_limit // 4)
+            data = make_feeds(
+                loaded, job.calibration, job.tokenizer, samples, length, options.seed, progress, work
+            )
+        run = None if data is None else CalibrationRun(data.feeds, work, border_limit(options.memory_limit))
         fingerprint = make_fingerprint(
             job.source, resolved, options.seed, job.target.name, function_body, mapped_weights, data,
             None if job.saved is None else job.saved.path,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.calibration.collector import Borders
+from qcompiler.calibration.borders import Borders
 from qcompiler.calibration.executor import Executor
 from qcompiler.calibration.segments import Segment
 from qcompiler.graph.extract import Piece
@@ -135,7 +135,7 @@ class Backpropagation:
             CalibrationError: ONNX Runtime or torch cannot run the model on this data.
         """
         borders = self._forward(feeds, folder, limit)
-        gradients = Borders(len(feeds), folder, limit)
+        gradients = Borders[ir.Value](len(feeds), folder, limit)
         while self._parts:
             part = self._parts.pop()  # its executor holds constants, which go with it
             weights = part.weights()
@@ -144,9 +144,9 @@ class Backpropagation:
             for value in part.ends:
                 gradients.drop(value)
 
-    def _forward(self, feeds: Sequence[Mapping[str, Array]], folder: Path, limit: int) -> Borders:
+    def _forward(self, feeds: Sequence[Mapping[str, Array]], folder: Path, limit: int) -> Borders[ir.Value]:
         """What every segment reads, of every sample."""
-        borders = Borders(len(feeds), folder, limit)
+        borders = Borders[ir.Value](len(feeds), folder, limit)
         inputs = {value.name: value for value in self._model.graph.inputs}
         for index, feed in enumerate(feeds):
             for name, array in feed.items():
@@ -167,8 +167,8 @@ class Backpropagation:
         part: "_Part",
         weights: "Mapping[ir.Value, Tensor]",
         index: int,
-        borders: Borders,
-        gradients: Borders,
+        borders: Borders[ir.Value],
+        gradients: Borders[ir.Value],
         start: Start,
     ) -> list[AtProduct]:
         """One sample through one segment; the gradients of the segment's inputs are added to ``gradients``."""

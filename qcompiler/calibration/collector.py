@@ -5,118 +5,24 @@ it hands on is what the quantized model computes, and nothing is computed twice.
 observed once before. Border activations stay in memory up to a limit and go to a file in the work folder past it.
 """
 
-import math
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.algorithms import Need
+from qcompiler.calibration.borders import Borders
 from qcompiler.calibration.observers import GroupsObserver, InputObserver, WindowObserver
 from qcompiler.calibration.segments import FEWEST, Segment, cut_segments
 from qcompiler.calibration.windows import Tap
-from qcompiler.graph.disk import writing
 from qcompiler.graph.extract import Piece, is_constant, nodes_needed
 from qcompiler.graph.reads import node_reads
 from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
 
 Array = npt.NDArray[Any]
 Statistics = InputStatistics | GroupedStatistics
-
-
-class Borders:
-    """Arrays of each sample by value, in memory or, past ``limit`` bytes, in one file whose freed places are used again."""
-
-    def __init__(self, samples: int, folder: Path, limit: int) -> None:
-        self._samples: list[dict[ir.Value, Array | _Spilled]] = [{} for _ in range(samples)]
-        self._folder = folder
-        self._limit = limit
-        self._held = 0
-        self._file: IO[bytes] | None = None
-        self._end = 0
-        self._free: dict[int, list[int]] = {}  # by size
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    @property
-    def spilled_bytes(self) -> int:
-        """Size of the file."""
-        return self._end
-
-    def sample(self, index: int) -> Mapping[ir.Value, Array]:
-        """Everything kept of one sample; what was spilled is read anew."""
-        return {
-            value: self._read(kept) if isinstance(kept, _Spilled) else kept
-            for value, kept in self._samples[index].items()
-        }
-
-    def array(self, index: int, value: ir.Value) -> Array:
-        """One value of one sample."""
-        kept = self._samples[index][value]
-        return self._read(kept) if isinstance(kept, _Spilled) else kept
-
-    def put(self, index: int, value: ir.Value, array: Array) -> None:
-        """Keep an array in place of what was kept of the value; past the limit it goes to the file.
-
-        Raises:
-            ResourceError: the disk is full.
-        """
-        self._release(self._samples[index].pop(value, None))
-        if self._held + array.nbytes > self._limit and array.nbytes > 0:
-            self._samples[index][value] = self._write(array)
-        else:
-            self._held += array.nbytes
-            self._samples[index][value] = array
-
-    def drop(self, value: ir.Value) -> None:
-        """Forget a value of every sample."""
-        for sample in self._samples:
-            self._release(sample.pop(value, None))
-
-    def _release(self, kept: "Array | _Spilled | None") -> None:
-        if isinstance(kept, _Spilled):
-            self._free.setdefault(kept.nbytes, []).append(kept.start)
-        elif kept is not None:
-            self._held -= kept.nbytes
-
-    def _write(self, array: Array) -> "_Spilled":
-        free = self._free.get(array.nbytes)
-        start = free.pop() if free else self._end
-        self._end = max(self._end, start + array.nbytes)
-        with writing(self._folder):
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  lives as long as the borders
-            self._file.seek(start)
-            # Raw bytes: the .npy format knows no bfloat16.
-            self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-            self._file.flush()
-        return _Spilled(start, array.dtype, array.shape)
-
-    def _read(self, spilled: "_Spilled") -> Array:
-        assert self._file is not None
-        array = np.empty(spilled.shape, spilled.dtype)
-        self._file.seek(spilled.start)
-        self._file.readinto(array.reshape(-1).view(np.uint8).data)  # type: ignore[attr-defined]  # a BufferedRandom
-        return array
-
-
-@dataclass(frozen=True, slots=True)
-class _Spilled:
-    """Where an array lies in the file."""
-
-    start: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Collector:
@@ -134,17 +40,16 @@ class Collector:
         self,
         model: ir.Model,
         anchors: Sequence[ir.Node],
-        feeds: Iterable[Mapping[str, Array]],
+        feeds: Sequence[Mapping[str, Array]],
         folder: Path,
         limit: int,
         fewest: int = FEWEST,
     ) -> None:
         self._model = model
         self.segments: list[Segment] = cut_segments(model.graph, set(anchors), fewest)
-        taken = list(feeds)
-        self._borders = Borders(len(taken), folder, limit)
+        self._borders = Borders[ir.Value](len(feeds), folder, limit)
         inputs = {value.name: value for value in model.graph.inputs}
-        for index, feed in enumerate(taken):
+        for index, feed in enumerate(feeds):
             for name, array in feed.items():
                 self._borders.put(index, inputs[name], array)
         self._home = {node: segment.index for segment in self.segments for node in segment.nodes}

@@ -2,14 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.calibration.borders import KeptFeeds
 from qcompiler.calibration.data import TOKENS, open_calibration
 from qcompiler.calibration.fill import InputSpec, complete_feed, token_input
 from qcompiler.calibration.sampling import is_causal, random_feeds, sample_tokens
@@ -21,6 +23,7 @@ from qcompiler.graph.weights import Role, constant_view
 
 Feed = Mapping[str, npt.NDArray[Any]]
 Progress = Callable[[str, int, int], None]
+IN_MEMORY = 64 << 20  # bytes of the user's feeds; what is sampled or drawn is little
 REQUIRED = "required"  # --calib required: no data is an error, not a reason to sample
 
 
@@ -33,7 +36,7 @@ class CalibrationFeeds:
         sha256: of all arrays in order.
     """
 
-    feeds: list[Feed]
+    feeds: Sequence[Feed]
     description: dict[str, Any]
     sha256: str
     warnings: list[str] = field(default_factory=list)
@@ -47,6 +50,7 @@ def make_feeds(
     length: int,
     seed: int,
     progress: Progress,
+    folder: Path | None = None,
 ) -> CalibrationFeeds:
     """At most ``samples`` feeds from ``source``, or from the model itself where there is none.
 
@@ -54,6 +58,7 @@ def make_feeds(
         model: prepared (it runs on ONNX Runtime's CPU provider).
         tokenizer: tokenizer.json, given or found beside the model; text needs it.
         length: tokens in one sample.
+        folder: where feeds past ``IN_MEMORY`` bytes go; None: all stay in memory.
     Raises:
         CalibrationError: the data does not fit the model's inputs, or there is none where it is required.
     """
@@ -66,14 +71,15 @@ def make_feeds(
         )
     data = open_calibration(source, tokenizer, samples, length)
     bounds, tokens = index_bounds(model), token_input(specs)
-    feeds: list[Feed] = []
+    feeds: list[Feed] | KeptFeeds = [] if folder is None else KeptFeeds(folder, IN_MEMORY)
     for feed in data:
         if feed and not any(array.size for array in map(np.asarray, feed.values())):
             raise CalibrationError(
                 f"{data.source}: feed {len(feeds) + 1}: all its arrays are empty; give rows, or drop it"
             )
-        feeds.append(complete_feed(feed, specs))
-        check_indices(feeds[-1], bounds, tokens, f"{data.source}: feed {len(feeds)}")
+        complete = complete_feed(feed, specs)
+        feeds.append(complete)
+        check_indices(complete, bounds, tokens, f"{data.source}: feed {len(feeds)}")
         progress("reading calibration data", len(feeds), samples)
     warnings = list(data.warnings)
     if len(feeds) < samples and not warnings:
@@ -244,7 +250,9 @@ def check_indices(feed: Feed, bounds: Mapping[str, int], tokens: str | None, whe
         )
 
 
-def _described(feeds: list[Feed], source: str, warnings: list[str], tokens: str | None) -> CalibrationFeeds:
+def _described(
+    feeds: Sequence[Feed], source: str, warnings: list[str], tokens: str | None
+) -> CalibrationFeeds:
     """With the length of the longest window, where the input ``tokens`` takes some."""
     if not feeds:
         raise CalibrationError(f"{source}: gives no feeds; calibration needs at least one")

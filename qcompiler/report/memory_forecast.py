@@ -20,7 +20,8 @@ from qcompiler.recipe import CalibrationSettings
 from qcompiler.recipe.plan import FIXED_BYTES, Plan, PlannedWeight
 
 BORDER_SHARE = 4
-"""Border activations stay in memory up to a quarter of the limit."""
+MOST_BORDERS = 256 << 20
+"""Border activations stay in memory up to a quarter of the limit, and so many bytes: of a file the system keeps what it has room for."""
 RUN_FACTOR = 5
 """Memory of a run over the activations alive at once: 4.8 measured (models.tiny_lm, windows of 512 and 1024), since ONNX Runtime's arena
 grows by powers of two and the last segment's is still there when the next begins."""
@@ -65,10 +66,15 @@ def forecast_peak_bytes(
     streams = 2 if tuned else 1
     borders = BORDER_FACTOR * border * calibration.samples
     # A segment runs, then its weights are worked on, then tuned; bits are given out before.
-    scored = _scored_bytes(model, plan, sizes, anchors, limit // BORDER_SHARE)
+    scored = _scored_bytes(model, plan, sizes, anchors, border_limit(limit))
     work = FIXED_BYTES + max(RUN_FACTOR * live, tuned, scored, _segment_bytes(model, plan, anchors))
     work = max(weights, work)
-    return work + streams * min(borders, limit // BORDER_SHARE)
+    return work + streams * min(borders, border_limit(limit))
+
+
+def border_limit(limit: int) -> int:
+    """Bytes of border activations that stay in memory, under a limit of the compile."""
+    return min(limit // BORDER_SHARE, MOST_BORDERS)
 
 
 def enough_memory(forecast: Callable[[int], int], start: int) -> int:

@@ -9,7 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from qcompiler.algorithms import Need
-from qcompiler.calibration.collector import Borders, Collector
+from qcompiler.calibration.borders import Borders
+from qcompiler.calibration.collector import Collector
 from qcompiler.calibration.windows import Tap, Window
 from qcompiler.errors import CalibrationError, ResourceError
 from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
@@ -121,7 +122,7 @@ def test_data_that_does_not_fit_is_an_error_of_calibration(tmp_path: Path) -> No
 ])  # fmt: skip
 @pytest.mark.parametrize("limit", [0, 1 << 20])
 def test_a_border_comes_back_as_it_was(array: Array, limit: int, tmp_path: Path) -> None:
-    borders = Borders(1, tmp_path, limit)
+    borders = Borders[ir.Value](1, tmp_path, limit)
     value = ir.Value(name="v")
     borders.put(0, value, array)
     kept = borders.sample(0)[value]
@@ -132,7 +133,7 @@ def test_a_border_comes_back_as_it_was(array: Array, limit: int, tmp_path: Path)
 
 
 def test_memory_is_free_again_after_a_drop(tmp_path: Path) -> None:
-    borders = Borders(1, tmp_path, 100)
+    borders = Borders[ir.Value](1, tmp_path, 100)
     values = [ir.Value(name=f"v{i}") for i in range(5)]
     for value in values:
         borders.put(0, value, np.zeros(20, np.float32))
@@ -143,7 +144,7 @@ def test_memory_is_free_again_after_a_drop(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("limit", "spilled"), [(100, 0), (0, 80)])
 def test_what_is_put_again_takes_the_place_of_what_was_kept(limit: int, spilled: int, tmp_path: Path) -> None:
     """As a gradient is that several segments add to."""
-    borders, value = Borders(1, tmp_path, limit), ir.Value(name="v")
+    borders, value = Borders[ir.Value](1, tmp_path, limit), ir.Value(name="v")
     for number in range(5):
         borders.put(0, value, np.full(20, number, np.float32))
     assert borders.spilled_bytes == spilled
@@ -152,7 +153,7 @@ def test_what_is_put_again_takes_the_place_of_what_was_kept(limit: int, spilled:
 
 def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="cannot be written"):
-        Borders(1, tmp_path / "missing", 0).put(0, ir.Value(name="v"), np.ones(3, np.float32))
+        Borders[ir.Value](1, tmp_path / "missing", 0).put(0, ir.Value(name="v"), np.ones(3, np.float32))
 
 
 def _taps(*values: ir.Value | None) -> dict[Tap, tuple[int, frozenset[Need]]]:
@@ -196,7 +197,7 @@ def test_what_has_run_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_borders_use_freed_places_again(tmp_path: Path) -> None:
-    borders = Borders(2, tmp_path, 0)
+    borders = Borders[ir.Value](2, tmp_path, 0)
     for number in range(50):
         value = ir.Value(name=f"v{number}")
         for index in range(2):

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompiler.calibration import feeds
+from qcompiler.calibration.borders import KeptFeeds
 from qcompiler.calibration.feeds import REQUIRED, CalibrationFeeds, make_feeds
 from qcompiler.errors import CalibrationError
 from qcompiler.passes.normalize import Normalize
@@ -191,3 +193,19 @@ def test_no_data_where_it_is_required() -> None:
 def test_data_that_holds_nothing(data: Any) -> None:
     with pytest.raises(CalibrationError, match="no feeds|empty|at least one"):
         _make(_language_model(), data)
+
+
+def test_feeds_past_the_limit_go_to_the_folder_and_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "IN_MEMORY", 100)
+    model = ir.from_proto(make_model("g (float[M,16] x) => (float[M,16] y) { y = Relu(x) }"))
+    given = [{"x": weight(3, 16, seed=seed)} for seed in range(5)]
+    kept = make_feeds(model, given, None, 5, 8, 0, lambda *_: None, tmp_path)
+    plain = make_feeds(model, given, None, 5, 8, 0, lambda *_: None)
+    assert isinstance(kept.feeds, KeptFeeds) and len(kept.feeds) == 5 and kept.sha256 == plain.sha256
+    for index in (0, 3, -1):
+        np.testing.assert_array_equal(kept.feeds[index]["x"], given[index]["x"])
+    assert [feed["x"][0, 0] for feed in kept.feeds[1:3]] == [feed["x"][0, 0] for feed in given[1:3]]
+    with pytest.raises(IndexError):
+        kept.feeds[5]
