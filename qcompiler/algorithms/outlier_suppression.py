@@ -11,7 +11,7 @@ Moving a norm's weight past its rounding (gamma migration of Outlier Suppression
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,14 +34,15 @@ class OutlierSuppressionOptions:
 
     Attributes:
         steps: thresholds that are tried, from the widest channel's reach down to 1/64 of it.
-        shift: whether shifts are tried.
+        shift: whether shifts are tried; auto: where ranges are found in every run. With static ones every shifted channel fills the range
+            that calibration saw, so that more of what it did not see is clipped.
         rows: rows of each weight that the search looks at, evenly spaced.
     Raises:
         SchemeError: a number below what it can be.
     """
 
     steps: int = 20
-    shift: bool = True
+    shift: bool | Literal["auto"] = "auto"
     rows: int = 512
 
     def __post_init__(self) -> None:
@@ -94,7 +95,8 @@ def search(
     plain = loss_of(none, one)
     best = ScaleChoice(one, plain, plain)
     middle: Float = (lowest + highest) * np.float32(0.5)
-    for shift in (none, middle) if options.shift and middle.any() else (none,):
+    tried = activations != "static" if options.shift == "auto" else options.shift
+    for shift in (none, middle) if tried and middle.any() else (none,):
         reach: Float = _tied(np.maximum(highest - shift, shift - lowest), tie)
         for share in np.geomspace(1.0, LEAST, options.steps):
             threshold = np.float32(share * reach.max())

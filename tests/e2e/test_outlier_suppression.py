@@ -47,7 +47,8 @@ def _error(folder: Path, algorithm: str, level: str) -> tuple[float, CompiledMod
 @pytest.mark.parametrize("level", ["o1", "o2", "o3"])
 def test_channels_to_one_side_cost_little(level: str, tmp_path: Path) -> None:
     plain, _ = _error(tmp_path / "plain", "rtn", level)
-    shifted, made = _error(tmp_path / "shifted", "[outlier-suppression, rtn]", level)
+    algorithm = "[{name: outlier-suppression, shift: true}, rtn]"
+    shifted, made = _error(tmp_path / "shifted", algorithm, level)
     assert shifted < 0.2 * plain  # steps of a range of some 6 in place of one of 120
     notes = [note for layer in made.report.layers for note in layer["notes"]]
     assert sum("shift taken by a norm" in note for note in notes) == 2

@@ -35,7 +35,8 @@ def _lopsided() -> Float:
 @pytest.mark.parametrize("activations", ["tensor", "static", "token"])
 def test_channels_to_one_side_are_shifted(activations: Activations) -> None:
     x = _lopsided()
-    found = search([weight(N, K)], _statistics(x), [INT8], activations=activations)
+    options = OutlierSuppressionOptions(shift=True)
+    found = search([weight(N, K)], _statistics(x), [INT8], options, activations=activations)
     assert found.shift is not None
     assert np.allclose(found.shift, (x.min(axis=0) + x.max(axis=0)) / 2, rtol=1e-6)
     # Steps of a range of 2 in place of one of 72: squared, a thousandth, and what rounding the weight leaves of the rest.
@@ -48,6 +49,12 @@ def test_channels_to_one_side_are_shifted(activations: Activations) -> None:
         activations=activations,
     )
     assert still.shift is None and found.loss < still.loss
+
+
+def test_static_ranges_are_not_shifted_unasked() -> None:
+    for activations, shifted in (("static", False), ("tensor", True)):
+        found = search([weight(N, K)], _statistics(_lopsided()), [INT8], activations=activations)
+        assert (found.shift is not None) is shifted
 
 
 def test_wide_channels_alone_are_scaled() -> None:
