@@ -70,7 +70,7 @@ class Window:
         space = x.shape[2:]
         padded = np.pad(x, ((0, 0), (0, 0), *self._padding(space)))
         reach = tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
-        if any(size < need for size, need in zip(padded.shape[2:], reach, strict=True)):
+        if 0 in x.shape or any(size < need for size, need in zip(padded.shape[2:], reach, strict=True)):
             return np.zeros(
                 (self.groups, 0, x.shape[1] // self.groups * int(np.prod(self.kernel))), np.float32
             )

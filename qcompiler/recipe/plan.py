@@ -181,7 +181,7 @@ class Plan:
             what, names = next(iter(self.users_of_data.items()), ("bits to be given out", ["mixed"]))
             raise CalibrationError(
                 f"{path}: has ranges and no data, and {names[0]} ({what}) needs some; "
-                f"give --calib DATA --set calib.ranges_from={path}"
+                f"give --calib DATA --set calib.ranges_from={path}, or algorithm: rtn for it"
             )
 
     def _observes_range(self, planned: PlannedWeight) -> bool:

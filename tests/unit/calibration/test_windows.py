@@ -62,3 +62,10 @@ def test_an_input_smaller_than_the_kernel_has_no_windows() -> None:
 def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(CalibrationError, match="a multiple of 2"):
         Window((3, 3), (1, 1), (1, 1), ((0, 0), (0, 0)), groups=2).rows(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 5), (1, 2, 0, 5)])
+def test_of_no_images_there_are_no_windows(shape: tuple[int, ...]) -> None:
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], pads=[2, 2, 2, 2])
+    rows = Window.of(ir.from_proto(node), (4, 2, 3, 3)).rows(np.zeros(shape, np.float32))
+    assert rows.shape == (1, 0, 18)
