@@ -19,7 +19,7 @@ class LeaveRoundingToKernels(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
-        for node in list(model.graph):
+        for node in list(RecursiveGraphIterator(model.graph)):
             if node.op_type != "MatMulNBits" or not is_fake_quant_rows(node.inputs[0]):
                 continue
             unsaid = INT8_ACTIVATIONS if node.domain == OUR_DOMAIN else 0

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
+from qcompiler.graph.edits import Names, add_initializer, all_nodes, drop_unused, replace_value, set_info
 from qcompiler.graph.fake_quant_rows import is_fake_quant_rows
 from qcompiler.graph.kernel_node import DOMAIN, LoweredNode
 from qcompiler.graph.quantized import KEYS, SCHEME_KEY, layout_of
@@ -40,7 +40,7 @@ class LowerToIntegers(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         before = len(self.lowered)
         rows = _RoundedRows(model.graph, Names(model))
-        for node in list(model.graph):
+        for node in list(all_nodes(model)):
             if node.op_type != "MatMul" or node.domain != "":
                 continue
             x = node.inputs[0]
@@ -240,7 +240,8 @@ class _RoundedRows:
         scaled = add("Mul", [x, inverse], "steps", float32, x.shape)
         codes = add("QuantizeLinear", [scaled, self.one, self.middle], "codes", ir.DataType.UINT8, x.shape)
         scale = add("Div", [felt, steps], "scale", float32, shape)
-        self._graph.insert_before(node, made)
+        assert node.graph is not None
+        node.graph.insert_before(node, made)  # perhaps in a body
         return _Row(codes, scale)
 
     def _constant(self, what: str, value: npt.NDArray[Any]) -> ir.Value:

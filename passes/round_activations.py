@@ -4,17 +4,20 @@
 *Result* in front of their first inputs: with ``token`` FakeQuantRows; with ``tensor`` DynamicQuantizeLinear and DequantizeLinear. One for
 all products that read an input and round it alike. Names of values that were there stay.
 
-A product in the body of a branch or loop is left alone, and so is one that multiplies with a correction beside the codes (of low rank).
-So is one of float16 where ``tensor`` is asked for.
+A product in the body of a branch or loop has its input rounded in there. One that multiplies with a correction beside the codes (of low
+rank) is left alone, and so is one of float16 where ``tensor`` is asked for.
 """
 
 import onnx_ir as ir
 
-from qcompiler.graph.edits import Names, input_type, set_info
+from qcompiler.graph.edits import Names, all_nodes, input_type, set_info
 from qcompiler.graph.fake_quant_rows import fake_quant_rows, provide
 from qcompiler.graph.weights import Role
 from qcompiler.quant.activations import Activations
 from qcompiler.recipe.plan import Plan, PlannedWeight
+
+Owner = ir.Graph | ir.Function
+"""Of a node: the main graph or a body."""
 
 
 class RoundActivations(ir.passes.InPlacePass):
@@ -30,29 +33,29 @@ class RoundActivations(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, modified=False)
         self._done = True
         names = Names(model)
-        places = {node: index for index, node in enumerate(model.graph)}
+        places = {node: index for index, node in enumerate(all_nodes(model))}
         readers = self._readers()
-        for (value, activations), nodes in readers.items():
+        for (value, activations, graph), nodes in readers.items():
             first = min(nodes, key=places.__getitem__)
             made = _rounding(value, activations, input_type(first), names)
-            model.graph.insert_before(first, made)
+            graph.insert_before(first, made)
             for node in nodes:
                 node.replace_input_with(0, made[-1].outputs[0])
-        if any(activations == "token" for _, activations in readers):
+        if any(activations == "token" for _, activations, _ in readers):
             provide(model)
         return ir.passes.PassResult(model, modified=bool(readers))
 
-    def _readers(self) -> dict[tuple[ir.Value, Activations], list[ir.Node]]:
-        """The inputs that are to be rounded, how, and the products that read them."""
-        found: dict[tuple[ir.Value, Activations], list[ir.Node]] = {}
+    def _readers(self) -> dict[tuple[ir.Value, Activations, Owner], list[ir.Node]]:
+        """The inputs that are to be rounded, how, and the products that read them in one graph or body."""
+        found: dict[tuple[ir.Value, Activations, Owner], list[ir.Node]] = {}
         for planned in self._plan.quantized:
             activations = planned.settings.activations
             if activations in ("none", "static"):
                 continue
             for node in _products(planned):
                 value = node.inputs[0]
-                assert value is not None
-                found.setdefault((value, activations), []).append(node)
+                assert value is not None and node.graph is not None
+                found.setdefault((value, activations, node.graph), []).append(node)
         return found
 
 
@@ -61,9 +64,7 @@ def _products(planned: PlannedWeight) -> list[ir.Node]:
     for use in planned.weight.uses:
         if use.role is Role.EMBEDDING:
             continue
-        if use.in_body is not None:
-            planned.notes.append(f"activations stay float: the product is inside {use.in_body}")
-        elif use.node.op_type != "MatMul":
+        if use.node.op_type != "MatMul":
             planned.notes.append(f"activations stay float: {use.node.op_type} has no integer form here")
         elif planned.settings.activations == "tensor" and input_type(use.node) != ir.DataType.FLOAT:
             planned.notes.append(
