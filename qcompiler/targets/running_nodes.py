@@ -57,7 +57,7 @@ def verify_running(model: Path, passes: list[NamedPass], prepare: Prepare | None
         if floats:
             entry.run.left.append(  # type: ignore[attr-defined]  # goes with hoped
                 f"{len(floats)} of {len(choices)} products with signed activations are computed in float by ONNX Runtime's CPU, "
-                f"which makes unsigned ones of them where a value has one reader: {', '.join(floats[:3])}"
+                f"which takes them where a value has one reader, and of matrices where no bias follows: {', '.join(floats[:3])}"
                 + (", .." if len(floats) > 3 else "")
             )
     return dict(counts)

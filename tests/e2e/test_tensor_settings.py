@@ -71,7 +71,7 @@ def test_symmetric_codes_leave_a_relu_where_it_is(quantize: Compile) -> None:
     assert compiled.report.running == {"MatMulIntegerToFloat": 1} and count_of(compiled, "Relu") == 1
     assert any("Relu stays behind it" in note for note in _notes(compiled))
     (said,) = [line for line in compiled.report.warnings if "signed activations" in line]
-    assert said.startswith("1 of 2 products") and said.endswith("where a value has one reader: d")
+    assert said.startswith("1 of 2 products") and said.endswith("where no bias follows: d")
 
 
 def test_signed_codes_with_zero_points_run_as_unsigned_ones(quantize: Compile) -> None:
