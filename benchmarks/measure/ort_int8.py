@@ -42,7 +42,7 @@ def _feeds(data: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
         yield {name: array[index : index + 1] for name, array in whole.items()}
 
 
-def quantize(model: Path, data: Path, output: Path, method: str) -> None:
+def quantize(model: Path, data: Path, output: Path, method: str, shapes: bool = True) -> None:
     """Write the quantized model.
 
     Args:
@@ -51,10 +51,11 @@ def quantize(model: Path, data: Path, output: Path, method: str) -> None:
         output: file to write.
         method: "MinMax", "Entropy" or "Percentile": static, uint8 activations and int8 weights, a scale for each
             channel, in the form of QuantizeLinear and DequantizeLinear; "dynamic": scales of activations in every run.
+        shapes: whether ONNX Runtime's symbolic shape inference prepares it, which gives up on some models (PP-OCRv4).
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=not shapes)
         if method == DYNAMIC:
             quantize_dynamic(prepared, output, per_channel=True)
             return
