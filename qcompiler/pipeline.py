@@ -22,6 +22,7 @@ from qcompiler.passes.fold_constants import FoldConstants
 from qcompiler.passes.fold_pad import FoldPad
 from qcompiler.passes.fuse_followers import FuseFollowers
 from qcompiler.passes.insert_qdq import InsertQdq
+from qcompiler.passes.keep_float_products import KeepFloatProducts
 from qcompiler.passes.lay_out_for_kernels import LayOutForKernels
 from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.lower_with_offsets import LowerWithOffsets
@@ -197,6 +198,7 @@ def left_plain(passes: list[NamedPass]) -> list[str]:
             (
                 FuseFollowers,
                 InsertQdq,
+                KeepFloatProducts,
                 LayOutForKernels,
                 LowerWithOffsets,
                 StoreThreeBits,
@@ -307,6 +309,10 @@ def _insert_qdq(materials: Materials) -> InsertQdq:
     return InsertQdq(materials.plan, materials.activations, _observe(materials))
 
 
+def _keep_float_products(materials: Materials) -> KeepFloatProducts:
+    return KeepFloatProducts(any(p.settings.activations == "static" for p in materials.plan.quantized))
+
+
 def _assign_bits(materials: Materials) -> AssignBits:
     return AssignBits(
         materials.plan,
@@ -358,6 +364,11 @@ _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str]
         "beside it: the same for 8-bit floats, with ranges that calibration finds",
     ),
     ("insert_qdq", _insert_qdq, "beside it: ranges are those of the model with its rounded weights"),
+    (
+        "keep_float_products",
+        _keep_float_products,
+        "after it: it is about what reads rounded values; before biases are corrected, which runs the model",
+    ),
     ("correct_biases", _correct_biases, "after it: what it corrects is what all rounding together leaves"),
 )
 

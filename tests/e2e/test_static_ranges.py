@@ -186,3 +186,22 @@ def test_ranges_without_data_are_told(quantize: Compile) -> None:
     assert any("invented inputs" in line and "--calib" in line for line in told)
     given = quantize(_model(), "w8a8-static", calibration=[{"x": _images(8, 0)}]).report.warnings
     assert not any("invented" in line for line in given)
+
+
+def test_a_convolution_that_a_rule_leaves_float_is_float_in_what_runs(quantize: Compile) -> None:
+    spread = np.exp(np.linspace(-3, 3, 8)).astype(np.float32).reshape(-1, 1, 1, 1)
+    body = "c = Conv<pads=[1,1,1,1]>(x, k1, b1) r = Relu(c) d = Conv(r, k2, b2) s = Relu(d) y = Conv(s, k3)"
+    constants = {
+        "k1": weight(8, 3, 3, 3, scale=0.3), "b1": weight(8, seed=1), "k2": weight(8, 8, 3, 3, seed=2) * spread,
+        "b2": weight(8, seed=3), "k3": weight(4, 8, 3, 3, seed=4),
+    }  # fmt: skip
+    model, feed = (
+        make_model(f"g ({IMAGES}) => (float[B,4,4,4] y) {{ {body} }}", constants),
+        {"x": _images(16, 9)},
+    )
+    rules = "rules=[{match: {name: k2}, quantize: false}]"
+    compiled = quantize(model, "w8a8-static", calibration=[{"x": _images(8, 0)}], settings=[rules])
+    assert compiled.report.running == {"QLinearConv": 2}
+    whole, plain = run(compiled.path, feed)["y"], run(compiled.path, feed, optimize=False)["y"]
+    # One step of the last rounding apart at most; with its weights in 8 bits and one scale 30 times as much.
+    assert relative_error(plain, whole) < 0.002
