@@ -7,8 +7,10 @@ s. Where a Mul by a constant reads a convolution, that takes s and the convoluti
 
 Nagel et al. 2019, *Data-Free Quantization Through Weight Equalization and Bias Correction*, section 4.1, moves what makes weights of both
 sides alike; weights have a scale for each output here, so what is made alike is the activation itself, a[c] its largest size on the data.
-A depthwise kernel and a Mul take any factor without loss: s = a. Other kernels have one scale for all their inputs, so half of it
-(Xiao et al. 2022, SmoothQuant, equation 4): s = sqrt(a / w), w[c] the kernel's largest size for the channel.
+A depthwise kernel and a Mul take any factor without loss: s = a. Other kernels have one scale for all their inputs, and channels that
+are small keep some room for what the data did not show, so half of it: s = sqrt(a). SmoothQuant's sqrt(a / w), w[c] the kernel's largest
+size for the channel (Xiao et al. 2022, equation 4), leaves more error: KL 0.0045 against 0.0026 on EfficientNet-Lite0 (0.0028 without
+factors for such kernels), 0.046 against 0.030 on RapidOCR's text recognition (0.092 without any; single runs).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -96,11 +98,7 @@ class _Path:
 
     def factors(self, sizes: Sizes) -> Sizes | None:
         """s of each channel; None where they are alike."""
-        if _is_depthwise(self.convolution):
-            return _relative(sizes)
-        kernel = _kernel(self.convolution)
-        weight = np.abs(kernel).max(axis=(0, *range(2, kernel.ndim))).astype(np.float64)
-        return _relative(np.sqrt(sizes / np.maximum(weight, np.finfo(np.float32).tiny)))
+        return _relative(sizes if _is_depthwise(self.convolution) else np.sqrt(sizes))
 
     def apply(self, factors: Sizes, names: Names) -> None:
         """Divide the channels by ``factors`` [channels]."""
