@@ -18,15 +18,36 @@ Observe = Callable[[ir.Model, Sequence[ir.Value], int, bool], Mapping[str, Range
 ones or not."""
 
 
+def observed_ranges(
+    model: ir.Model, flow: IntegerFlow, settings: ActivationSettings, observe: Observe
+) -> dict[str, Range]:
+    """Of the flow's values by name, one run over the data for each width and symmetry of codes; those never reached are missing."""
+    kinds: dict[tuple[int, bool], list[ir.Value]] = {}
+    for value in (*flow.entries, *flow.values):
+        kind, symmetric = settings.form_of(_name(value))
+        kinds.setdefault((bits_of(kind), symmetric), []).append(value)
+    seen: dict[str, Range] = {}
+    for (bits, symmetric), members in kinds.items():
+        seen |= observe(model, members, bits, symmetric)
+    return seen
+
+
+def unreached(flow: IntegerFlow, settings: ActivationSettings, seen: Mapping[str, Range]) -> list[ir.Value]:
+    """The values that have no range: calibration did not see them, and the recipe says none."""
+    values = (*flow.entries, *flow.values)
+    return [value for value in values if _name(value) not in seen and settings.fixed(_name(value)) is None]
+
+
 def choose_codes(
-    model: ir.Model,
     flow: IntegerFlow,
     settings: ActivationSettings,
-    observe: Observe,
+    ranges: Mapping[str, Range],
     tell: Callable[[str], None],
 ) -> dict[ir.Value, ActivationCodes]:
     """Of all values of the flow; ``tell`` is called with a line on what a user should know.
 
+    Args:
+        ranges: what ``observed_ranges`` found.
     Raises:
         CalibrationError: data never reached some.
         RecipeError: the recipe says of a tensor what cannot be.
@@ -34,7 +55,7 @@ def choose_codes(
     values = [*flow.entries, *flow.values]
     forms = {value: settings.form_of(_name(value)) for value in values}
     fixed = {value: settings.fixed(_name(value)) for value in values}
-    seen = _observed(model, values, settings, observe)
+    seen = dict(ranges)
     for line in _still_values(
         {
             _name(value): seen[_name(value)]
@@ -45,7 +66,7 @@ def choose_codes(
         tell(line)
     clipped = {_name(value): seen.get(_name(last)) for value, last in clipped_behind(flow).items()}
     seen |= {name: found for name, found in clipped.items() if found is not None}
-    missing = [_name(value) for value in values if fixed[value] is None and _name(value) not in seen]
+    missing = [_name(value) for value in unreached(flow, settings, seen)]
     if missing:
         raise CalibrationError(
             f"{missing[0]}: calibration data never reached it, so that it has no range"
@@ -94,20 +115,6 @@ def _covering(value: ir.Value, found: Range, form: tuple[object, bool]) -> Activ
         ) from error
 
 
-def _observed(
-    model: ir.Model, values: Sequence[ir.Value], settings: ActivationSettings, observe: Observe
-) -> dict[str, Range]:
-    """One run over the data for each width and symmetry that ranges are for."""
-    kinds: dict[tuple[int, bool], list[ir.Value]] = {}
-    for value in values:
-        kind, symmetric = settings.form_of(_name(value))
-        kinds.setdefault((bits_of(kind), symmetric), []).append(value)
-    seen: dict[str, Range] = {}
-    for (bits, symmetric), members in kinds.items():
-        seen |= observe(model, members, bits, symmetric)
-    return seen
-
-
 def _share(
     members: Sequence[ir.Value],
     flow: IntegerFlow,
@@ -152,10 +159,13 @@ def float_tensors(model: ir.Model, settings: ActivationSettings) -> set[ir.Value
     """The values that the recipe leaves float; none may be unknown to it.
 
     Raises:
-        RecipeError: the recipe names a tensor that the main graph does not have, or a weight.
+        RecipeError: the recipe names a tensor that the model does not have, or a weight.
     """
     graph = model.graph
-    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    graphs = (graph, *graph.subgraphs())
+    values = [
+        value for each in graphs for value in (*each.inputs, *(out for node in each for out in node.outputs))
+    ]
     names = {value.name: value for value in values if value.name}
     for said in settings.tensors:
         if any(said.holds(name) for name in names):

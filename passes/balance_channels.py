@@ -1,6 +1,6 @@
 """Give the channels of a convolution's input ranges that are alike, before one scale is found for all of them.
 
-*Given* convolutions with static ranges, and calibration data.
+*Given* convolutions with static ranges in the main graph, and calibration data.
 *Result* the same function: where the channels of an input are multiplied by constants upstream (an earlier convolution's outputs,
 a Mul), and nothing but Relu, LeakyRelu, pooling or an Add of a constant lies between, these take 1/s for each channel and the kernel
 s. Where a Mul by a constant reads a convolution, that takes s and the convolution's outputs 1/s.

@@ -6,7 +6,8 @@ for each output channel, the mean over calibration data and places (empirical bi
 image has large even areas, errors of rounding are alike in all of them, and without this they add up from layer to layer.
 
 *Given* ``MeasureMeans`` on the float model before its weights were rounded, then QDQ with biases in int32.
-*Result* other codes in the same biases; convolutions without a bias in integers are left alone.
+*Result* other codes in the same biases; convolutions without a bias in integers are left alone, and so are
+those in the bodies of branches and loops: what they make is not at hand from outside.
 """
 
 from collections import Counter

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value
 from qcompiler.graph.weights import constant_values
@@ -24,7 +25,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         names: Names | None = None
-        for node in list(model.graph):
+        for node in list(RecursiveGraphIterator(model.graph)):
             if node.op_type != "BatchNormalization" or node.domain != "":
                 continue
             convolution = _convolution_before(node)

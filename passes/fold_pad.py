@@ -5,6 +5,7 @@
 """
 
 import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph.edits import drop_unused
 from qcompiler.graph.weights import constant_values
@@ -15,7 +16,7 @@ class FoldPad(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
-        for node in list(model.graph):
+        for node in list(RecursiveGraphIterator(model.graph)):
             sizes = _zeros_around(node)
             if sizes is None or not all(_takes(reader, node) for reader in node.outputs[0].consumers()):
                 continue

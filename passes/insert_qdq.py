@@ -6,8 +6,11 @@ finds, with the ranges that the data have there, or the recipe says (``activatio
 of its kernel, its bias as int32 in steps of input scale times weight scale. A Relu or Clip that the rounding does is gone. Names of
 values stay.
 
-A product in the body of a branch or loop is left alone, and one that no integer kernel takes: of float16, or of a matrix that is not in 8
-bits with a scale for each output or for all; the notes of its weight say so.
+Products in the bodies of branches and loops are as those of the main graph. A body that the data never reach has no ranges: its products
+stay float, and the plan's warnings name it and its tensors; where nothing else is left, that is an error.
+
+A product that no integer kernel takes is left alone: of float16, or of a matrix that is not in 8 bits with a scale for each output or for
+all; the notes of its weight say so.
 """
 
 from collections import Counter
@@ -15,16 +18,28 @@ from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
+from qcompiler.graph.bodies import Bodies
 from qcompiler.graph.edits import input_type
 from qcompiler.graph.integer_flow import IntegerFlow, find_integer_flow, islands
 from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.weights import Role, WeightUse
-from qcompiler.passes.activation_scales import Observe, absorbs, choose_codes, float_tensors, idle_tensors
+from qcompiler.passes.activation_scales import (
+    Observe,
+    absorbs,
+    choose_codes,
+    float_tensors,
+    idle_tensors,
+    observed_ranges,
+    unreached,
+)
 from qcompiler.passes.qdq_editor import QdqEditor
 from qcompiler.quant.activation_codes import ActivationCodes, bits_of, is_signed
 from qcompiler.quant.scheme import Granularity, QuantScheme
 from qcompiler.recipe.plan import Plan, PlannedWeight
 from qcompiler.recipe.tensors import ActivationSettings
+
+LISTED = 12
+"""Tensors of a body that a warning names."""
 
 
 class InsertQdq(ir.passes.InPlacePass):
@@ -51,10 +66,14 @@ class InsertQdq(ir.passes.InPlacePass):
         self._done = True
         if not wanted:
             return ir.passes.PassResult(model, modified=False)
+        flow = _flow(model, wanted, floats)
+        ranges = observed_ranges(model, flow, self._settings, self._observe)
+        kept = self._within_reach(model, wanted, unreached(flow, self._settings, ranges))
+        if len(kept) < len(wanted):
+            wanted, flow = kept, _flow(model, kept, floats)
         convolutions = [node for node in wanted if node.op_type == "Conv"]
         linears = [node for node in wanted if node.op_type != "Conv"]
-        flow = find_integer_flow(model.graph, set(convolutions), set(linears), floats)
-        codes = choose_codes(model, flow, self._settings, self._observe, self._plan.warnings.append)
+        codes = choose_codes(flow, self._settings, ranges, self._plan.warnings.append)
         relus = {value: relu for value, relu in flow.absorbed.items() if absorbs(relu, codes[value])}
         reasons = _why_no_integers(wanted, flow, codes, relus)
         self.left += _said_of_islands(islands(model.graph, flow, wanted))
@@ -66,6 +85,10 @@ class InsertQdq(ir.passes.InPlacePass):
             editor.round_value(value, relus.get(value))
         for node in convolutions:
             editor.prepare_kernel(node, wanted[node])
+        for node in dict.fromkeys((*wanted, *flow.makers.values())):
+            editor.bring_inside(node)
+        for node in convolutions:
+            editor.make_room(node)
         for node in convolutions:
             if editor.finish_convolution(node, wanted[node]) and node not in reasons:
                 self._expect(node, ("QLinearConv",), editor, signed=is_signed(codes_read[node].kind))
@@ -78,6 +101,34 @@ class InsertQdq(ir.passes.InPlacePass):
             wanted[node].notes.append(f"ONNX Runtime's CPU computes it in float: {reason}")
         return ir.passes.PassResult(model, modified=True)
 
+    def _within_reach(
+        self, model: ir.Model, wanted: Mapping[ir.Node, PlannedWeight], missing: Sequence[ir.Value]
+    ) -> dict[ir.Node, PlannedWeight]:
+        """The products but for those of bodies in which calibration saw nothing of ``missing``; all of them where none would be left."""
+        bodies = Bodies(model)
+        lost: dict[ir.Graph, list[str]] = {}
+        for value in missing:
+            if value.graph in bodies.names:
+                lost.setdefault(value.graph, []).append(value.name or "")
+        dropped = {
+            node: body
+            for node in wanted
+            if (body := next((b for b in bodies.around(node) if b in lost), None))
+        }
+        if len(dropped) == len(wanted):
+            return dict(wanted)
+        for node, body in dropped.items():
+            wanted[node].notes.append(
+                f"activations of {node.name} stay float: calibration never reached {bodies.names[body]}"
+            )
+        self._plan.warnings += [
+            f"{bodies.names[body]}: calibration data never reached it, so that its products stay float, for want of ranges of "
+            f"{', '.join(names[:LISTED])}{f' and {len(names) - LISTED} more' if len(names) > LISTED else ''}; "
+            "give data that do, or ranges (tensors:)"
+            for body, names in lost.items()
+        ]
+        return {node: planned for node, planned in wanted.items() if node not in dropped}
+
     def _expect(self, node: ir.Node, operators: Sequence[str], editor: QdqEditor, signed: bool) -> None:
         packed = editor.codes_of(node).name or ""
         nodes = tuple(LoweredNode(node.name or "", operator, packed) for operator in operators)
@@ -85,6 +136,11 @@ class InsertQdq(ir.passes.InPlacePass):
             self.hoped.append(nodes)
         else:
             self.lowered += nodes
+
+
+def _flow(model: ir.Model, products: Collection[ir.Node], floats: Collection[ir.Value]) -> IntegerFlow:
+    convolutions = {node for node in products if node.op_type == "Conv"}
+    return find_integer_flow(model.graph, convolutions, set(products) - convolutions, floats)
 
 
 def _said_of_islands(nodes: Sequence[ir.Node]) -> list[str]:
@@ -121,8 +177,6 @@ def _why_float(scheme: QuantScheme, use: WeightUse, floats: Collection[ir.Value]
     x = use.node.inputs[0]
     if x in floats:
         return f"the recipe leaves {x.name if x else ''} float"
-    if use.in_body is not None:
-        return f"the product is inside {use.in_body}"
     if use.node.op_type not in ("MatMul", "Conv"):
         return f"{use.node.op_type} has no integer form here"
     dtype = input_type(use.node)

@@ -11,6 +11,7 @@ be the worst of all. It does so only where the input's scale is a single number.
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, set_info
 
@@ -34,7 +35,8 @@ class KeepFloatProducts(ir.passes.InPlacePass):
         self.left: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = [node for node in model.graph if node.op_type in _PRODUCTS and node.domain == ""]
+        every = RecursiveGraphIterator(model.graph)
+        nodes = [node for node in every if node.op_type in _PRODUCTS and node.domain == ""]
         names: Names | None = None
         for node in nodes if self._asked_for else []:
             found = _dequantized(node)
@@ -46,14 +48,14 @@ class KeepFloatProducts(ir.passes.InPlacePass):
                 self.left += [line] if line not in self.left else []
                 continue
             names = names or Names(model)
-            _give_its_own(node, found, channels, names)
+            _give_its_own(node, found, channels, names, model.graph)
         return ir.passes.PassResult(model, modified=names is not None)
 
 
 def _dequantized(product: ir.Node) -> ir.Node | None:
-    """The DequantizeLinear with one scale whose numbers the product reads."""
+    """The DequantizeLinear with one scale whose numbers the product reads, in the graph of both: ONNX Runtime looks at one at a time."""
     value = product.inputs[0]
-    while value is not None and (maker := value.producer()) is not None:
+    while value is not None and (maker := value.producer()) is not None and maker.graph is product.graph:
         if maker.op_type == "DequantizeLinear":
             scale = maker.inputs[1]
             known = None if scale is None else scale.const_value
@@ -82,7 +84,7 @@ def _channels(product: ir.Node) -> int:
     )
 
 
-def _give_its_own(product: ir.Node, dequantize: ir.Node, channels: int, names: Names) -> None:
+def _give_its_own(product: ir.Node, dequantize: ir.Node, channels: int, names: Names, root: ir.Graph) -> None:
     x, graph = product.inputs[0], product.graph
     assert x is not None and isinstance(graph, ir.Graph)
     base = x.name or ""
@@ -102,7 +104,7 @@ def _give_its_own(product: ir.Node, dequantize: ir.Node, channels: int, names: N
         )
         codes = moved
     repeated = [
-        _repeated(graph, value, channels, names) for value in dequantize.inputs[1:] if value is not None
+        _repeated(root, value, channels, names) for value in dequantize.inputs[1:] if value is not None
     ]
     output = ir.Value(name=names.value(f"{base}.channels"))
     set_info(output, x.dtype or ir.DataType.FLOAT, x.shape)

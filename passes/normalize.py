@@ -4,7 +4,7 @@
 *Result* the same function with: no weight of a product that is also an input (other initializers that a caller may override stay
 inputs); calls of model-local functions inlined, but for operators of our own domain; nodes that nothing reads
 gone; tensors of Constant nodes, and initializers of control-flow bodies, as initializers of the main graph, one for each distinct tensor;
-a name of its own for every node; types and shapes inferred.
+a name of its own for every node and every value (two branches may use one twice); types and shapes inferred, in bodies too.
 """
 
 from collections import Counter
@@ -36,7 +36,8 @@ class Normalize(ir.passes.InPlacePass):
             modified = step(model).modified or modified
         modified = _share_identical_tensors(model) or modified
         modified = _name_nodes(model) or modified
-        if _lacks_types(model.graph):
+        modified = _name_values(model) or modified
+        if _lacks_types(model):
             modified = infer_types(model) or modified
         return ir.passes.PassResult(model, modified)
 
@@ -109,5 +110,26 @@ def _name_nodes(model: ir.Model) -> bool:
     return modified
 
 
-def _lacks_types(graph: ir.Graph) -> bool:
-    return any(value.dtype is None for node in graph for value in node.outputs if value.name)
+def _name_values(model: ir.Model) -> bool:
+    """A value of a body with the name of another, as two branches may have one, gets a free name: ranges and settings go by names."""
+    names = Names(model)
+    graph = model.graph
+    seen = {value.name for value in graph.inputs} | set(graph.initializers)
+    modified = False
+    for each in (graph, *graph.subgraphs()):
+        for value in (
+            *(each.inputs if each is not graph else ()),
+            *(out for node in each for out in node.outputs),
+        ):
+            if value.name and value.name in seen:
+                value.name = names.value(value.name)
+                modified = True
+            seen.add(value.name)
+    return modified
+
+
+def _lacks_types(model: ir.Model) -> bool:
+    graphs = (model.graph, *model.graph.subgraphs())
+    return any(
+        value.dtype is None for graph in graphs for node in graph for value in node.outputs if value.name
+    )

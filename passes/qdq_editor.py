@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.graph.bodies import Bodies
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
 from qcompiler.graph.quantized import stored
 from qcompiler.graph.stored_quantized import StoredCodes
@@ -18,19 +19,27 @@ LARGEST_BIAS = 2.0**30
 
 
 class QdqEditor:
-    """Edits one graph; ``codes`` has every value that is rounded."""
+    """Edits one model; ``codes`` has every value that is rounded.
+
+    Constants become initializers of the main graph. A value is rounded in the graph that it belongs to, and in each body that has a
+    product which reads it a DequantizeLinear stands (``bring_inside``): ONNX Runtime's optimizer looks at one graph at a time.
+    """
 
     def __init__(self, model: ir.Model, codes: Mapping[ir.Value, ActivationCodes]) -> None:
         self._graph = model.graph
         self._names = Names(model)
+        self._bodies = Bodies(model)
         self._codes = codes
         self._scales: dict[ir.Value, np.float32] = {}  # of what DequantizeLinear makes
+        self._inside: dict[tuple[ir.Value, ir.Graph], ir.Value] = {}  # what stands for such a value in a body
 
     def round_for(self, value: ir.Value, readers: Collection[ir.Node]) -> None:
         """Rounds a float value for some of its readers, in front of the first."""
-        made = self._pair(value, value)
-        order = {node: place for place, node in enumerate(self._graph)}
-        self._graph.insert_before(min(readers, key=order.__getitem__), made)
+        made, graph = self._pair(value, value), value.graph
+        assert graph is not None
+        order = {node: place for place, node in enumerate(graph)}
+        first = min((self._bodies.node_in(graph, node) for node in readers), key=order.__getitem__)
+        graph.insert_before(first, made)
         for node in readers:
             node.replace_input_with(0, made[-1].outputs[0])
 
@@ -40,11 +49,48 @@ class QdqEditor:
         assert source is not None
         made = self._pair(source, value)
         maker = source.producer()
-        assert maker is not None
-        self._graph.insert_after(maker, made)
+        assert maker is not None and maker.graph is not None
+        maker.graph.insert_after(maker, made)
         replace_value(value, made[-1].outputs[0], keep=(made[0],))
         if relu is not None:
             drop_unused(value)
+
+    def bring_inside(self, node: ir.Node) -> None:
+        """What a node of a body reads of a DequantizeLinear outside of it, one in the body makes of the same codes."""
+        graph = node.graph
+        assert isinstance(graph, ir.Graph)
+        for place, value in enumerate(node.inputs):
+            outside = None if value is None else value.producer()
+            if (
+                value is None
+                or outside is None
+                or outside.op_type != "DequantizeLinear"
+                or outside.graph is graph
+            ):
+                continue
+            inside = self._inside.get((value, graph))
+            if inside is None:
+                inside = self._inside[value, graph] = self._again(outside, self._first_reader(value, graph))
+            node.replace_input_with(place, inside)
+            drop_unused(value)
+
+    def _first_reader(self, value: ir.Value, graph: ir.Graph) -> ir.Node:
+        readers = set(value.consumers())
+        return next(node for node in graph if node in readers)
+
+    def _again(self, dequantize: ir.Node, reader: ir.Node) -> ir.Value:
+        """The output of a node like this one, in front of a reader."""
+        value = dequantize.outputs[0]
+        output = ir.Value(name=self._names.value(f"{value.name}.inside"), type=value.type, shape=value.shape)
+        node = ir.node(
+            "DequantizeLinear", dequantize.inputs, attributes=dequantize.attributes, outputs=[output],
+            name=self._names.node(f"{dequantize.name}.inside"), metadata_props=dict(dequantize.metadata_props),
+        )  # fmt: skip
+        assert reader.graph is not None
+        reader.graph.insert_before(reader, node)
+        if value in self._scales:
+            self._scales[output] = self._scales[value]
+        return output
 
     def _pair(self, source: ir.Value, value: ir.Value) -> list[ir.Node]:
         form = self._codes[value]
@@ -80,7 +126,7 @@ class QdqEditor:
         return codes
 
     def finish_convolution(self, node: ir.Node, planned: PlannedWeight) -> bool:
-        """Its bias in integers, its kernel prepared and that of all others; whether it runs in integers then."""
+        """Its bias in integers, with room for it and those of all others; whether it runs in integers then."""
         x, dequantize = node.inputs[0], self._dequantize_of(node)
         if len(node.inputs) < 3 or node.inputs[2] is None:
             return True
@@ -102,11 +148,14 @@ class QdqEditor:
         return dequantize
 
     def prepare_kernel(self, node: ir.Node, planned: PlannedWeight) -> None:
-        """A convolution's weight in the shape of its kernel, with room for its bias; several may share one."""
+        """A convolution's weight in the shape of its kernel; several may share one."""
         maker = self._dequantize_of(node)
         assert planned.weight.kernel is not None
         if maker.op_type == "Reshape":  # else another use of the weight was here before
             self._shape_kernel(maker, planned.weight.kernel)
+
+    def make_room(self, node: ir.Node) -> None:
+        """For a convolution's bias, where its prepared kernel's scales are too small for it."""
         x, bias = node.inputs[0], constant_values(node.inputs[2]) if len(node.inputs) > 2 else None
         if bias is not None and x is not None:
             self._room_for(bias.astype(np.float64), float(self._scales[x]), self._dequantize_of(node))
@@ -148,7 +197,8 @@ class QdqEditor:
             "DequantizeLinear", [stored_codes, scale], attributes={"axis": 0}, outputs=[output],
             name=self._names.node(f"{old.name}.dequantize"),
         )  # fmt: skip
-        self._graph.insert_before(node, made)
+        assert node.graph is not None
+        node.graph.insert_before(node, made)
         node.replace_input_with(2, output)
         drop_unused(old)
 

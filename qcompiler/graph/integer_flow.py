@@ -3,12 +3,16 @@
 Convolutions take integers and make integers. Linears take integers; what they make stays float, since a language model's residual stream is
 too wide for 8 bits. Operators between that have integer kernels (``CARRIERS``) pass integers on where all that they read are such.
 A Relu, or a Clip from 0 on, behind a node that makes integers is done by the rounding: its range begins at 0 (see ``range_does``).
+
+Bodies of branches and loops are gone through where their nodes stand, and may read integers of the graphs around them; what a body is given
+and what it gives are floats, unless a node in it makes them integers.
 """
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph.weights import constant_values
 
@@ -58,10 +62,11 @@ def find_integer_flow(
     linears: Collection[ir.Node],
     floats: Collection[ir.Value] = (),
 ) -> IntegerFlow:
-    """The flow around products whose weights are integers, in the main graph; ``floats`` are to stay such, and no product reads one."""
+    """The flow around products of integer weights, in a graph and its bodies; ``floats`` are to stay such, and no product reads one."""
     integers: dict[ir.Value, ir.Node] = {}  # with the node that makes it, before a Relu
     absorbed: dict[ir.Value, ir.Node] = {}
-    for node in graph:
+    nodes = list(RecursiveGraphIterator(graph))
+    for node in nodes:
         if node in convolutions or _carries(node, integers):
             relu = _relu_behind(node)
             made = [value for value in node.outputs if value.name] if relu is None else [relu.outputs[0]]
@@ -73,7 +78,7 @@ def find_integer_flow(
     _drop_what_nobody_wants(integers, convolutions, linears)
     flow = IntegerFlow(list(integers), absorbed={v: node for v, node in absorbed.items() if v in integers})
     flow.makers = integers
-    for node in graph:
+    for node in nodes:
         x = node.inputs[0] if node in convolutions or node in linears else None
         if x is not None and x not in integers:
             flow.entries.setdefault(x, []).append(node)
@@ -177,7 +182,7 @@ def islands(graph: ir.Graph, flow: IntegerFlow, products: Collection[ir.Node]) -
     makers = {*flow.makers.values(), *flow.absorbed.values(), *products}
     after: set[ir.Value] = set(flow.values)
     behind = []
-    for node in graph:
+    for node in RecursiveGraphIterator(graph):
         if node not in makers and any(value in after for value in node.inputs if value is not None):
             after.update(node.outputs)
             behind.append(node)

@@ -4,7 +4,7 @@ onnx_ir's pass does the same, but looks every initializer up in the list of inpu
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -13,11 +13,14 @@ KEPT_BYTES = 1024  # constants up to this size go along: inference reads shapes 
 
 
 def infer_types(model: ir.Model) -> bool:
-    """Give values the types and shapes that they lack; returns whether any got one."""
-    found = _inferred(model, {})
+    """Give values, in bodies too, the types and shapes that they lack; returns whether any got one.
+
+    Two values of one name get what is found of one of them.
+    """
+    found = {info.name: info for info in _everywhere(_inferred(model, {}))}
     modified = False
-    for node in model.graph:
-        for value in node.outputs:
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
             info = found.get(value.name or "")
             if info is None:
                 continue
@@ -44,16 +47,16 @@ def activation_types(
 ) -> dict[str, tuple[ir.DataType, tuple[int, ...]]]:
     """Type and shape of the values that nodes of the main graph make, by name, for inputs of these shapes; as far as they follow."""
     types = {}
-    for name, info in _inferred(model, shapes).items():
+    for info in _made_in(_inferred(model, shapes)):
         dims = info.type.tensor_type.shape.dim
         if info.type.tensor_type.elem_type and all(dim.HasField("dim_value") for dim in dims):
             dtype = ir.DataType(info.type.tensor_type.elem_type)
-            types[name] = (dtype, tuple(dim.dim_value for dim in dims))
+            types[info.name] = (dtype, tuple(dim.dim_value for dim in dims))
     return types
 
 
-def _inferred(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[str, onnx.ValueInfoProto]:
-    """What ONNX infers, by name; ``shapes`` of inputs replace those that the model declares."""
+def _inferred(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> onnx.GraphProto:
+    """The graph with what ONNX infers; ``shapes`` of inputs replace those that the model declares."""
     proto = onnx.ModelProto(ir_version=model.ir_version)
     for domain, version in model.graph.opset_imports.items():
         proto.opset_import.add(domain=domain, version=version)
@@ -83,7 +86,22 @@ def _inferred(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[str,
     for function in model.functions.values():
         proto.functions.append(ir.to_proto(function))
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    return {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}
+    return inferred.graph
+
+
+def _made_in(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from graph.value_info
+    yield from graph.output
+
+
+def _everywhere(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    """Of what nodes make in a graph and its bodies, and of what bodies are given."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _everywhere(body)
+                yield from body.input
+    yield from _made_in(graph)
 
 
 def _declared(value: ir.Value) -> onnx.ValueInfoProto:

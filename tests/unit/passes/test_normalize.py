@@ -195,3 +195,18 @@ def test_types_are_inferred() -> None:
     product = after.graph[0].outputs[0]
     assert product.dtype == ir.DataType.FLOAT
     assert product.shape is not None and len(product.shape) == 2
+
+
+def test_values_of_two_branches_have_names_and_types_of_their_own() -> None:
+    model = make_model(
+        "g (float[M,16] x, bool c) => (float[M,16] y) { y = If(c)"
+        " <then_branch = t () => (float[M,16] z) { h = MatMul(x, w) z = Relu(h) },"
+        " else_branch = e () => (float[M,16] z) { h = Neg(x) z = Relu(h) }> }",
+        {"w": weight(16, 16)},
+    )
+    after, modified = apply_pass(Normalize(), model)
+    assert modified
+    made = [value for node in all_nodes(after) for value in node.outputs]
+    assert len({value.name for value in made}) == len(made) == 5
+    assert {value.dtype for value in made} == {ir.DataType.FLOAT}
+    assert not apply_pass(Normalize(), after)[1]
