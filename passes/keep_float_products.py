@@ -108,7 +108,7 @@ def _give_its_own(product: ir.Node, dequantize: ir.Node, channels: int, names: N
     ]
     output = ir.Value(name=names.value(f"{base}.channels"))
     set_info(output, x.dtype or ir.DataType.FLOAT, x.shape)
-    turned = product.op_type == "Gemm" and product.attributes.get_int("transA", 0)
+    turned = product.op_type == "Gemm" and product.attributes.get_int("transA", 0) == 1
     made.append(
         ir.node(
             "DequantizeLinear",
