@@ -9,13 +9,13 @@ class Bodies:
     """Of one model, as its nodes are when this is made.
 
     Attributes:
-        names: of every body, for people: "then_branch of If 'voiced'".
+        names: of every body, for people: "body of Loop 'frames' in then_branch of If 'voiced'".
     """
 
     def __init__(self, model: ir.Model) -> None:
         self._owners: dict[ir.Graph, ir.Node] = {}
         self.names: dict[ir.Graph, str] = {}
-        for node in all_nodes(model):
+        for node in all_nodes(model):  # those of outer graphs first
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH:
                     self._add(node, attribute.name, attribute.as_graph())
@@ -25,7 +25,10 @@ class Bodies:
 
     def _add(self, node: ir.Node, attribute: str, body: ir.Graph) -> None:
         self._owners[body] = node
-        self.names[body] = f"{attribute} of {node.op_type} {node.name!r}"
+        around = self.names.get(node.graph) if isinstance(node.graph, ir.Graph) else None
+        self.names[body] = f"{attribute} of {node.op_type} {node.name!r}" + (
+            f" in {around}" if around else ""
+        )
 
     def node_in(self, graph: ir.Graph, node: ir.Node) -> ir.Node:
         """The node of ``graph`` that a node is in, or that it is itself.

@@ -55,7 +55,7 @@ def _inside(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _inside(attribute.g)
 
 
-def _running_inside(model: Path, folder: Path) -> Counter[str]:
+def running_inside(model: Path, folder: Path) -> Counter[str]:
     """Operators of the bodies that ONNX Runtime's optimizer leaves."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
@@ -79,7 +79,7 @@ def test_a_convolution_in_one_branch_and_a_matrix_in_the_other(
         feed = _image(9, up)
         assert relative_error(run(model, feed)["y"], run(compiled.path, feed)["y"]) < STATIC
     if target == "ort":
-        inside = _running_inside(compiled.path, tmp_path)
+        inside = running_inside(compiled.path, tmp_path)
         assert inside["QLinearConv"] == 2 and inside["QLinearAdd"] == 1
         assert inside["MatMulIntegerToFloat"] == 1
         assert not inside.keys() & {"Conv", "FusedConv", "MatMul", "QuantizeLinear"}
@@ -99,7 +99,7 @@ def test_a_loop(quantize: Compile, tmp_path: Path) -> None:
     model = make_model(LOOP, {"w": weight(64, 64), "v": weight(64, 64, seed=1)})
     compiled = quantize(model, "w8a8-static", calibration=[_loop(seed, 3) for seed in range(4)])
     assert compiled.report.running == {"MatMulIntegerToFloat": 2}
-    inside = _running_inside(compiled.path, tmp_path)
+    inside = running_inside(compiled.path, tmp_path)
     # What every iteration reads alike is rounded once, outside.
     assert inside["MatMulIntegerToFloat"] == 2 and inside["QuantizeLinear"] == 1
     assert relative_error(run(model, _loop(9, 3))["y"], run(compiled.path, _loop(9, 3))["y"]) < STATIC
@@ -114,7 +114,7 @@ def test_a_scan(quantize: Compile, tmp_path: Path) -> None:
         return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
     compiled = quantize(model, "w8a8-static", calibration=[feed(seed) for seed in range(4)])
-    assert _running_inside(compiled.path, tmp_path)["MatMulIntegerToFloat"] == 1
+    assert running_inside(compiled.path, tmp_path)["MatMulIntegerToFloat"] == 1
     assert relative_error(run(model, feed(9))["y"], run(compiled.path, feed(9))["y"]) < STATIC
 
 
@@ -135,7 +135,7 @@ def test_norms_and_pads_of_a_body_are_folded_and_a_gemm_is_a_product(
         {**constants, "shape": np.array([4, 10])},
     )
     compiled = quantize(model, "w8a8-static", calibration=[_image(seed, up=True) for seed in range(4)])
-    inside = _running_inside(compiled.path, tmp_path)
+    inside = running_inside(compiled.path, tmp_path)
     assert inside["QLinearConv"] == inside["MatMulIntegerToFloat"] == 1
     assert not inside.keys() & {"BatchNormalization", "Pad", "Relu"}
     feed = _image(9, up=True)
