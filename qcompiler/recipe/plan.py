@@ -37,18 +37,20 @@ class PlannedWeight:
         scheme: fitted to the weight's K.
         settings: the recipe's word, with the line that decided.
         notes: what a user should know: a group that was adjusted, statistics that cannot be had.
+        without_data: no statistics are to be had for it, and its scales come from the weight alone.
     """
 
     weight: Weight
     scheme: QuantScheme
     settings: WeightSettings
     notes: list[str] = field(default_factory=list)
+    without_data: bool = False
 
     @property
     def needs(self) -> frozenset[Need]:
         """The statistics that any of its algorithm's steps asks for; a table of rows has no input to observe, and of a convolution
         with groups of channels there are Hessians alone."""
-        if all(use.role is Role.EMBEDDING for use in self.weight.uses):
+        if self.without_data or all(use.role is Role.EMBEDDING for use in self.weight.uses):
             return frozenset()
         if self.groups > 1:
             return frozenset({Need.HESSIAN} if self.settings.quantizer.algorithm.in_groups else ())
@@ -171,17 +173,39 @@ class Plan:
         """Ranges come from this file; with ``correct`` there are data all the same, and biases are corrected on them.
 
         Args:
-            alone: whether the user gave the file where data are given: then nothing else may need any.
+            alone: whether the user gave the file where data are given: then weights whose quantizer wants statistics go without.
         Raises:
-            CalibrationError: something does.
+            CalibrationError: something cannot: bits to be given out, scales to be moved, weights to be tuned or kept beside their codes.
         """
         self.ranges_known = True
         self.corrects_biases = correct and self.has_static_convolutions
+        if alone:
+            self._go_without_statistics(path)
         if alone and self.needs_data:
             what, names = next(iter(self.users_of_data.items()), ("bits to be given out", ["mixed"]))
             raise CalibrationError(
                 f"{path}: has ranges and no data, and {names[0]} ({what}) needs some; "
                 f"give --calib DATA --set calib.ranges_from={path}, or algorithm: rtn for it"
+            )
+
+    def _go_without_statistics(self, path: Path) -> None:
+        """Weights that are only rounded better with statistics than without are rounded without."""
+        lacking = [
+            planned
+            for planned in self.quantized
+            if planned.needs
+            and not planned.settings.transforms
+            and planned.settings.reconstruction is None
+            and all(step.algorithm.beside is None for step in planned.settings.algorithm)
+        ]
+        for planned in lacking:
+            planned.without_data = True
+            planned.notes.append("there is no data: its scales come from the weight alone")
+        if lacking:
+            names = ", ".join(dict.fromkeys(planned.algorithm for planned in lacking))
+            self.warnings.append(
+                f"{path}: has ranges and no data, so that scales of {len(lacking)} weights ({names}) come from the weights alone; "
+                f"--calib DATA --set calib.ranges_from={path} gives better ones"
             )
 
     def _observes_range(self, planned: PlannedWeight) -> bool:
