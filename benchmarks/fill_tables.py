@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import embeddings, int8_static, memory, quality, ranges, session
+from benchmarks import embeddings, int8_language, int8_models, int8_static, memory, quality, ranges, session
 from benchmarks.measure.results import Results
 
 FILES = (
@@ -40,6 +40,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "forecast": lambda: memory.forecast_table(Results(memory.JSON)),
     "ranges": lambda: ranges.table(Results(ranges.JSON)),
     "embeddings": lambda: embeddings.table(Results(embeddings.JSON)),
+    "int8-language": lambda: int8_language.table(Results(int8_language.JSON)),
+    "int8-models": lambda: int8_models.table(Results(int8_models.JSON)),
     "int8-static": lambda: int8_static.table(Results(int8_static.JSON)),
     "autoround": _quality(
         ["off-grid", "original"],

@@ -19,6 +19,7 @@ from qcompiler.passes.correct_biases import CorrectBiases, Means, MeasureMeans
 from qcompiler.passes.expand_gemm import ExpandGemm
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.fold_constants import FoldConstants
+from qcompiler.passes.fold_factors import FoldFactors
 from qcompiler.passes.fold_pad import FoldPad
 from qcompiler.passes.fuse_followers import FuseFollowers
 from qcompiler.passes.insert_qdq import InsertQdq
@@ -79,6 +80,11 @@ def preparing_passes(recipe: Recipe) -> list[NamedPass]:
             "fold_batch_norm",
             FoldBatchNorm(),
             "before planning: kernels are rounded with what a BatchNormalization multiplies them by",
+        ),
+        NamedPass(
+            "fold_factors",
+            FoldFactors(),
+            "before planning: what is multiplied and added beside convolutions would be floats between integers",
         ),
     ]
     return [

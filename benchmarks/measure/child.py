@@ -163,7 +163,11 @@ def ort_int8(arguments: dict[str, Any]) -> dict[str, Any]:
     folder.mkdir(parents=True)
     with PeakMemory() as memory:
         quantize(
-            Path(arguments["model"]), Path(arguments["data"]), folder / "model.onnx", arguments["method"]
+            Path(arguments["model"]),
+            Path(arguments["data"]),
+            folder / "model.onnx",
+            arguments["method"],
+            arguments.get("shapes", True),
         )
     return {"seconds": time.perf_counter() - start, "peak_anonymous_bytes": memory.peak_bytes}
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,15 @@ from qcompiler.runtime import register
 SECONDS = 1.0
 
 
-def quiet_session(model: onnx.ModelProto, threads: int, ours: bool) -> ort.InferenceSession:
+def quiet_session(model: onnx.ModelProto | Path, threads: int, ours: bool) -> ort.InferenceSession:
     """One whose threads do not spin between runs, on the cores of the session that is measured; with our library or without."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if ours:
         register(options)
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    given = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
 def least_seconds(

@@ -1,0 +1,228 @@
+"""Fold constant factors and terms around convolutions into them.
+
+*Given* Conv -> Mul, Div, Add or Sub with a constant that is one number or one for each channel, and nothing else reads between; or a Conv
+that reads such nodes with one number.
+*Result* the Conv with its kernel and bias multiplied and added to; of what stood before it at most one Mul and one Add. Names of values
+that others read stay.
+
+    (W x + b) m + a = (m W) x + (m b + a)        behind, m and a for each output
+    c (x / d) + a = (c / d) x + a                before: factors meet in one Mul
+    W (x + a) = W x + a sum(W)                   before, where nothing is padded: a padded 0 is no x
+
+Float kernels of such nodes take as long as a depthwise convolution in integers. A Mul stays before the convolution, since
+``balance_channels`` gives its channels ranges that are alike through it.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value
+from qcompiler.graph.weights import constant_values
+
+Numbers = npt.NDArray[np.float64]
+FACTORS = ("Mul", "Div")
+TERMS = ("Add", "Sub")
+
+
+class FoldFactors(ir.passes.InPlacePass):
+    """The pass."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        names: Names | None = None
+        modified = False
+        for node in [node for node in model.graph if _takes_factors(node)]:
+            names = names or Names(model)
+            before = _meet_factors_before(node, names)
+            term = _fold_term_before(node, names)
+            behind = _fold_behind(node, names)
+            modified = before or term or behind or modified
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _takes_factors(node: ir.Node) -> bool:
+    """Whether it is a convolution of float32 whose kernel and bias are constants that nothing else reads."""
+    if node.op_type != "Conv" or node.domain != "":
+        return False
+    kernel, bias = node.inputs[1], _bias(node)
+    return (
+        kernel is not None
+        and kernel.is_initializer()
+        and not kernel.is_graph_input()
+        and kernel.const_value is not None
+        and kernel.dtype == ir.DataType.FLOAT
+        and len(kernel.uses()) == 1
+        and (bias is None or constant_values(bias) is not None)
+    )
+
+
+def _bias(node: ir.Node) -> ir.Value | None:
+    return node.inputs[2] if len(node.inputs) > 2 else None
+
+
+def _constant(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, Numbers] | None:
+    """Where the constant of a Mul, Div, Add or Sub is, and its numbers [1] or [channels]; ``shape`` is (channels, ..), of the rank."""
+    channels, rank = shape[0], len(shape)
+    for place in (0, 1) if node.op_type in ("Mul", "Add") else (1,):
+        found = constant_values(node.inputs[place])
+        if found is None or found.dtype != np.float32 or found.ndim > rank:
+            continue
+        whole = (1,) * (rank - found.ndim) + found.shape
+        if found.size == 1 or whole == (1, channels, *[1] * (rank - 2)):
+            divides_by_zero = node.op_type == "Div" and not found.all()
+            return None if divides_by_zero else (place, found.reshape(-1).astype(np.float64))
+    return None
+
+
+def _read_alone(value: ir.Value, graph: ir.Graph | ir.Function | None) -> bool:
+    uses = value.uses()
+    return len(uses) == 1 and not value.is_graph_output() and all(reader.graph is graph for reader, _ in uses)
+
+
+def _fold_behind(convolution: ir.Node, names: Names) -> bool:
+    """Factors and terms behind a convolution into its kernel and bias."""
+    shape = tuple(_kernel(convolution).shape.numpy())
+    factor, term = np.ones(shape[0]), np.zeros(shape[0])
+    folded = False
+    made = convolution.outputs[0]
+    while _read_alone(made, convolution.graph):
+        ((node, place),) = made.uses()
+        if node.op_type not in FACTORS + TERMS or node.domain != "":
+            break
+        found = _constant(node, shape)
+        if found is None or found[0] == place:
+            break
+        number = found[1]
+        if node.op_type in FACTORS:
+            times = number if node.op_type == "Mul" else 1 / number
+            factor, term = factor * times, term * times
+        else:
+            term = term + (number if node.op_type == "Add" else -number)
+        folded = True
+        made = node.outputs[0]
+    if not folded:
+        return False
+    _multiply_kernel(convolution, factor)
+    bias = _bias(convolution)
+    old = np.zeros(shape[0]) if bias is None else _numbers(bias)
+    _set_bias(convolution, old * factor + term, names)
+    _stand_in(made, convolution.outputs[0])
+    return True
+
+
+def _stand_in(result: ir.Value, made: ir.Value) -> None:
+    """Readers of ``result`` read ``made``, under its name."""
+    made.type, made.shape = made.type or result.type, made.shape or result.shape
+    is_output, kept = result.is_graph_output(), result.name
+    replace_value(result, made)
+    if not is_output:
+        result.name, made.name = made.name, kept
+    drop_unused(result)
+
+
+def _meet_factors_before(convolution: ir.Node, names: Names) -> bool:
+    """One Mul for all factors of one number, and one Add behind it, between the convolution and what computes."""
+    current = convolution.inputs[0]
+    factor, term = 1.0, 0.0
+    chain: list[ir.Node] = []
+    while current is not None and _read_alone(current, convolution.graph):
+        node = current.producer()
+        if node is None or node.op_type not in FACTORS + TERMS or node.domain != "":
+            break
+        found = _constant(node, (1,) * 8)  # one number; its rank may be no matter, for there are 8
+        if found is None or len(found[1]) != 1 or node.inputs[1 - found[0]] is None:
+            break
+        number = float(found[1][0])
+        if node.op_type in FACTORS:
+            factor *= number if node.op_type == "Mul" else 1 / number
+        else:
+            term += factor * (number if node.op_type == "Add" else -number)
+        chain.append(node)
+        current = node.inputs[1 - found[0]]
+    kinds = ["factor" if node.op_type in FACTORS else "term" for node in chain]
+    if len(kinds) == len(set(kinds)):
+        return False  # one of each at most, as they are
+    assert current is not None and isinstance(convolution.graph, ir.Graph)
+    last = convolution.inputs[0]
+    for op, number, idle in (("Mul", factor, 1.0), ("Add", term, 0.0)):
+        if number != idle:
+            current = _insert(convolution, op, current, number, names)
+    convolution.replace_input_with(0, current)
+    if last is not None:
+        drop_unused(last)
+    return True
+
+
+def _insert(convolution: ir.Node, op: str, value: ir.Value, number: float, names: Names) -> ir.Value:
+    """The result of a new node in front of the convolution, of ``value`` and a constant."""
+    graph = convolution.graph
+    assert isinstance(graph, ir.Graph)
+    name = names.value(f"{value.name}.{op.lower()}")
+    held = names.value(f"{name}.number")
+    constant = add_initializer(graph, ir.Tensor(np.array(number, np.float32), name=held), held)
+    node = ir.node(op, [value, constant], name=names.node(name))
+    made = node.outputs[0]
+    made.name, made.type, made.shape = name, value.type, value.shape
+    graph.insert_before(convolution, node)
+    return made
+
+
+def _fold_term_before(convolution: ir.Node, names: Names) -> bool:
+    """An Add of one number in front of a convolution that pads nothing into its bias."""
+    value = convolution.inputs[0]
+    node = None if value is None else value.producer()
+    if value is None or node is None or node.op_type not in TERMS or node.domain != "" or _pads(convolution):
+        return False
+    found = _constant(node, (1,) * 8)
+    if found is None or len(found[1]) != 1 or not _read_alone(value, convolution.graph):
+        return False
+    number = float(found[1][0]) if node.op_type == "Add" else -float(found[1][0])
+    kernel = _kernel(convolution).numpy().astype(np.float64)
+    bias = _bias(convolution)
+    old = np.zeros(len(kernel)) if bias is None else _numbers(bias)
+    _set_bias(convolution, old + number * kernel.reshape(len(kernel), -1).sum(1), names)
+    convolution.replace_input_with(0, node.inputs[1 - found[0]])
+    drop_unused(value)
+    return True
+
+
+def _pads(convolution: ir.Node) -> bool:
+    told = convolution.attributes.get_string("auto_pad", "NOTSET")
+    return told not in ("NOTSET", "VALID") or any(convolution.attributes.get_ints("pads", []))
+
+
+def _kernel(convolution: ir.Node) -> ir.TensorProtocol:
+    kernel = convolution.inputs[1]
+    assert kernel is not None and kernel.const_value is not None
+    return kernel.const_value
+
+
+def _multiply_kernel(convolution: ir.Node, factor: Numbers) -> None:
+    tensor, value = _kernel(convolution), convolution.inputs[1]
+    assert value is not None
+
+    def scaled() -> ir.Tensor[Any]:
+        numbers = tensor.numpy()
+        shape = (-1, *[1] * (numbers.ndim - 1))
+        return ir.Tensor((numbers * factor.reshape(shape)).astype(numbers.dtype), tensor.dtype)
+
+    value.const_value = ir.LazyTensor(scaled, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=value.name)
+
+
+def _set_bias(convolution: ir.Node, numbers: Numbers, names: Names) -> None:
+    graph, kernel, old = convolution.graph, convolution.inputs[1], _bias(convolution)
+    assert isinstance(graph, ir.Graph) and kernel is not None
+    name = names.value(f"{kernel.name}.bias")
+    bias = add_initializer(graph, ir.Tensor(numbers.astype(np.float32), name=name), name)
+    convolution.resize_inputs(3)
+    convolution.replace_input_with(2, bias)
+    if old is not None:
+        drop_unused(old)
+
+
+def _numbers(value: ir.Value) -> Numbers:
+    found = constant_values(value)
+    assert found is not None
+    return found.astype(np.float64)

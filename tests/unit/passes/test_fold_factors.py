@@ -1,0 +1,72 @@
+"""FoldFactors: the same function with fewer nodes, and what stays."""
+
+import numpy as np
+import pytest
+
+from qcompiler.passes.fold_factors import FoldFactors
+from tests.small_models import Array, apply_pass, assert_equal_outputs, make_model, op_types, run, weight
+
+# float32 sums of 27 products, whose factors meet in another order.
+ROUNDING = 1e-5
+SIGNATURE = "g (float[B,3,6,6] x) => (float[B,5,H,W] y)"
+
+
+def _constants() -> dict[str, Array]:
+    return {
+        "k": weight(5, 3, 3, 3, scale=0.3), "b": weight(5, seed=1), "m": np.array([1, -0.5, 2, 3, -4], np.float32).reshape(5, 1, 1), "a": weight(1, 5, 1, 1, seed=3),
+        "two": np.array([2.5], np.float32), "six": np.array(6, np.float32), "zero": np.array(0, np.float32),
+    }  # fmt: skip
+
+
+def _x() -> Array:
+    return np.random.default_rng(1).standard_normal((2, 3, 6, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("c = Conv(x, k) n = Mul(m, c) y = Add(n, a)", ["Conv"]),
+        ("c = Conv(x, k, b) n = Div(c, two) d = Sub(n, m) y = Mul(d, six)", ["Conv"]),
+        ("n = Div(x, six) d = Mul(two, n) y = Conv(d, k, b)", ["Mul", "Conv"]),
+        ("n = Div(x, six) d = Mul(two, n) e = Add(d, six) y = Conv(e, k)", ["Mul", "Conv"]),
+        (
+            "n = Div(x, six) d = Mul(two, n) e = Sub(d, six) y = Conv<pads=[1, 1, 1, 1]>(e, k)",
+            ["Mul", "Add", "Conv"],
+        ),
+        ("n = Add(x, six) y = Conv(n, k, b)", ["Conv"]),
+    ],
+    ids=["behind", "behind, four kinds", "before", "before, a term", "before, padded", "a term alone"],
+)
+def test_factors_and_terms_go_into_the_convolution(body: str, left: list[str]) -> None:
+    model = make_model(f"{SIGNATURE} {{ {body} }}", _constants())
+    after, modified = apply_pass(FoldFactors(), model)
+    assert modified and op_types(after) == left
+    # terms of 6 times sums of 27 weights of 0.3: values of 20
+    assert_equal_outputs(run(model, {"x": _x()}, optimize=False), run(after, {"x": _x()}), 20 * ROUNDING)
+    assert not apply_pass(FoldFactors(), after)[1]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "c = Conv(x, k) n = Mul(c, two) y = Add(n, c)",
+        "c = Conv(x, k) y = Mul(c, row4)",
+        "c = Conv(x, k) y = Div(two, c)",
+        "c = Conv(x, k) y = Div(c, zero)",
+        "n = Add(x, six) y = Conv<pads=[1, 1, 1, 1]>(n, k)",
+        "n = Mul(x, six) y = Conv(n, k)",
+        "c = Conv(x, k) d = Conv(x, k) n = Mul(c, two) y = Add(n, d)",
+    ],
+    ids=[
+        "another reader",
+        "one for each column",
+        "by the result",
+        "by zero",
+        "padded",
+        "one factor before",
+        "a shared kernel",
+    ],
+)
+def test_others_stay(body: str) -> None:
+    model = make_model(f"{SIGNATURE} {{ {body} }}", {**_constants(), "row4": weight(4, seed=4)})
+    assert not apply_pass(FoldFactors(), model)[1]
