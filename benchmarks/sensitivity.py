@@ -37,7 +37,7 @@ from qcompiler.passes.quantize_weights import CalibrationRun
 from qcompiler.passes.sensitivity import anchors_of, operand_of, scheme_at, uses_of
 from qcompiler.pipeline import plan_weights, preparing_passes
 from qcompiler.recipe import Recipe
-from qcompiler.recipe.plan import PlannedWeight
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 BITS = 4
 

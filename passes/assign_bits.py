@@ -22,7 +22,8 @@ from qcompiler.passes.sensitivity import Sensitivities, Sensitivity, scheme_at
 from qcompiler.passes.unfelt_weights import settle
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.recipe.mixed import FISHER, MixedSettings
-from qcompiler.recipe.plan import Plan, PlannedWeight
+from qcompiler.recipe.plan import Plan
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 
 @dataclass(frozen=True)

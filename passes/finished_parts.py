@@ -20,7 +20,8 @@ from qcompiler.graph.weight_store import WeightStore
 from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.migrate_scales import AppliedScale
 from qcompiler.passes.shift_inputs import AppliedShift
-from qcompiler.recipe.plan import Plan, PlannedWeight
+from qcompiler.recipe.plan import Plan
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,7 @@ from qcompiler.passes.sensitivity import (
 )
 from qcompiler.quant.tensor import QuantizedTensor
 from qcompiler.recipe.mixed import MixedSettings
-from qcompiler.recipe.plan import PlannedWeight
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -35,7 +35,8 @@ from qcompiler.passes.activation_scales import (
 from qcompiler.passes.qdq_editor import QdqEditor
 from qcompiler.quant.activation_codes import ActivationCodes, bits_of, is_signed
 from qcompiler.quant.scheme import Granularity, QuantScheme
-from qcompiler.recipe.plan import Plan, PlannedWeight
+from qcompiler.recipe.plan import Plan
+from qcompiler.recipe.planned_weight import PlannedWeight
 from qcompiler.recipe.tensors import ActivationSettings
 
 LISTED = 12

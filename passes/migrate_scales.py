@@ -24,7 +24,7 @@ from qcompiler.graph.weight_store import WeightStore
 from qcompiler.graph.weights import Weight
 from qcompiler.passes.shift_inputs import AppliedShift, norm_that_can_shift, why_not_shifted
 from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
-from qcompiler.recipe.plan import PlannedWeight
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 WORTH_A_MUL = 0.9  # an explicit Mul must bring the output error under this share
 

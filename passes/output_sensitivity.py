@@ -44,7 +44,7 @@ from qcompiler.quant import metrics
 from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
 from qcompiler.quant.tensor import QuantizedTensor
 from qcompiler.recipe.mixed import MixedSettings
-from qcompiler.recipe.plan import PlannedWeight
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 Array = npt.NDArray[Any]
 NOISE = 1e-9

@@ -9,7 +9,7 @@ from qcompiler.graph.edits import Names, add_initializer, drop_unused
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, register_constants
 from qcompiler.graph.stored_quantized import Layout
 from qcompiler.graph.weights import Role
-from qcompiler.recipe.plan import PlannedWeight
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 
 class WeightPlacement:

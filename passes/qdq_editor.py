@@ -12,7 +12,7 @@ from qcompiler.graph.quantized import stored
 from qcompiler.graph.stored_quantized import StoredCodes
 from qcompiler.graph.weights import constant_values
 from qcompiler.quant.activation_codes import ActivationCodes
-from qcompiler.recipe.plan import PlannedWeight
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 LARGEST_BIAS = 2.0**30
 """Of a bias in integers: half of what int32 holds."""

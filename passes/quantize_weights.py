@@ -39,7 +39,8 @@ from qcompiler.passes.tune_segment import Held, SegmentTuning, refuse_what_has_n
 from qcompiler.quant.scheme import QuantScheme
 from qcompiler.quant.statistics import GroupedStatistics
 from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor, base_of
-from qcompiler.recipe.plan import Plan, PlannedWeight
+from qcompiler.recipe.plan import Plan
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 UNREACHED = "calibration never reached it: its scales come from the weight alone"
 FEW_ROWS = "damping alone makes the Hessian definite; give more data"

@@ -14,7 +14,8 @@ from qcompiler.graph.edits import Names, all_nodes, input_type, set_info
 from qcompiler.graph.fake_quant_rows import fake_quant_rows, provide
 from qcompiler.graph.weights import Role
 from qcompiler.quant.activations import Activations
-from qcompiler.recipe.plan import Plan, PlannedWeight
+from qcompiler.recipe.plan import Plan
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 Owner = ir.Graph | ir.Function
 """Of a node: the main graph or a body."""

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from qcompiler.algorithms import Need
 from qcompiler.calibration.windows import Tap, Window
 from qcompiler.graph.reads import node_reads
-from qcompiler.recipe.plan import PlannedWeight
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 Readers = Mapping[Tap, Mapping[ir.Node, PlannedWeight]]
 """The products that read an input alike, with their weights."""

@@ -22,7 +22,7 @@ from qcompiler.graph.weights import Role, WeightUse
 from qcompiler.quant.scheme import QuantScheme, fit_group
 from qcompiler.quant.statistics import InputStatistics
 from qcompiler.quant.tensor import QuantizedTensor
-from qcompiler.recipe.plan import PlannedWeight
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 Array = npt.NDArray[Any]
 ROWS = 256  # of a weight that the ratios of its errors are measured on

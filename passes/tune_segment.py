@@ -21,7 +21,7 @@ from qcompiler.errors import SchemeError
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.quant.affine_tensor import AffineTensor
 from qcompiler.quant.tensor import CorrectedTensor, QuantizedTensor
-from qcompiler.recipe.plan import PlannedWeight
+from qcompiler.recipe.planned_weight import PlannedWeight
 from qcompiler.recipe.steps import Step
 
 FILE = "untuned.bin"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from qcompiler.passes.sensitivity import Sensitivities, Sensitivity
-from qcompiler.recipe.plan import PlannedWeight
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 NAMED = 8  # of them in a warning; the others are in report.json, with measured 0
 

@@ -17,7 +17,8 @@ from qcompiler.graph.extract import is_constant
 from qcompiler.graph.reads import node_reads
 from qcompiler.graph.shape_inference import activation_bytes
 from qcompiler.recipe import CalibrationSettings
-from qcompiler.recipe.plan import FIXED_BYTES, Plan, PlannedWeight
+from qcompiler.recipe.plan import FIXED_BYTES, Plan
+from qcompiler.recipe.planned_weight import PlannedWeight
 
 BORDER_SHARE = 4
 MOST_BORDERS = 256 << 20

@@ -7,7 +7,8 @@ import pytest
 from qcompiler.pass_manager import run_passes
 from qcompiler.pipeline import plan_weights, preparing_passes
 from qcompiler.recipe import CalibrationSettings, Recipe
-from qcompiler.recipe.plan import FACTOR_COPIES, FIXED_BYTES
+from qcompiler.recipe.plan import FIXED_BYTES
+from qcompiler.recipe.planned_weight import FACTOR_COPIES
 from qcompiler.report.memory_forecast import (
     BORDER_FACTOR,
     GRADIENT_FACTOR,
