@@ -6,13 +6,17 @@ a weight. Their losses add up.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.graph.census import take_census
 from qcompiler.graph.reads import moved_by
 from qcompiler.graph.weights import Role
+from qcompiler.quant import metrics
 
 KL, RELATIVE_ERROR = "kl", "relative error"
 BOTH = f"{KL} + {RELATIVE_ERROR}"
@@ -40,8 +44,8 @@ class End:
         return KL if wide > 1 and fits else RELATIVE_ERROR
 
 
-def find_ends(model: ir.Model) -> list[End]:
-    """All of them, in the order of the graph's outputs.
+def find_ends(model: ir.Model, asked_by: str = "mixed") -> list[End]:
+    """All of them, in the order of the graph's outputs; ``asked_by`` is what an error begins with.
 
     Raises:
         CalibrationError: there is none.
@@ -66,8 +70,18 @@ def find_ends(model: ir.Model) -> list[End]:
     outputs = dict.fromkeys(model.graph.outputs)
     ends = [found[value] for value in outputs if value in found and _holds_floats(value)]
     if not ends:
-        raise CalibrationError("mixed: the model has no output of floats, made with a weight, to measure on")
+        raise CalibrationError(
+            f"{asked_by}: the model has no output of floats, made with a weight, to measure on"
+        )
     return ends
+
+
+def loss_of(end: End, wanted: npt.NDArray[Any], output: npt.NDArray[Any]) -> float:
+    """Of one output and sample: KL(wanted || output), mean over rows, or the relative squared error."""
+    if end.measure(wanted.shape) == KL:
+        return metrics.kl_divergence(wanted, output)
+    noise = np.square(output.astype(np.float64) - wanted).sum()
+    return float(noise / max(np.square(wanted.astype(np.float64)).sum(), 1e-30))
 
 
 def measure_of(ends: Sequence[End], shapes: Sequence[Sequence[int]]) -> str:

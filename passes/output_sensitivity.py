@@ -21,7 +21,7 @@ from qcompiler.calibration.windows import Tap
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.extract import Piece
 from qcompiler.graph.weights import Role, WeightUse
-from qcompiler.passes.measured_outputs import KL, End, find_ends, measure_of, require_kl
+from qcompiler.passes.measured_outputs import End, find_ends, loss_of, measure_of, require_kl
 from qcompiler.passes.quantize_weights import CalibrationRun, Progress
 from qcompiler.passes.sensitivity import (
     ON_GRID,
@@ -40,7 +40,6 @@ from qcompiler.passes.sensitivity import (
     sensitivity,
     uses_of,
 )
-from qcompiler.quant import metrics
 from qcompiler.quant.statistics import GroupedStatistics, InputStatistics
 from qcompiler.quant.tensor import QuantizedTensor
 from qcompiler.recipe.mixed import MixedSettings
@@ -162,7 +161,7 @@ class _Probe:
                 }
                 made = run(mine)
                 losses = [
-                    sum(_loss(end, wanted[end.output], outputs[end.output]) for end in ends)
+                    sum(loss_of(end, wanted[end.output], outputs[end.output]) for end in ends)
                     for wanted, outputs in zip(self.wanted, made, strict=True)
                 ]
                 if not np.isfinite(losses).all():
@@ -176,14 +175,6 @@ class _Probe:
         finally:
             for use, value in kept:
                 use.node.replace_input_with(use.input_index, value)
-
-
-def _loss(end: End, wanted: Array, output: Array) -> float:
-    """Of one output and sample."""
-    if end.measure(wanted.shape) == KL:
-        return metrics.kl_divergence(wanted, output)
-    noise = np.square(output.astype(np.float64) - wanted).sum()
-    return float(noise / max(np.square(wanted.astype(np.float64)).sum(), 1e-30))
 
 
 def _are_equal(made: Sequence[Mapping[ir.Value, Array]], other: Sequence[Mapping[ir.Value, Array]]) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.algorithms import kquant, mse, rtn
+from qcompiler.algorithms import codebook, float8, kquant, mse, rtn
 from qcompiler.algorithms.arrays import row_blocks
 from qcompiler.algorithms.error import quantization_error
 from qcompiler.graph.census import take_census
@@ -101,7 +101,9 @@ def rounded(weight: Array, scheme: QuantScheme) -> QuantizedTensor:
     """A weight [N, K] rounded to nearest over each group's whole range."""
     if scheme.two_level:
         return kquant.quantize(weight, None, scheme, kquant.KquantOptions(steps=1, rounds=0))
-    return rtn.quantize(weight, None, scheme)
+    nearest = codebook.beside(rtn.quantize, codebook.round_to_nearest, float8.round_to_nearest)
+    found: QuantizedTensor = nearest(weight, None, scheme)
+    return found
 
 
 def searched(weight: Array, statistics: InputStatistics | None, scheme: QuantScheme) -> QuantizedTensor:

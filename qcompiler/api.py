@@ -16,7 +16,7 @@ from qcompiler.calibration.feeds import REQUIRED, CalibrationFeeds, make_feeds
 from qcompiler.calibration.range_source import RangeSource, ranges_of
 from qcompiler.calibration.saved_ranges import NAME as RANGES
 from qcompiler.calibration.saved_ranges import SavedRanges
-from qcompiler.errors import ResourceError, ResumeError
+from qcompiler.errors import CalibrationError, RecipeError, ResourceError, ResumeError
 from qcompiler.graph import model_file
 from qcompiler.graph.checkpoints import Checkpoints, has_checkpoints
 from qcompiler.graph.disk import writing
@@ -49,6 +49,7 @@ from qcompiler.report.sizes import counted, format_bytes, format_memory
 from qcompiler.runtime import register
 from qcompiler.targets import Target, find_target
 from qcompiler.targets.running_nodes import running_quantized
+from qcompiler.within_drop import Bounded, compile_within
 
 Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[str, int, int], None]
@@ -74,6 +75,8 @@ class Options:
         stop_after: name of the last pass to run; the model as it then is is written.
         resume: go on from what an earlier run of the same compile had finished.
         allow_quantized: what is quantized already stays as it is; else it is an error.
+        max_drop: the share, from 0 to below 1, of the float model's first classes on the calibration data that may differ
+            (see ``report/drop``); the layers that hurt most stay float until it holds. None: no bound.
     """
 
     seed: int = 0
@@ -84,6 +87,7 @@ class Options:
     stop_after: str | None = None
     resume: bool = False
     allow_quantized: bool = False
+    max_drop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,10 @@ def compile(
     tell = tell or (lambda line: None)
     goal = find_target(target, function_body, mapped_weights)
     job = _look_up(model, recipe, settings, goal, output, calibration, tokenizer, options)
+    if options.max_drop is not None:
+        return _compile_within(
+            job, options.max_drop, calibration, function_body, mapped_weights, options, progress, tell
+        )
     loaded, resolved = job.model, job.recipe
     unfinished = has_checkpoints(work_folder(job.place))
     with (
@@ -258,7 +266,7 @@ def compile(
         )
         report = CompileReport.of(
             job.source, saved, resolved, job.target.name, planned, layer_results(quantizing), records, running, data,
-            [*([f"calibration data is not used: {resolved.name} needs none"] if unused else []),
+            [*([_unused(resolved)] if unused else []),
              *([INVENTED_RANGES] if invented else []),
              *([UNCORRECTED] if uncorrected and resolved.calibration.correct_biases else []), *floating, *left_plain(quantizing)],
             time.perf_counter() - start, memory.peak_bytes, mixed_result(quantizing), resumed,
@@ -272,6 +280,82 @@ def compile(
             if report.mixed:
                 (staged / PARETO).write_text(pareto_svg(report.mixed), encoding="utf-8")
     return CompiledModel(job.place, report)
+
+
+def _compile_within(
+    job: "_Job",
+    max_drop: float,
+    calibration: str | os.PathLike[str] | Feeds | None,
+    function_body: bool,
+    mapped_weights: bool,
+    options: Options,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> CompiledModel:
+    """``compile`` with the fewest layers float that hold ``max_drop``; ``calibration`` is as the user gave it."""
+    _check_bounded(job, max_drop, options)
+    start = time.perf_counter()
+    once = replace(options, max_drop=None, force=False)
+    with (
+        PeakMemory() as memory,
+        output_folder(job.place, options.force, job.sources) as (staged, work),
+    ):
+        run_passes(job.model, preparing_passes(job.recipe), [])
+        settings = job.recipe.calibration
+        data = make_feeds(
+            job.model, job.calibration, job.tokenizer, settings.samples, settings.length, options.seed, progress, work
+        )  # fmt: skip
+        # What gives its feeds once gives them here.
+        again = calibration if isinstance(calibration, (str, os.PathLike)) else data.feeds
+
+        def compile_to(recipe: Recipe, place: Path) -> CompileReport:
+            made = compile(
+                job.source, recipe, calibration=again, tokenizer=job.tokenizer, output=place, target=job.target.name,
+                function_body=function_body, mapped_weights=mapped_weights, options=once, progress=progress, tell=tell,
+            )  # fmt: skip
+            return made.report
+
+        bounded = Bounded(
+            job.source, job.model, job.recipe, data, max_drop, border_limit(options.memory_limit), options.allow_quantized
+        )  # fmt: skip
+        found = compile_within(bounded, compile_to, staged, work, progress, tell)
+        report = replace(
+            found,
+            seconds=time.perf_counter() - start,
+            peak_anonymous_bytes=memory.peak_bytes,
+            warnings=[
+                line for line in found.warnings if line != _unused(job.recipe)
+            ],  # the drop was measured on it
+        )
+        with writing(staged):
+            report.write(staged / "report.json")
+    return CompiledModel(job.place, report)
+
+
+def _check_bounded(job: "_Job", max_drop: float, options: Options) -> None:
+    """Refuses what a bound on the drop cannot be held with.
+
+    Raises:
+        RecipeError: no share, or an option that is for one compile alone.
+        CalibrationError: there are no data to measure on.
+    """
+    if not 0 <= max_drop < 1:
+        raise RecipeError(f"max_drop: {max_drop!r}; give a share from 0 to below 1, 0.01")
+    single = {"--resume": options.resume, "--stop-after": options.stop_after, "--dump-ir": options.dump_ir}
+    given = [option for option, value in single.items() if value]
+    if given:
+        raise RecipeError(
+            f"--max-drop compiles several times, and {given[0]} is for one compile; drop one of them"
+        )
+    if not _is_data(job.calibration):
+        raise CalibrationError(
+            "--max-drop: is measured on calibration data, and none was given; give --calib DATA"
+            + (" (and --set calib.ranges_from=FILE for ranges of a file)" if job.ranges_alone else "")
+        )
+
+
+def _unused(recipe: Recipe) -> str:
+    return f"calibration data is not used: {recipe.name} needs none"
 
 
 def _kept(saved: Path, planned: Plan, goal: Target, options: Options) -> tuple[dict[str, int], list[str]]:

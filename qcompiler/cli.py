@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from qcompiler.exit_status import CLOSED_PIPE, outcome
-from qcompiler.option_values import Dimension, MemorySize
+from qcompiler.option_values import Dimension, MemorySize, Share
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -96,6 +96,12 @@ def cli() -> None:
     metavar="X",
     help="Give out bits so that the predicted KL stays under X.",
 )
+@click.option(
+    "--max-drop",
+    type=Share(),
+    metavar="1%",
+    help="Leave the layers float that hurt most, until at most this share of the float model's first classes differs.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
 @click.option(
     "--memory-limit",
@@ -119,7 +125,8 @@ def cli() -> None:
 @_traceback
 def compile_verb(
     model: str, recipe: str, output: str | None, calib: str | None, tokenizer: str | None, target: str,
-    no_function_body: bool, mapped_weights: bool, settings: tuple[str, ...], budget: str | None, max_kl: float | None, seed: int,
+    no_function_body: bool, mapped_weights: bool, settings: tuple[str, ...], budget: str | None, max_kl: float | None,
+    max_drop: float | None, seed: int,
     memory_limit: int, resume: bool, force: bool, allow_quantized: bool, dry_run: bool, dump_ir: str | None, verify_each: bool,
     stop_after: str | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -139,6 +146,7 @@ def compile_verb(
         stop_after,
         resume,
         allow_quantized,
+        max_drop,
     )
     if dry_run:
         from qcompiler.report.plan_table import plan_json, plan_table

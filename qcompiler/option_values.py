@@ -34,3 +34,16 @@ class Dimension(click.ParamType[tuple[str, int]]):
         if not name or not size.isdecimal() or int(size) < 1:
             self.fail(f"{value!r} is not NAME=SIZE; write it like batch=4, its size 1 or more", param, ctx)
         return name, int(size)
+
+
+class Share(click.ParamType[float]):
+    """``1%`` or ``0.01`` -> 0.01."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(%?)", str(value).strip())
+        share = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+        if not 0 <= share < 1:
+            self.fail(f"{value!r} is not a share from 0 to below 1; write it like 1% or 0.01", param, ctx)
+        return share

@@ -32,6 +32,7 @@ class CompileReport:
         resumed: weights that an earlier run had finished.
         mixed: how bits were given out (`MixedResult`); empty where the recipe fixes them.
         rotation: what was rotated (`RotationResult`); empty where the recipe asks for none.
+        fallback: which layers went back to float for ``--max-drop`` (`Fallback`); empty without it.
     """
 
     model: str
@@ -50,6 +51,7 @@ class CompileReport:
     mixed: dict[str, Any] = field(default_factory=dict)
     resumed: int = 0
     rotation: dict[str, Any] = field(default_factory=dict)
+    fallback: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(

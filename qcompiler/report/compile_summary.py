@@ -93,6 +93,7 @@ def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
                     f"{counted(len(report.skipped), 'node')} left alone (qcompile inspect says why)"),
         *_rotated(report.rotation),
         *_mixed(report.mixed),
+        *_fallback(report.fallback),
         ("runs as", running or _runs_as_nothing(report)),
         ("calibration", _calibration(report.calibration)),
         ("took", f"{format_seconds(report.seconds)}, "
@@ -123,6 +124,24 @@ def _mixed(mixed: dict[str, Any]) -> list[tuple[str, str]]:
             f"{counts}, by {mixed['sensitivity']}; predicted {mixed['measure']} {mixed['loss']:.3g} with round to nearest's error",
         ),
     ]
+
+
+def _fallback(fallback: dict[str, Any]) -> list[tuple[str, str]]:
+    """The drop, the layers that went back to float in order, and what was tried."""
+    if not fallback:
+        return []
+    tried = ", ".join(f"{count} float {drop:.3%}" for count, drop in fallback["tried"])
+    facts = [
+        (
+            "drop",
+            f"{fallback['drop']:.3%} of {fallback['max_drop']:.3%} allowed, {fallback['measure']} (tried: {tried})",
+        )
+    ]
+    if fallback["layers"]:
+        facts.append(
+            ("back to float", f"{counted(len(fallback['layers']), 'layer')}: {', '.join(fallback['layers'])}")
+        )
+    return facts
 
 
 def _calibration(description: dict[str, Any]) -> str:

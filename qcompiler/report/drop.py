@@ -1,0 +1,110 @@
+"""What a compiled model loses, as ``--max-drop`` counts it: a share between 0 and 1, on the calibration data.
+
+Of an output that holds classes it is the share of rows whose first class is not the float model's (of a language model: the next token); of
+any other |made - float| / |float| over all rows. A model with several such outputs has lost what the worst of them has.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.errors import CalibrationError
+from qcompiler.graph.disk import writing
+from qcompiler.passes.measured_outputs import KL, End
+from qcompiler.report.comparable_model import ComparableModel, open_comparable
+
+Array = npt.NDArray[Any]
+Progress = Callable[[str, int, int], None]
+AGREEMENT, RELATIVE_ERROR = "rows with another first class", "relative error"
+
+
+class DropMeter:
+    """Measures models against a float one, which runs once.
+
+    Args:
+        reference: the float model.
+        ends: its outputs that are measured.
+        feeds: complete; every one is run.
+        folder: for the float model's outputs that hold no classes.
+    Raises:
+        CalibrationError: the data does not fit, or the float model's outputs are not finite on it.
+        InputError: it cannot be run.
+    """
+
+    def __init__(
+        self,
+        reference: Path,
+        ends: Sequence[End],
+        feeds: Sequence[Mapping[str, Array]],
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self._feeds = feeds
+        self._progress = progress
+        self._names = [end.output.name or "" for end in ends]
+        self._wanted: list[list[Array | Path]] = []
+        self._measures: list[str] = []
+        with open_comparable(reference) as model:
+            for index, arrays in enumerate(self._outputs(model, "running the float model")):
+                self._measures = [
+                    AGREEMENT if end.measure(array.shape) == KL else RELATIVE_ERROR
+                    for end, array in zip(ends, arrays, strict=True)
+                ]
+                kept: list[Array | Path] = []
+                for number, (measure, array) in enumerate(zip(self._measures, arrays, strict=True)):
+                    classes = measure == AGREEMENT
+                    finite = np.isfinite(array.max(axis=-1) if classes else array).all()
+                    if array.size and not finite:
+                        raise CalibrationError(
+                            f"--max-drop: {self._names[number]} of the float model is not finite on feed {index + 1} "
+                            "of the calibration data; leave that feed out"
+                        )
+                    place = folder / f"float-{index}-{number}.npy"
+                    kept.append(array.argmax(axis=-1) if classes else place)
+                    if not classes:
+                        with writing(folder):
+                            np.save(place, array)
+                self._wanted.append(kept)
+
+    @property
+    def measure(self) -> str:
+        """What is measured, in words."""
+        return " / ".join(dict.fromkeys(self._measures))
+
+    def drop_of(self, path: Path) -> float:
+        """Of a compiled model; 1 or more where an output is not finite.
+
+        Raises:
+            InputError: it cannot be run.
+        """
+        parts = np.zeros((len(self._names), 2))  # for each output what is counted, and of how much
+        with open_comparable(path) as model:
+            for kept, arrays in zip(self._wanted, self._outputs(model, "measuring the drop"), strict=True):
+                for number, (wanted, made) in enumerate(zip(kept, arrays, strict=True)):
+                    parts[number] += _differs(wanted, made)
+        counted, of = parts.T
+        roots = np.array([measure == RELATIVE_ERROR for measure in self._measures])
+        shares = counted / np.maximum(of, np.finfo(np.float64).tiny)
+        shares = np.where(roots, np.sqrt(shares), shares)
+        return float(shares.max()) if np.isfinite(shares).all() else 1.0
+
+    def _outputs(self, model: ComparableModel, what: str) -> Iterator[list[Array]]:
+        taken = {
+            spec.name for spec in model.inputs
+        }  # a weight with a default is an input no more once quantized
+        for index, feed in enumerate(self._feeds):
+            self._progress(what, index, len(self._feeds))
+            made = model.run({name: array for name, array in feed.items() if name in taken}, self._names)
+            yield [made[name] for name in self._names]
+
+
+def _differs(wanted: Array | Path, made: Array) -> tuple[float, float]:
+    """(rows that differ, rows) of classes; (squares of the difference, of the reference) of any other output."""
+    if isinstance(wanted, Path):
+        reference = np.load(wanted).astype(np.float64)
+        return float(np.square(made - reference).sum()), float(np.square(reference).sum())
+    same = (made.argmax(axis=-1) == wanted) & np.isfinite(made.max(axis=-1))
+    return float(wanted.size - same.sum()), float(wanted.size)
