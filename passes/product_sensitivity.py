@@ -23,7 +23,8 @@ from qcompiler.graph.weights import Role, WeightUse
 from qcompiler.passes.measured_outputs import End, find_ends, loss_of
 from qcompiler.passes.sensitivity import anchors_of, operand_of, rounded
 from qcompiler.quant.activation_codes import bits_of
-from qcompiler.recipe.plan import Plan, PlannedWeight
+from qcompiler.recipe.plan import Plan
+from qcompiler.recipe.planned_weight import PlannedWeight
 from qcompiler.recipe.tensors import ActivationSettings
 
 Array = npt.NDArray[Any]

@@ -124,3 +124,18 @@ def test_no_data_is_an_error(calibration: str | None, quantize: Compile) -> None
 def test_what_goes_with_no_bound(options: Options, said: str, quantize: Compile) -> None:
     with pytest.raises(RecipeError, match=said):
         quantize(_linears(), "w4a16-rtn", calibration=ROWS, options=options)
+
+
+def test_weights_in_branches_are_ranked_too(quantize: Compile) -> None:
+    branches = "then_branch=t () => (float[M,64] a) { a = MatMul(h, w) }, else_branch=e () => (float[M,64] b) { b = MatMul(h, u) }"
+    body = f"h = MatMul(x, v) y = If(up) <{branches}>"
+    constants = {name: weight(64, 64, seed=seed) for seed, name in enumerate("uvw")}
+    model = make_model(f"g (float[M,64] x, bool up) => (float[M,64] y) {{ {body} }}", constants)
+    x = np.random.default_rng(1).standard_normal((8, 64)).astype(np.float32)
+    feeds = [{"x": x, "up": np.array(True)}]  # u is never run, so nothing is felt of it
+    bound = Options(max_drop=0.10)
+    plain = quantize(model, "w4a16-rtn", settings=["head=float"])
+    compiled = quantize(model, "w4a16-rtn", calibration=feeds, settings=["head=float"], options=bound)
+    fallback = compiled.report.fallback
+    assert relative_error(run(model, feeds[0])["y"], run(plain.path, feeds[0])["y"]) > bound.max_drop
+    assert fallback["layers"] in (("v",), ("w",)) and fallback["drop"] <= bound.max_drop
