@@ -2,6 +2,7 @@
 
 import onnx_ir as ir
 import pytest
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph.integer_flow import IntegerFlow, clipped_behind, find_integer_flow, islands, range_does
 from tests.small_models import make_model, weight
@@ -136,3 +137,18 @@ def test_islands_are_floats_between_integers() -> None:
     convolutions = {node for node in model.graph if node.op_type == "Conv"}
     flow = find_integer_flow(model.graph, convolutions, set())
     assert [node.op_type for node in islands(model.graph, flow, convolutions)] == ["Erf", "Mul"]
+
+
+def test_a_body_reads_integers_of_the_graph_around_it() -> None:
+    body = (
+        "a = Conv(x, k) y = If(c) <then_branch = t () => (float[B,8,4,4] s) { b = Conv(a, k) r = Relu(b) s = Add(r, a) },"
+        " else_branch = e () => (float[B,8,4,4] n) { n = Conv(x, k) }>"
+    )
+    model = ir.from_proto(
+        make_model(f"g (float[B,8,4,4] x, bool c) => (float[B,8,4,4] y) {{ {body} }}", KERNEL)
+    )
+    convolutions = {node for node in RecursiveGraphIterator(model.graph) if node.op_type == "Conv"}
+    flow = find_integer_flow(model.graph, convolutions, set())
+    assert _names(flow.values) == ["a", "r", "n"]  # nothing in the branch reads its Add
+    ((entry, readers),) = flow.entries.items()
+    assert entry.name == "x" and len(readers) == 2
