@@ -23,7 +23,7 @@ CONSTANTS = {
     "k3": weight(4, 8, 1, 1, seed=2, scale=0.3), "k6": weight(4, 16, 1, 1, seed=2, scale=0.3), "two": np.array([1, 1, 2, 2], np.float32),
     "zero": np.zeros(1, np.int64), "four": np.array([4], np.int64), "axis": np.array([2], np.int64), "once": np.arange(8)[::-1].copy(),
     "twice": np.array([1, 1, 2, 1], np.int64), "shape": np.array([0, 8, 4, 16], np.int64), "last": np.array([3], np.int64),
-    "wide": np.array([1, 1, 8, 8], np.int64),
+    "wide": np.array([1, 1, 8, 8], np.int64), "ramp": np.linspace(0.5, 1, 8, dtype=np.float32),
 }  # fmt: skip
 
 TAKEN = {
@@ -52,7 +52,7 @@ LEFT = {
     "Resize": ('m = Resize<mode="linear">(a, , two)', "Resize (1)"),
     "Tanh": ("m = Tanh(a)", "Tanh (1)"),
     "Gelu": ("e = Erf(a) m = Mul(a, e)", "Erf (1), Mul (1)"),
-    "Constant": ("h = Constant<value_float=0.5>() m = Mul(a, h)", "Mul (1)"),
+    "Constant": ("m = Mul(a, ramp)", "Mul (1)"),  # along the width: it goes into no kernel
 }
 
 
