@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from qcompiler.algorithms import (
+    adaround,
     autoround,
     awq,
     codebook,
@@ -155,6 +156,15 @@ ALGORITHMS = (
         frozenset({Need.HESSIAN}),
         gptq.GptqOptions,
         gptq.quantize,
+        spreads=True,
+        in_groups=True,
+    ),
+    Algorithm(
+        "adaround",
+        "quantizer",
+        frozenset({Need.HESSIAN}),
+        adaround.AdaroundOptions,
+        adaround.quantize,
         spreads=True,
         in_groups=True,
     ),
