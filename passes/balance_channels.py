@@ -30,9 +30,7 @@ Observe = Callable[[ir.Model, Sequence[ir.Value]], Mapping[str, Sizes]]
 """The largest size of each channel of values by name, over calibration data."""
 PASSED_ON = frozenset(
     {
-        "AveragePool",
         "Dropout",
-        "GlobalAveragePool",
         "GlobalMaxPool",
         "Identity",
         "LeakyRelu",
@@ -40,7 +38,8 @@ PASSED_ON = frozenset(
         "Relu",
     }
 )
-"""What gives the same for channels times s, s above 0, as for channels, times s after it."""
+"""What gives the same for channels times s, s above 0, as for channels, times s after it. So do pools that average, but they may shrink one
+channel far more than another, and what is before them has one scale too."""
 MOST = 64.0  # of all factors, the largest over the smallest: a channel that the data hardly reach shall not be blown up
 
 
@@ -50,12 +49,16 @@ class BalanceChannels(ir.passes.InPlacePass):
     Args:
         wanted: the convolutions.
         observe: runs the model on the calibration data.
+        is_fixed: whether the recipe says the range of a tensor, by its name: it is meant for its channels as they are.
     """
 
-    def __init__(self, wanted: Callable[[], list[ir.Node]], observe: Observe) -> None:
+    def __init__(
+        self, wanted: Callable[[], list[ir.Node]], observe: Observe, is_fixed: Callable[[str], bool]
+    ) -> None:
         super().__init__()
         self._wanted = wanted
         self._observe = observe
+        self._is_fixed = is_fixed
         self._done = False
         self.balanced: list[str] = []
 
@@ -63,7 +66,7 @@ class BalanceChannels(ir.passes.InPlacePass):
         nodes = [] if self._done else self._wanted()
         self._done = True
         found = [*(_path_to(node, set(nodes)) for node in nodes), *map(_path_behind, nodes)]
-        paths = [path for path in found if path is not None]
+        paths = [path for path in found if path is not None and not self._has_fixed(path)]
         if not paths:
             return ir.passes.PassResult(model, modified=False)
         names, sizes = Names(model), self._observe(model, [path.value for path in paths])
@@ -75,6 +78,9 @@ class BalanceChannels(ir.passes.InPlacePass):
                 self.balanced.append(path.convolution.name or "")
         return ir.passes.PassResult(model, modified=bool(self.balanced))
 
+    def _has_fixed(self, path: "_Path | _Behind") -> bool:
+        return any(self._is_fixed(value.name or "") for value in path.values)
+
 
 @dataclass
 class _Path:
@@ -82,12 +88,14 @@ class _Path:
 
     Attributes:
         value: what the convolution reads.
+        values: it and those before it, up to the taker's output.
         taker: a Conv, or a Mul with the place of its constant.
         added: nodes between, with the place of the constant that they add.
     """
 
     convolution: ir.Node
     value: ir.Value
+    values: list[ir.Value]
     taker: tuple[ir.Node, int]
     added: list[tuple[ir.Node, int]] = field(default_factory=list)
 
@@ -120,7 +128,9 @@ def _path_to(node: ir.Node, convolutions: set[ir.Node]) -> _Path | None:
     if value is None or not _is_own(node.inputs[1]) or not (groups == 1 or _is_depthwise(node)):
         return None
     channels, added, current = groups * shape[1], list[tuple[ir.Node, int]](), value
+    values: list[ir.Value] = []
     while len(current.uses()) == 1 and not current.is_graph_output():
+        values.append(current)
         maker = current.producer()
         if (
             maker is None
@@ -131,14 +141,14 @@ def _path_to(node: ir.Node, convolutions: set[ir.Node]) -> _Path | None:
             return None
         if maker.op_type == "Conv":
             fits = maker in convolutions and _is_scalable(maker) and _kernel_shape(maker)[0] == channels
-            return _Path(node, value, (maker, 1), added) if fits else None
+            return _Path(node, value, values, (maker, 1), added) if fits else None
         place = 0
         if maker.op_type in ("Mul", "Add"):
             constant = _constant_place(maker, channels, len(shape))
             if constant is None:
                 return None
             if maker.op_type == "Mul":
-                return _Path(node, value, (maker, constant), added)
+                return _Path(node, value, values, (maker, constant), added)
             added.append((maker, constant))
             place = 1 - constant
         elif maker.op_type not in PASSED_ON:
@@ -157,6 +167,11 @@ class _Behind:
     convolution: ir.Node
     value: ir.Value
     reader: tuple[ir.Node, int]
+
+    @property
+    def values(self) -> list[ir.Value]:
+        """What changes."""
+        return [self.value]
 
     @property
     def channels(self) -> int:
@@ -214,6 +229,7 @@ def _is_own(kernel: ir.Value | None) -> bool:
         kernel is not None
         and kernel.is_initializer()
         and not kernel.is_graph_input()
+        and not kernel.is_graph_output()
         and kernel.const_value is not None
         and len(kernel.uses()) == 1
     )

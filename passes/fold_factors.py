@@ -25,6 +25,7 @@ from qcompiler.graph.weights import constant_values
 Numbers = npt.NDArray[np.float64]
 FACTORS = ("Mul", "Div")
 TERMS = ("Add", "Sub")
+TINY = float(np.finfo(np.float32).tiny)
 
 
 class FoldFactors(ir.passes.InPlacePass):
@@ -51,6 +52,7 @@ def _takes_factors(node: ir.Node) -> bool:
         kernel is not None
         and kernel.is_initializer()
         and not kernel.is_graph_input()
+        and not kernel.is_graph_output()
         and kernel.const_value is not None
         and kernel.dtype == ir.DataType.FLOAT
         and len(kernel.uses()) == 1
@@ -74,6 +76,18 @@ def _constant(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, Numbers] | No
             divides_by_zero = node.op_type == "Div" and not found.all()
             return None if divides_by_zero else (place, found.reshape(-1).astype(np.float64))
     return None
+
+
+def _one_number(node: ir.Node) -> tuple[int, float] | None:
+    """Where the constant of a Mul, Div, Add or Sub is, and its number; None where it has more, or axes that the other input lacks."""
+    found = _constant(node, (1,) * 8)  # more axes than any constant has that fits
+    if found is None or len(found[1]) != 1:
+        return None
+    place, number = found
+    held, other = constant_values(node.inputs[place]), node.inputs[1 - place]
+    assert held is not None
+    rank = 1 if other is None or other.shape is None else len(other.shape)
+    return (place, float(number[0])) if held.ndim <= rank else None
 
 
 def _read_alone(value: ir.Value, graph: ir.Graph | ir.Function | None) -> bool:
@@ -131,16 +145,18 @@ def _meet_factors_before(convolution: ir.Node, names: Names) -> bool:
         node = current.producer()
         if node is None or node.op_type not in FACTORS + TERMS or node.domain != "":
             break
-        found = _constant(node, (1,) * 8)  # one number; its rank may be no matter, for there are 8
-        if found is None or len(found[1]) != 1 or node.inputs[1 - found[0]] is None:
+        found = _one_number(node)
+        if found is None or node.inputs[1 - found[0]] is None:
             break
-        number = float(found[1][0])
+        number = found[1]
         if node.op_type in FACTORS:
             factor *= number if node.op_type == "Mul" else 1 / number
         else:
             term += factor * (number if node.op_type == "Add" else -number)
         chain.append(node)
         current = node.inputs[1 - found[0]]
+    if not all(number == 0 or TINY <= abs(number) < np.inf for number in (factor, term)):
+        return False  # together they are no number that float32 holds
     kinds = ["factor" if node.op_type in FACTORS else "term" for node in chain]
     if len(kinds) == len(set(kinds)):
         return False  # one of each at most, as they are
@@ -175,10 +191,10 @@ def _fold_term_before(convolution: ir.Node, names: Names) -> bool:
     node = None if value is None else value.producer()
     if value is None or node is None or node.op_type not in TERMS or node.domain != "" or _pads(convolution):
         return False
-    found = _constant(node, (1,) * 8)
-    if found is None or len(found[1]) != 1 or not _read_alone(value, convolution.graph):
+    found = _one_number(node)
+    if found is None or not _read_alone(value, convolution.graph):
         return False
-    number = float(found[1][0]) if node.op_type == "Add" else -float(found[1][0])
+    number = found[1] if node.op_type == "Add" else -found[1]
     kernel = _kernel(convolution).numpy().astype(np.float64)
     bias = _bias(convolution)
     old = np.zeros(len(kernel)) if bias is None else _numbers(bias)

@@ -57,12 +57,26 @@ def _dequantized(product: ir.Node) -> ir.Node | None:
     value = product.inputs[0]
     while value is not None and (maker := value.producer()) is not None and maker.graph is product.graph:
         if maker.op_type == "DequantizeLinear":
-            scale = maker.inputs[1]
+            scale, point = maker.inputs[1], _zero_point(maker)
             known = None if scale is None else scale.const_value
-            return maker if known is not None and known.size == 1 else None
+            fits = _code_type(maker) is not None and (point is None or point.const_value is not None)
+            return maker if fits and known is not None and known.size == 1 else None
         if maker.op_type not in _MOVES or maker.domain != "":
             return None
         value = maker.inputs[0]
+    return None
+
+
+def _zero_point(dequantize: ir.Node) -> ir.Value | None:
+    return dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
+
+
+def _code_type(dequantize: ir.Node) -> ir.DataType | None:
+    """Of 8 bits, as its zero point or its codes say; None of any other, or where nothing says it."""
+    for value in (_zero_point(dequantize), dequantize.inputs[0]):
+        known = None if value is None else value.const_value.dtype if value.const_value else value.dtype
+        if known is not None:
+            return known if known in (ir.DataType.UINT8, ir.DataType.INT8) else None
     return None
 
 
@@ -89,23 +103,25 @@ def _give_its_own(product: ir.Node, dequantize: ir.Node, channels: int, names: N
     assert x is not None and isinstance(graph, ir.Graph)
     base = x.name or ""
     made: list[ir.Node] = []
-    codes = dequantize.inputs[0]
-    assert codes is not None
+    codes, scale = dequantize.inputs[:2]
+    dtype, point = _code_type(dequantize), _zero_point(dequantize)
+    assert codes is not None and dtype is not None
+    if point is None:  # 0 of the codes' type; without, QuantizeLinear makes uint8
+        zero = names.value(f"{base}.zero_point")
+        point = add_initializer(root, ir.Tensor(np.array(0, dtype.numpy()), name=zero), zero)
     if x is not dequantize.outputs[0]:  # moved on the way: its numbers still lie on that grid
         moved = ir.Value(name=names.value(f"{base}.codes"))
-        set_info(moved, codes.dtype or ir.DataType.UINT8, x.shape)
+        set_info(moved, dtype, x.shape)
         made.append(
             ir.node(
                 "QuantizeLinear",
-                [x, *dequantize.inputs[1:]],
+                [x, scale, point],
                 outputs=[moved],
                 name=names.node(f"{base}.quantize"),
             )
         )
         codes = moved
-    repeated = [
-        _repeated(root, value, channels, names) for value in dequantize.inputs[1:] if value is not None
-    ]
+    repeated = [_repeated(root, value, channels, names) for value in (scale, point) if value is not None]
     output = ir.Value(name=names.value(f"{base}.channels"))
     set_info(output, x.dtype or ir.DataType.FLOAT, x.shape)
     turned = product.op_type == "Gemm" and product.attributes.get_int("transA", 0) == 1

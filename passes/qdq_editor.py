@@ -169,7 +169,8 @@ class QdqEditor:
         assert codes is not None and scale is not None
         assert codes.const_value is not None and scale.const_value is not None
         scales = scale.const_value.numpy().astype(np.float64)
-        least = np.abs(bias) / (x_scale * LARGEST_BIAS)
+        # A step of the bias is the product of both scales, and has to be a number that float32 holds.
+        least = np.maximum(np.abs(bias) / LARGEST_BIAS, float(np.finfo(np.float32).tiny)) / x_scale
         if scales.ndim == 0:
             least = least.max(initial=0)
         wide = np.maximum(scales, least).astype(np.float32).astype(np.float64)

@@ -296,7 +296,10 @@ def _static_convolutions(plan: Plan) -> Callable[[], list[ir.Node]]:
 def _balance_channels(materials: Materials) -> BalanceChannels:
     source = materials.range_source
     observe = (lambda *_: {}) if source is None else source.channel_sizes
-    return BalanceChannels(_static_convolutions(materials.plan), observe)
+    settings = materials.activations
+    return BalanceChannels(
+        _static_convolutions(materials.plan), observe, lambda name: settings.fixed(name) is not None
+    )
 
 
 def _measure_means(materials: Materials) -> MeasureMeans:

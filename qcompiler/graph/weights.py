@@ -324,8 +324,8 @@ def _static_shape(view: ConstantView, node: ir.Node) -> tuple[int, ...] | None:
 
 
 def constant_values(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
-    """The numbers of a small constant (initializer or Constant node), or None."""
-    if value is None:
+    """The numbers of a small constant (initializer or Constant node), or None; an input's default is none."""
+    if value is None or value.is_graph_input():
         return None
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()

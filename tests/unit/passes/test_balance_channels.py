@@ -32,10 +32,16 @@ def _constants() -> dict[str, Array]:
 class _Balance(ir.passes.InPlacePass):
     """The pass over all convolutions of a graph."""
 
+    def __init__(self, *fixed: str) -> None:
+        super().__init__()
+        self._fixed = fixed
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         convolutions = [node for node in model.graph if node.op_type == "Conv"]
         return BalanceChannels(
-            lambda: convolutions, lambda model, values: observe_channel_sizes(model, values, [{"x": _x()}])
+            lambda: convolutions,
+            lambda model, values: observe_channel_sizes(model, values, [{"x": _x()}]),
+            self._fixed.__contains__,
         ).call(model)
 
 
@@ -95,3 +101,20 @@ def test_outputs_that_a_mul_reads_become_alike() -> None:
 )
 def test_others_stay(body: str) -> None:
     assert not _apply(body)[2]
+
+
+@pytest.mark.parametrize("fixed", ["c", "r"])
+def test_tensors_whose_range_is_said_stay(fixed: str) -> None:
+    model = make_model(f"{SIGNATURE} {{ {FIRST} r = Relu(c) {DEPTHWISE.format('r')} }}", _constants())
+    assert not apply_pass(_Balance(fixed), model)[1]
+
+
+def test_nothing_moves_through_a_mean() -> None:
+    """It may shrink one channel far more than another, which has the same scale before it."""
+    assert not _apply(f"{FIRST} m = AveragePool<kernel_shape=[2,2]>(c) {DEPTHWISE.format('m')}")[2]
+
+
+def test_a_bias_that_the_caller_may_give_stays() -> None:
+    signature = "g (float[B,3,8,8] x, float[4] b) => (float[B,N,H,W] y)"
+    model = make_model(f"{signature} {{ {FIRST} {DEPTHWISE.format('c')} }}", _constants())
+    assert not apply_pass(_Balance(), model)[1]

@@ -70,3 +70,26 @@ def test_factors_and_terms_go_into_the_convolution(body: str, left: list[str]) -
 def test_others_stay(body: str) -> None:
     model = make_model(f"{SIGNATURE} {{ {body} }}", {**_constants(), "row4": weight(4, seed=4)})
     assert not apply_pass(FoldFactors(), model)[1]
+
+
+def test_a_bias_that_the_caller_may_give_stays() -> None:
+    signature = "g (float[B,3,6,6] x, float[5] b) => (float[B,5,H,W] y)"
+    model = make_model(f"{signature} {{ c = Conv(x, k, b) y = Mul(c, two) }}", _constants())
+    assert not apply_pass(FoldFactors(), model)[1]
+
+
+@pytest.mark.parametrize("body", ["n = Add(x, a)", "m = Mul(x, a) d = Div(m, a) n = Mul(d, a)"])
+def test_a_constant_that_adds_an_axis_stays(body: str) -> None:
+    signature = "g (float[3,6,6] x) => (float[1,5,H,W] y)"
+    constants = {"k": weight(5, 3, 3, 3), "a": np.full((1, 1, 1, 1), 2, np.float32)}
+    model = make_model(f"{signature} {{ {body} y = Conv(n, k) }}", constants)
+    after, _ = apply_pass(FoldFactors(), model)
+    assert_equal_outputs(run(model, {"x": _x()[0]}, optimize=False), run(after, {"x": _x()[0]}), ROUNDING)
+
+
+def test_factors_that_together_are_no_float32_stay() -> None:
+    constants = {**_constants(), "small": np.array(1e-30, np.float32)}
+    model = make_model(
+        f"{SIGNATURE} {{ n = Mul(x, small) d = Mul(n, small) y = Conv<pads=[1,1,1,1]>(d, k) }}", constants
+    )
+    assert not apply_pass(FoldFactors(), model)[1]

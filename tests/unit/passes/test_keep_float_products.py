@@ -1,6 +1,7 @@
 """KeepFloatProducts: float products between integers, which ONNX Runtime would round by itself."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from qcompiler.passes.keep_float_products import KeepFloatProducts
@@ -41,6 +42,19 @@ def test_its_weights_stay_float_in_what_runs(signature: str, body: str) -> None:
     assert modified
     assert_equal_outputs(run(model, feed, optimize=False), run(after, feed), ROUNDING)
     assert not KeepFloatProducts(True)(after).modified
+
+
+def test_codes_without_a_zero_point_keep_their_type_where_they_move() -> None:
+    """QuantizeLinear makes uint8 where nothing says otherwise; these are int8, by its attribute."""
+    before = "c = QuantizeLinear<output_dtype=3>(x, s) d = DequantizeLinear(c, s)"
+    behind = "q = QuantizeLinear<output_dtype=3>(f, s) y = DequantizeLinear(q, s)"
+    body = f"{before} p = MaxPool<kernel_shape=[2,2]>(d) f = Conv(p, k, b) {behind}"
+    model = ir.from_proto(make_model(f"{IMAGES} {{ {body} }}", CONSTANTS))
+    next(node for node in model.graph if node.op_type == "QuantizeLinear").outputs[0].dtype = ir.DataType.INT8
+    wanted = run(model, {"x": X}, optimize=False)
+    after, modified = apply_pass(KeepFloatProducts(True), model)
+    assert modified
+    assert_equal_outputs(wanted, run(after, {"x": X}, optimize=False), ROUNDING)
 
 
 def test_other_readers_keep_theirs() -> None:
