@@ -2,37 +2,31 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.calibration.data import check_exists, open_calibration, tokenizer_beside
-from qcompiler.calibration.feeds import REQUIRED, CalibrationFeeds, make_feeds
-from qcompiler.calibration.range_source import RangeSource, ranges_of
+from qcompiler.calibration.feeds import CalibrationFeeds, make_feeds
+from qcompiler.calibration.range_source import RangeSource
 from qcompiler.calibration.saved_ranges import NAME as RANGES
-from qcompiler.calibration.saved_ranges import SavedRanges
 from qcompiler.errors import CalibrationError, RecipeError, ResourceError, ResumeError
 from qcompiler.graph import model_file
 from qcompiler.graph.checkpoints import Checkpoints, has_checkpoints
 from qcompiler.graph.disk import writing
 from qcompiler.graph.model_fingerprint import model_fingerprint
 from qcompiler.graph.weight_store import WeightStore
+from qcompiler.job import Calibration, Job, check_memory, look_up
 from qcompiler.output_folder import MANIFEST, check_place, output_folder, work_folder, write_json
-from qcompiler.pass_manager import Dump, Instrument, Verify, check_model, check_stop, run_passes
+from qcompiler.pass_manager import Dump, Instrument, Verify, check_model, run_passes
 from qcompiler.passes.quantize_weights import CalibrationRun
 from qcompiler.pipeline import (
     Materials,
-    check_passes,
     layer_results,
     left_plain,
     mixed_result,
-    pass_names,
-    plan_weights,
     preparing_passes,
     quantizing_passes,
     rotation_result,
@@ -43,15 +37,14 @@ from qcompiler.recipe.setting import Setting
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.manifest import make_fingerprint, make_manifest
 from qcompiler.report.memory import PeakMemory
-from qcompiler.report.memory_forecast import border_limit, enough_memory, forecast_peak_bytes
+from qcompiler.report.memory_forecast import border_limit
 from qcompiler.report.pareto import PARETO, pareto_svg
-from qcompiler.report.sizes import counted, format_bytes, format_memory
+from qcompiler.report.sizes import counted, format_bytes
 from qcompiler.runtime import register
 from qcompiler.targets import Target, find_target
 from qcompiler.targets.running_nodes import running_quantized
 from qcompiler.within_drop import Bounded, compile_within
 
-Feeds = Iterable[Mapping[str, npt.NDArray[Any]]]
 Progress = Callable[[str, int, int], None]
 DEFAULT_MEMORY = 4 << 30
 INVENTED_RANGES = (
@@ -130,7 +123,7 @@ def dry_run(
     model: str | os.PathLike[str],
     recipe: str | os.PathLike[str] | Recipe = "w4a16-awq",
     *,
-    calibration: str | os.PathLike[str] | Feeds | None = None,
+    calibration: Calibration = None,
     tokenizer: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     target: str = "ort",
@@ -146,10 +139,12 @@ def dry_run(
     """
     options = options or Options()
     goal = find_target(target, function_body, mapped_weights)
-    job = _look_up(model, recipe, settings, goal, output, calibration, tokenizer, options)
+    job = look_up(
+        model, recipe, settings, goal, output, calibration, tokenizer, options.stop_after, options.dump_ir
+    )
     run_passes(job.model, preparing_passes(job.recipe), [])
-    planned = _plan(job, options.allow_quantized)
-    forecast = _forecast(job, planned)
+    planned = job.plan(options.allow_quantized)
+    forecast = job.forecast(planned)
     peak = forecast(options.memory_limit)
     refusals = []
     try:
@@ -157,7 +152,7 @@ def dry_run(
     except ResourceError as refusal:
         refusals.append(str(refusal))
     try:
-        _check_memory(forecast, options.memory_limit, planned)
+        check_memory(forecast, options.memory_limit, planned)
     except ResourceError as refusal:
         refusals.append(str(refusal))
     return DryRun(job.source, planned, peak, refusals)
@@ -167,7 +162,7 @@ def compile(
     model: str | os.PathLike[str],
     recipe: str | os.PathLike[str] | Recipe = "w4a16-awq",
     *,
-    calibration: str | os.PathLike[str] | Feeds | None = None,
+    calibration: Calibration = None,
     tokenizer: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     target: str = "ort",
@@ -200,7 +195,9 @@ def compile(
     progress = progress or (lambda what, done, total: None)
     tell = tell or (lambda line: None)
     goal = find_target(target, function_body, mapped_weights)
-    job = _look_up(model, recipe, settings, goal, output, calibration, tokenizer, options)
+    job = look_up(
+        model, recipe, settings, goal, output, calibration, tokenizer, options.stop_after, options.dump_ir
+    )
     if options.max_drop is not None:
         return _compile_within(
             job, options.max_drop, calibration, function_body, mapped_weights, options, progress, tell
@@ -224,7 +221,7 @@ def compile(
         prepared = model_fingerprint(loaded) if resolved.has_static_ranges and not stopped else ""
         if job.saved is not None and not stopped:
             job.saved.require_model(prepared)
-        planned = Plan([], []) if stopped else _checked_plan(job, options)
+        planned = Plan([], []) if stopped else job.checked_plan(options.allow_quantized, options.memory_limit)
         data = None
         if planned.needs_data:
             samples, length = resolved.calibration.samples, resolved.calibration.length
@@ -258,7 +255,7 @@ def compile(
         kept, floating = _kept(saved, planned, goal, options)
         running |= {form: running.get(form, 0) + count for form, count in kept.items()}
         manifest = make_manifest(fingerprint, saved)
-        given = _is_data(job.calibration)
+        given = job.has_data
         unused = given and not planned.needs_data and not stopped
         invented = resolved.has_static_ranges and data is not None and not given and job.saved is None
         uncorrected = (
@@ -283,9 +280,9 @@ def compile(
 
 
 def _compile_within(
-    job: "_Job",
+    job: Job,
     max_drop: float,
-    calibration: str | os.PathLike[str] | Feeds | None,
+    calibration: Calibration,
     function_body: bool,
     mapped_weights: bool,
     options: Options,
@@ -332,7 +329,7 @@ def _compile_within(
     return CompiledModel(job.place, report)
 
 
-def _check_bounded(job: "_Job", max_drop: float, options: Options) -> None:
+def _check_bounded(job: Job, max_drop: float, options: Options) -> None:
     """Refuses what a bound on the drop cannot be held with.
 
     Raises:
@@ -347,7 +344,7 @@ def _check_bounded(job: "_Job", max_drop: float, options: Options) -> None:
         raise RecipeError(
             f"--max-drop compiles several times, and {given[0]} is for one compile; drop one of them"
         )
-    if not _is_data(job.calibration):
+    if not job.has_data:
         raise CalibrationError(
             "--max-drop: is measured on calibration data, and none was given; give --calib DATA"
             + (" (and --set calib.ranges_from=FILE for ranges of a file)" if job.ranges_alone else "")
@@ -389,117 +386,11 @@ def _resumable(work: Path) -> Iterator[None]:
         raise
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What was asked for, found and loaded; nothing is written yet.
-
-    Attributes:
-        calibration: what there is to run the model on.
-        data: the file or folder of calibration data, if it is one.
-        saved: ranges of activations from a file; with ``ranges_alone`` that was given in place of data.
-        sources: every file that is read, and the folder of dumps: none may lie where the output is to be.
-    """
-
-    source: Path
-    model: ir.Model
-    recipe: Recipe
-    target: Target
-    tokenizer: Path | None
-    calibration: str | os.PathLike[str] | Feeds | None
-    data: Path | None
-    saved: SavedRanges | None
-    ranges_alone: bool
-    place: Path
-    sources: list[Path]
-
-
-def _look_up(
-    model: str | os.PathLike[str],
-    recipe: str | os.PathLike[str] | Recipe,
-    settings: Iterable[str | Setting],
-    goal: Target,
-    output: str | os.PathLike[str] | None,
-    calibration: str | os.PathLike[str] | Feeds | None,
-    tokenizer: str | os.PathLike[str] | None,
-    options: Options,
-) -> _Job:
-    source = model_file.model_path(model)
-    resolved = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).with_settings(settings)
-    check_stop(options.stop_after, pass_names(resolved, goal))
-    if options.stop_after is None:
-        goal.require()
-    saved, calibration, ranges_alone = ranges_of(
-        calibration, resolved.calibration.ranges_from, resolved.name if resolved.has_static_ranges else None
-    )
-    if calibration is not None and _is_data(calibration):
-        check_exists(calibration)
-    loaded = model_file.load(source)
-    coder = Path(tokenizer) if tokenizer is not None else tokenizer_beside(source)
-    data = Path(calibration) if isinstance(calibration, (str, os.PathLike)) else None
-    data = data if data is not None and data.exists() else None
-    # A built-in recipe's name may be a folder's too.
-    written = None if isinstance(recipe, Recipe) or not Path(recipe).is_file() else Path(recipe)
-    sources = [
-        *model_file.files_of(source, loaded).values(),
-        *(path for path in (data, coder, written, saved.path if saved else None) if path is not None),
-    ]
-    if options.dump_ir is not None:
-        sources.append(options.dump_ir)
-    place = Path(output) if output is not None else Path(f"{source.stem}-{resolved.name}")
-    return _Job(source, loaded, resolved, goal, coder, calibration, data, saved, ranges_alone, place, sources)
-
-
 def _words(data: CalibrationFeeds | None) -> str:
     """What ranges were found on, for whoever reads their file."""
     return "" if data is None else f"{counted(len(data.feeds), 'feed')} of {data.description['source']}"
 
 
-def _is_data(calibration: str | os.PathLike[str] | Feeds | None) -> bool:
-    """Whether there is data, rather than nothing or the demand for some."""
-    return calibration is not None and not (isinstance(calibration, str) and calibration == REQUIRED)
-
-
 def _instruments(model: ir.Model, options: Options) -> list[Instrument]:
     dumps: list[Instrument] = [Dump(options.dump_ir)] if options.dump_ir is not None else []
     return [*dumps, Verify(model)] if options.verify_each else dumps
-
-
-def _checked_plan(job: _Job, options: Options) -> Plan:
-    planned = _plan(job, options.allow_quantized)
-    _check_memory(_forecast(job, planned), options.memory_limit, planned)
-    return planned
-
-
-def _plan(job: _Job, allow_quantized: bool) -> Plan:
-    """What becomes of each product of the prepared model, and where its ranges come from."""
-    planned = plan_weights(job.model, job.recipe, allow_quantized)
-    if job.saved is not None:
-        correct = job.recipe.calibration.correct_biases and _is_data(job.calibration)
-        planned.take_ranges(job.saved.path, correct, job.ranges_alone)
-    planned.check(job.target.supports)
-    planned.note(job.target.remark)
-    check_passes(job.model, job.recipe, job.target, allow_quantized)
-    return planned
-
-
-def _forecast(job: _Job, planned: Plan) -> Callable[[int], int]:
-    """The peak in bytes, by the limit that is aimed at; data of the user's are looked through once."""
-    settings = job.recipe.calibration
-    first = None
-    if planned.needs_data and job.data is not None:
-        feeds = 0
-        for feed in open_calibration(job.data, job.tokenizer, settings.samples, settings.length):
-            first = feed if first is None else first
-            feeds += 1
-        settings = replace(settings, samples=feeds)
-    return lambda limit: forecast_peak_bytes(job.model, planned, settings, first, limit)
-
-
-def _check_memory(forecast: Callable[[int], int], limit: int, planned: Plan) -> None:
-    peak = forecast(limit)
-    if peak > limit:
-        raise ResourceError(
-            f"forecast of peak memory {format_memory(peak)} is above --memory-limit {format_memory(limit)}; "
-            f"raise it to {enough_memory(forecast, peak) >> 20}MiB"
-            + (", or use w4a16-rtn, which needs no calibration" if planned.needs_data else "")
-        )
