@@ -100,6 +100,7 @@ def _slim(data: memoryview, start: int, end: int, message: str) -> list[bytes | 
 
 def _slim_tensor(data: memoryview, tensor: _Field) -> list[bytes | memoryview]:
     pieces: list[bytes | memoryview] = []
+    places: list[bytes] = []
     copied = tensor.value
     for field in _fields(data, tensor.value, tensor.end):
         if field.number == _RAW_DATA and field.wire_type == 2 and field.end - field.value >= _LARGE:
@@ -107,10 +108,11 @@ def _slim_tensor(data: memoryview, tensor: _Field) -> list[bytes | memoryview]:
             place = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
             for key, value in entries.items():
                 place.external_data.add(key=key, value=str(value))
-            pieces += [data[copied : field.start], place.SerializeToString(deterministic=True)]
+            pieces.append(data[copied : field.start])
+            places.append(place.SerializeToString(deterministic=True))
             copied = field.end
-    pieces.append(data[copied : tensor.end])
-    return pieces
+    # Last, for the last value of a field holds: a tensor that was external once may say outright that it is not.
+    return [*pieces, data[copied : tensor.end], *places]
 
 
 def _fields(data: memoryview, start: int, end: int) -> Iterator[_Field]:

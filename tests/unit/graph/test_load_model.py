@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -31,6 +32,18 @@ def test_inline_weights_stay_in_the_model_file(tmp_path: Path):
     model = model_file.load(path)
     assert mapped_tensor(model).path == str(path)
     assert np.array_equal(mapped_tensor(model).numpy(), W)
+
+
+def test_inline_weights_that_were_external_once(tmp_path: Path):
+    """onnx.load and onnx.save leave the default data_location behind, in so many bytes."""
+    path = tmp_path / "m.onnx"
+    proto = inline_model()
+    for tensor in proto.graph.initializer:
+        tensor.data_location = onnx.TensorProto.DEFAULT
+    path.write_bytes(proto.SerializeToString())
+    model = model_file.load(path)
+    assert np.array_equal(mapped_tensor(model).numpy(), W)
+    assert run_file(model_file.save(model, tmp_path / "out")) == pytest.approx(EXPECTED)
 
 
 def test_external_data_in_a_subfolder_and_through_a_link_inside(tmp_path: Path):
