@@ -18,9 +18,9 @@ import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph import own_dynamic_matmul, own_gather_nbits, own_matmul_codebook
-from qcompiler.graph.census import product_names
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import INPUTS_OF_EACH, LAYOUT, LINES, PRODUCTS, columns_attribute
+from qcompiler.graph.product_names import product_names
 from qcompiler.graph.streamed_tensor import Bytes, StreamedTensor
 from qcompiler.passes.reasons import Reasons
 from qcompiler.quant import packing, three_bits

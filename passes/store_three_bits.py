@@ -14,11 +14,11 @@ from functools import partial
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
-from qcompiler.graph.census import product_names
 from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.offset_product import offset_of
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import OP, THREE, provide
+from qcompiler.graph.product_names import product_names
 from qcompiler.graph.quantized import SCHEME_KEY
 from qcompiler.graph.streamed_tensor import Bytes, StreamedTensor
 from qcompiler.passes.reasons import Reasons

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.graph.census import product_names
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
 from qcompiler.graph.heads import Heads
 from qcompiler.graph.mapped_tensor import MappedTensor
+from qcompiler.graph.product_names import product_names
 from qcompiler.graph.region_run import constant_array
 from qcompiler.graph.stream import NormWeight, Place, Stream
 from qcompiler.graph.turn_weight import WeightTurn, bias_of

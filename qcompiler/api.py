@@ -21,15 +21,12 @@ from qcompiler.graph.weight_store import WeightStore
 from qcompiler.job import Calibration, Job, check_memory, look_up
 from qcompiler.output_folder import MANIFEST, check_place, output_folder, work_folder, write_json
 from qcompiler.pass_manager import Dump, Instrument, Verify, check_model, run_passes
+from qcompiler.pass_results import layer_results, left_plain, mixed_result, rotation_result
 from qcompiler.passes.quantize_weights import CalibrationRun
 from qcompiler.pipeline import (
     Materials,
-    layer_results,
-    left_plain,
-    mixed_result,
     preparing_passes,
     quantizing_passes,
-    rotation_result,
 )
 from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan

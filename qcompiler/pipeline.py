@@ -1,7 +1,7 @@
 """The order of passes: the one place that knows it, each entry with its reason."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from qcompiler.graph.checkpoints import Checkpoints
 from qcompiler.graph.weight_store import WeightStore
 from qcompiler.pass_manager import NamedPass
 from qcompiler.passes.activation_scales import Observe, float_tensors
-from qcompiler.passes.assign_bits import AssignBits, MixedResult
+from qcompiler.passes.assign_bits import AssignBits
 from qcompiler.passes.balance_channels import BalanceChannels
 from qcompiler.passes.correct_biases import CorrectBiases, Means, MeasureMeans
 from qcompiler.passes.expand_gemm import ExpandGemm
@@ -21,25 +21,17 @@ from qcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.fold_constants import FoldConstants
 from qcompiler.passes.fold_factors import FoldFactors
 from qcompiler.passes.fold_pad import FoldPad
-from qcompiler.passes.fuse_followers import FuseFollowers
 from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.keep_float_products import KeepFloatProducts
-from qcompiler.passes.lay_out_for_kernels import LayOutForKernels
-from qcompiler.passes.layer_result import LayerResult
-from qcompiler.passes.lower_with_offsets import LowerWithOffsets
 from qcompiler.passes.mask_outlier_channels import MaskOutlierChannels
 from qcompiler.passes.normalize import Normalize
 from qcompiler.passes.product_sensitivity import rank_products
 from qcompiler.passes.quantize_weights import CalibrationRun, Progress, QuantizeWeights, check_tuning
 from qcompiler.passes.raise_opset import RaiseOpset
-from qcompiler.passes.rotate import Rotate, RotationResult
+from qcompiler.passes.rotate import Rotate
 from qcompiler.passes.round_activations import RoundActivations
 from qcompiler.passes.round_to_float8 import RoundToFloat8
 from qcompiler.passes.split_experts import SplitExperts
-from qcompiler.passes.store_three_bits import StoreThreeBits
-from qcompiler.passes.use_own_codebooks import UseOwnCodebooks
-from qcompiler.passes.use_own_gathers import UseOwnGathers
-from qcompiler.passes.use_own_kernels import UseOwnKernels
 from qcompiler.passes.widen_bfloat16 import WidenBfloat16
 from qcompiler.quant.ranges import Range
 from qcompiler.quant.scheme import QuantScheme
@@ -185,57 +177,6 @@ def quantizing_passes(materials: Materials, recipe: Recipe, target: Target) -> l
     """Passes from the plan to the target's operators."""
     ours = [NamedPass(name, make(materials), reason) for name, make, reason in _QUANTIZING]
     return [*ours, *target.lowering(recipe)]
-
-
-def mixed_result(passes: list[NamedPass]) -> MixedResult | None:
-    """How bits were given out, after the passes have run; None where the recipe fixes them."""
-    return next((entry.run.result for entry in passes if isinstance(entry.run, AssignBits)), None)
-
-
-def rotation_result(passes: list[NamedPass]) -> RotationResult | None:
-    """What was rotated, after the passes have run; None where the recipe asks for none."""
-    return next((e.run.result for e in passes if isinstance(e.run, Rotate) and e.run.asked_for), None)
-
-
-def layer_results(passes: list[NamedPass]) -> list[LayerResult]:
-    """What became of each weight, after the passes have run."""
-    saved: dict[str, int] = {}
-    for entry in passes:
-        if isinstance(entry.run, (StoreThreeBits, LayOutForKernels)):
-            saved |= {name: saved.get(name, 0) + less for name, less in entry.run.saved.items()}
-    return [
-        replace(
-            result,
-            stored_bytes=result.stored_bytes - saved.get(result.name, 0),
-            notes=tuple(entry.run.notes_of(result.name)),
-        )
-        for entry in passes
-        if isinstance(entry.run, QuantizeWeights)
-        for result in entry.run.results
-    ]
-
-
-def left_plain(passes: list[NamedPass]) -> list[str]:
-    """What kernels do not read after all, though the target has some for it, once the passes have run."""
-    return [
-        line
-        for entry in passes
-        if isinstance(
-            entry.run,
-            (
-                FuseFollowers,
-                InsertQdq,
-                KeepFloatProducts,
-                LayOutForKernels,
-                LowerWithOffsets,
-                StoreThreeBits,
-                UseOwnCodebooks,
-                UseOwnGathers,
-                UseOwnKernels,
-            ),
-        )
-        for line in entry.run.left
-    ]
 
 
 def _expand_gemm(materials: Materials) -> ExpandGemm:

@@ -15,6 +15,7 @@ from qcompiler.graph.extract import is_constant
 from qcompiler.graph.offset_product import is_group_sum, is_offset_part
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import PRODUCTS
+from qcompiler.graph.product_names import make_names_unique, product_names, uninformative
 from qcompiler.graph.stacked_product import StackedProduct, stacked_product
 from qcompiler.graph.weight_form import is_in_codes
 from qcompiler.graph.weights import (
@@ -69,7 +70,7 @@ def take_census(model: ir.Model) -> Census:
             by_key[key] = _weight(found, use)
             census.weights.append(by_key[key])
     _mark_heads(model.graph, census)
-    _make_names_unique(census.weights)
+    make_names_unique(census.weights)
     return census
 
 
@@ -87,7 +88,7 @@ def _weight(found: "_Found", use: WeightUse) -> Weight:
     # Products of one layer's experts often share their scope; the stack's own name tells them apart.
     scope = product_names(use.node, view.source)[0]
     stack = view.source.name or scope
-    names = list(dict.fromkeys([f"{scope}.{stack}" if _uninformative(stack) else stack, scope]))
+    names = list(dict.fromkeys([f"{scope}.{stack}" if uninformative(stack) else stack, scope]))
     expert = Expert(names[0], view.index, count)
     aliases = tuple(f"{name}.{view.index}" for name in names[1:])
     return Weight(
@@ -365,44 +366,3 @@ def reaches_output(value: ir.Value, outputs: set[ir.Value]) -> bool:
 def _is_shape(value: ir.Value) -> bool:
     """An integer operand: a shape, an axis or an index, not data."""
     return value.dtype is not None and not value.dtype.is_floating_point()
-
-
-def product_names(node: ir.Node, source: ir.Value) -> tuple[str, tuple[str, ...]]:
-    """The best name for people, and every other name that a rule may use."""
-    scopes = _exporter_scope(node)
-    candidates = [
-        scopes,
-        None if source.name is None or _uninformative(source.name) else source.name,
-        node.name,
-        source.name,
-        node.outputs[0].name,
-    ]
-    names = [name for name in candidates if name]
-    return (names[0] if names else node.op_type), tuple(dict.fromkeys(names[1:]))
-
-
-def _uninformative(name: str) -> bool:
-    return name.startswith(("val_", "onnx::", "_", "const")) or name.isdigit()
-
-
-def _exporter_scope(node: ir.Node) -> str | None:
-    """Module path that torch.onnx writes into a node: "['', 'model.layers.0', ..., 'linear']"."""
-    text = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    if not text:
-        return None
-    parts = [part.strip().strip("'\"") for part in text.strip("[]").split(",")]
-    modules = [part for part in parts[:-1] if part]
-    return modules[-1] if modules else None
-
-
-def _make_names_unique(weights: list[Weight]) -> None:
-    taken: set[str] = set()
-    for weight in weights:
-        if weight.name in taken:
-            fallback = next((alias for alias in weight.aliases if alias not in taken), None)
-            number = 1
-            while fallback is None or fallback in taken:
-                number += 1
-                fallback = f"{weight.name}#{number}"
-            weight.name = fallback
-        taken.add(weight.name)

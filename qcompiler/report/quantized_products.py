@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.graph import own_dynamic_matmul, own_gather_nbits, own_matmul_codebook, own_qlinear_matmul
-from qcompiler.graph.census import product_names, reaches_output
+from qcompiler.graph.census import reaches_output
 from qcompiler.graph.codebook_form import CodebookForm, codebook_form, double_scales
 from qcompiler.graph.correction_form import corrected_output, corrections_of
 from qcompiler.graph.edits import all_nodes
@@ -20,6 +20,7 @@ from qcompiler.graph.offset_form import OffsetForm, offset_form
 from qcompiler.graph.offset_product import offset_of
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import INPUTS_OF_EACH, OP, PRODUCTS, columns_attribute
+from qcompiler.graph.product_names import product_names
 from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, layout_of
 from qcompiler.graph.stored_quantized import Layout
 from qcompiler.graph.weights import Role, constant_view

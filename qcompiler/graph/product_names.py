@@ -1,0 +1,48 @@
+"""Names of products, for people and for the rules of recipes."""
+
+import onnx_ir as ir
+
+from qcompiler.graph.weights import Weight
+
+
+def product_names(node: ir.Node, source: ir.Value) -> tuple[str, tuple[str, ...]]:
+    """The best name for people, and every other name that a rule may use."""
+    scopes = _exporter_scope(node)
+    candidates = [
+        scopes,
+        None if source.name is None or uninformative(source.name) else source.name,
+        node.name,
+        source.name,
+        node.outputs[0].name,
+    ]
+    names = [name for name in candidates if name]
+    return (names[0] if names else node.op_type), tuple(dict.fromkeys(names[1:]))
+
+
+def uninformative(name: str) -> bool:
+    """Whether an exporter made the name up."""
+    return name.startswith(("val_", "onnx::", "_", "const")) or name.isdigit()
+
+
+def _exporter_scope(node: ir.Node) -> str | None:
+    """Module path that torch.onnx writes into a node: "['', 'model.layers.0', ..., 'linear']"."""
+    text = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if not text:
+        return None
+    parts = [part.strip().strip("'\"") for part in text.strip("[]").split(",")]
+    modules = [part for part in parts[:-1] if part]
+    return modules[-1] if modules else None
+
+
+def make_names_unique(weights: list[Weight]) -> None:
+    """Gives each weight whose name is taken the first of its aliases that is free, or a number."""
+    taken: set[str] = set()
+    for weight in weights:
+        if weight.name in taken:
+            fallback = next((alias for alias in weight.aliases if alias not in taken), None)
+            number = 1
+            while fallback is None or fallback in taken:
+                number += 1
+                fallback = f"{weight.name}#{number}"
+            weight.name = fallback
+        taken.add(weight.name)
