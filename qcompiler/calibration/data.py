@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.calibration.text_windows import Encode, text_windows
+from qcompiler.calibration.text_windows import Decode, Encode, text_windows
 from qcompiler.errors import CalibrationError
 from qcompiler.user_code import describe, import_reference
 
@@ -153,6 +153,32 @@ def text_encoder(tokenizer: str | os.PathLike[str] | None, data: str) -> Encode:
     Raises:
         CalibrationError: no tokenizer, or not one that can be read.
     """
+    loaded = _tokenizer(tokenizer, data)
+    loaded.no_truncation()
+    loaded.no_padding()
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = loaded.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return encode
+
+
+def text_decoder(tokenizer: str | os.PathLike[str], data: str) -> Decode:
+    """Token ids to text, special tokens too.
+
+    Raises:
+        CalibrationError: as ``text_encoder``.
+    """
+    loaded = _tokenizer(tokenizer, data)
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(loaded.decode(list(ids), skip_special_tokens=False))
+
+    return decode
+
+
+def _tokenizer(tokenizer: str | os.PathLike[str] | None, data: str) -> Any:
     if tokenizer is None:
         raise CalibrationError(
             f"{data}: text needs a tokenizer; give --tokenizer tokenizer.json, or put it beside the model"
@@ -173,14 +199,7 @@ def text_encoder(tokenizer: str | os.PathLike[str] | None, data: str) -> Encode:
         loaded = Tokenizer.from_str(content)
     except Exception as error:  # the bindings raise plain Exception for whatever is wrong with the file
         raise CalibrationError(f"{path}: not a tokenizer.json: {' '.join(str(error).split())}") from error
-    loaded.no_truncation()
-    loaded.no_padding()
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = loaded.encode(text, add_special_tokens=False).ids
-        return ids
-
-    return encode
+    return loaded
 
 
 def _from_folder(path: Path, samples: int) -> CalibrationData:

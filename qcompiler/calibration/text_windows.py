@@ -1,6 +1,6 @@
 """Windows of tokens from a text file: what calibration feeds, and what evaluation scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from qcompiler.errors import CalibrationError
 
 Encode = Callable[[str], list[int]]
+Decode = Callable[[Sequence[int]], str]
 
 _FIRST_READ = 1 << 20
 """Characters that are tokenised at first; more is read only where they hold too few windows."""

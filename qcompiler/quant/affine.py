@@ -159,6 +159,17 @@ def dequantize_codes(codes: Array, scale: Array, zero_point: Array | None, schem
     return from_groups(values, int(codes.shape[-1]))
 
 
+def dequantize_rows(
+    codes: npt.NDArray[Any], scale: npt.NDArray[Any], zero_point: npt.NDArray[Any] | None
+) -> npt.NDArray[np.float32]:
+    """What integer codes of any type mean, float32 [N, K] from [N, K]; scale and zero_point are [N] or [1], zero_point None for 0."""
+    values = codes.astype(np.float32)
+    if zero_point is not None:
+        values -= zero_point.astype(np.float32)[:, None]
+    values *= scale.astype(np.float32)[:, None]
+    return values
+
+
 def unsigned_zero_point(values: npt.NDArray[Any], bits: int, signed: bool) -> npt.NDArray[np.uint8]:
     """Zero points of unsigned codes, uint8, from those of signed codes (-2^(bits - 1)..) or of unsigned ones."""
     return (values.astype(np.int16) + ((1 << (bits - 1)) if signed else 0)).astype(np.uint8)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from array_api_compat import array_namespace
 
 from qcompiler.quant.affine import Array
@@ -22,14 +23,24 @@ def kl_divergence(reference_logits: Array, logits: Array) -> float:
     A class that the reference excludes (-inf) adds nothing.
     """
     total, rows = 0.0, 0
+    for row_kls in _row_kls(reference_logits, logits):
+        total += float(row_kls.sum())
+        rows += int(row_kls.shape[0])
+    return max(total / rows, 0.0)
+
+
+def kl_of_rows(reference_logits: npt.NDArray[Any], logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """KL as above of each row, float64 [rows] from NumPy arrays [..., classes], in nats."""
+    return np.concatenate(list(_row_kls(reference_logits, logits)))
+
+
+def _row_kls(reference_logits: Array, logits: Array) -> Iterator[Any]:
     for r, a in _blocks(reference_logits, logits):
         log_p, log_q = _log_softmax(r), _log_softmax(a)
         xp = array_namespace(log_p)
         p = xp.exp(log_p)
         possible, zero = p > 0, xp.zeros_like(p)
-        total += float((p * (xp.where(possible, log_p, zero) - xp.where(possible, log_q, zero))).sum())
-        rows += int(r.shape[0])
-    return max(total / rows, 0.0)
+        yield (p * (xp.where(possible, log_p, zero) - xp.where(possible, log_q, zero))).sum(-1)
 
 
 def mean_nats(logits: Array, targets: Array) -> float:

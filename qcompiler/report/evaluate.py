@@ -26,7 +26,13 @@ from qcompiler.report.comparable_model import ComparableModel, open_comparable
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
+Watch = Callable[[Mapping[str, Array], str, Array, Array], None]
+"""Sees each feed, the name of an output, what the reference gives and what the model gives."""
 RANDOM_SAMPLES = 8
+
+
+def unwatched(feed: Mapping[str, Array], name: str, wanted: Array, got: Array) -> None:
+    """Nobody looks."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +96,16 @@ class Evaluation:
 
 
 def evaluate(
-    model: Path, reference: Path, data: EvaluationData, progress: Progress = lambda what, done, total: None
+    model: Path,
+    reference: Path,
+    data: EvaluationData,
+    progress: Progress = lambda what, done, total: None,
+    watch: Watch = unwatched,
 ) -> Evaluation:
     """Run both models on the same data and compare.
 
+    Args:
+        watch: is shown what was compared: logits of each window of a text, else every common output.
     Raises:
         InputError: a model cannot be read or run, or they have nothing in common to compare.
         CalibrationError: the data does not fit.
@@ -111,8 +123,8 @@ def evaluate(
             if side.widened
         ]
         if text is not None:
-            return _compare_language(ours, theirs, text, notes, progress)
-        return _compare_outputs(ours, theirs, data, notes, progress)
+            return _compare_language(ours, theirs, text, notes, progress, watch)
+        return _compare_outputs(ours, theirs, data, notes, progress, watch)
 
 
 def _compare_language(
@@ -121,6 +133,7 @@ def _compare_language(
     text: "_Tokens",
     notes: list[str],
     progress: Progress,
+    watch: Watch,
 ) -> Evaluation:
     ids = text.ids
     name = _logits_name(ours, theirs)
@@ -143,6 +156,7 @@ def _compare_language(
         kl += metrics.kl_divergence(wanted, got)
         agreement += metrics.top1_agreement(wanted, got)
         similarity.add(wanted, got)
+        watch(feed, name, wanted, got)
     progress("evaluating", len(ids), len(ids))
     windows = len(ids)  # of equal length, so their mean is the mean over positions
     output = OutputDifference(name, similarity.sqnr_db, similarity.cosine, agreement / windows)
@@ -169,6 +183,7 @@ def _compare_outputs(
     data: EvaluationData,
     notes: list[str],
     progress: Progress,
+    watch: Watch,
 ) -> Evaluation:
     feeds, source = _feeds(ours, theirs, data, notes)
     names = _common_outputs(ours, theirs, notes)
@@ -182,6 +197,7 @@ def _compare_outputs(
             _check_shapes(name, got[name], wanted[name])
             _check_numbers(ours, name, got[name], wanted[name])
             sums[name].add(wanted[name], got[name])
+            watch(feed, name, wanted[name], got[name])
             shape = wanted[name].shape
             if wanted[name].dtype.kind == "f" and len(shape) >= 2 and shape[-1] >= 2 and wanted[name].size:
                 rows = wanted[name].size // shape[-1]

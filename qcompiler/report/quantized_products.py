@@ -42,6 +42,7 @@ class StoredWeight:
         two_level: whether scales (and minima) are whole numbers times the step of a super-block.
         groups_rows: whether a group holds weights of several rows of one input channel.
         reason, algorithm: from the node's metadata; empty in models of other tools.
+        product: which of its node's products it belongs to, where the node is several.
     """
 
     name: str
@@ -61,6 +62,7 @@ class StoredWeight:
     float_zero_points: bool = False
     two_level: bool = False
     groups_rows: bool = False
+    product: int = 0
 
     @property
     def size(self) -> int:
@@ -101,44 +103,45 @@ def _take_corrections(weight: StoredWeight) -> None:
 
 
 @dataclass(frozen=True)
-class _Places:
+class Places:
     """Where a node has its codes, scales and zero points; None where it has none."""
 
     codes: int
     scales: int | None
     zero_points: int | None
 
-    def of(self, product: int) -> "_Places":
+    def of(self, product: int) -> "Places":
         """Those of a later product of the same node."""
         first = product * INPUTS_OF_EACH
-        return _Places(
+        return Places(
             self.codes + first,
             None if self.scales is None else self.scales + first,
             None if self.zero_points is None else self.zero_points + first,
         )
 
 
-_PLACES = {
-    "MatMulNBits": _Places(1, 2, 3),
-    "MatMulBnb4": _Places(1, 2, None),
-    "MatMulCodebook": _Places(1, 2, None),
-    own_gather_nbits.STOCK_OP: _Places(0, 2, 3),
-    own_gather_nbits.OP: _Places(1, 2, 3),
-    "QLinearMatMul": _Places(3, 4, 5),
-    "QLinearConv": _Places(3, 4, 5),
-    "QGemm": _Places(3, 4, 5),
-    "MatMulInteger": _Places(1, None, 3),
-    "ConvInteger": _Places(1, None, 3),
-    "DynamicQuantizeMatMul": _Places(1, 2, 3),
-    "MatMulIntegerToFloat": _Places(1, 3, 5),
-    "DequantizeLinear": _Places(0, 1, 2),
+PLACES = {
+    "MatMulNBits": Places(1, 2, 3),
+    "MatMulBnb4": Places(1, 2, None),
+    "MatMulCodebook": Places(1, 2, None),
+    own_gather_nbits.STOCK_OP: Places(0, 2, 3),
+    own_gather_nbits.OP: Places(1, 2, 3),
+    "QLinearMatMul": Places(3, 4, 5),
+    "QLinearConv": Places(3, 4, 5),
+    "QGemm": Places(3, 4, 5),
+    "MatMulInteger": Places(1, None, 3),
+    "ConvInteger": Places(1, None, 3),
+    "DynamicQuantizeMatMul": Places(1, 2, 3),
+    "MatMulIntegerToFloat": Places(1, 3, 5),
+    "DequantizeLinear": Places(0, 1, 2),
 }
-_WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
+WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
+"""Operators on floats, and where they take their weight."""
 _CODEBOOKS = frozenset({own_matmul_codebook.STOCK_OP, own_matmul_codebook.OP})
 _OUR_STATIC = f"{OUR_DOMAIN}::{own_qlinear_matmul.OP}"
 _OURS = frozenset({*PRODUCTS, own_dynamic_matmul.OP, _OUR_STATIC})
 """Our operators with MatMulNBits' attributes."""
-_PLACES |= {**dict.fromkeys(_OURS, _PLACES[OP]), _OUR_STATIC: _Places(3, 4, 5)}
+PLACES |= {**dict.fromkeys(_OURS, PLACES[OP]), _OUR_STATIC: Places(3, 4, 5)}
 _BLOCKWISE = {
     **dict.fromkeys(_OURS, 0),
     **dict.fromkeys(_CODEBOOKS, 0),
@@ -149,7 +152,7 @@ _BLOCKWISE = {
 """Operators whose ``block_size`` says the group, with its default."""
 
 
-def _kind(node: ir.Node) -> str:
+def kind_of(node: ir.Node) -> str:
     """Its operator: by name alone, but for ours that has the name of another."""
     return _OUR_STATIC if (node.domain, node.op_type) == (OUR_DOMAIN, own_qlinear_matmul.OP) else node.op_type
 
@@ -158,25 +161,25 @@ def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool, int]]:
     """(node that computes, node that holds the weight, the weight is transposed in between, which of the node's products)."""
     if codebook_form(node) is not None or offset_form(node) is not None:
         for user, index in node.outputs[0].uses():
-            if _WEIGHT_INPUT.get(user.op_type) == index:
+            if WEIGHT_INPUT.get(user.op_type) == index:
                 yield user, node, False, 0
             elif user.op_type == "Transpose" and codebook_form(user) is None and offset_form(user) is None:
                 yield from ((reader, node, True, 0) for reader in _products_of(user))
         return
     if node.op_type != "DequantizeLinear":
-        if _kind(node) in _PLACES:
-            yield from ((node, node, False, product) for product in range(PRODUCTS.get(_kind(node), 1)))
+        if kind_of(node) in PLACES:
+            yield from ((node, node, False, product) for product in range(PRODUCTS.get(kind_of(node), 1)))
         return
     for user, index in node.outputs[0].uses():
         if user.op_type in ("Transpose", "Reshape"):
             yield from ((reader, node, user.op_type == "Transpose", 0) for reader in _products_of(user))
-        elif _WEIGHT_INPUT.get(user.op_type) == index:
+        elif WEIGHT_INPUT.get(user.op_type) == index:
             yield user, node, False, 0
 
 
 def _products_of(transpose: ir.Node) -> list[ir.Node]:
     """Nodes that read what it yields as their weight."""
-    return [user for user, place in transpose.outputs[0].uses() if _WEIGHT_INPUT.get(user.op_type) == place]
+    return [user for user, place in transpose.outputs[0].uses() if WEIGHT_INPUT.get(user.op_type) == place]
 
 
 def _groups_rows(node: ir.Node, lies: Layout, turned: bool) -> bool:
@@ -192,23 +195,23 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool, product: int) -> tuple[i
     offsets = offset_form(holder)
     if offsets is not None:
         return offsets.source, _of_offsets(node, holder, offsets, turned)
-    places = _PLACES[_kind(holder)].of(product)
+    places = PLACES[kind_of(holder)].of(product)
     codes = _constant(holder, places.codes)
     if codes is None or codes.const_value is None:
         return None  # codes that are activations
     scales, zero_points = _constant(holder, places.scales), _constant(holder, places.zero_points)
     tensor = codes.const_value
-    bits = holder.attributes.get_int("bits", 4) if _kind(holder) in _PACKED else int(tensor.dtype.bitwidth)
+    bits = holder.attributes.get_int("bits", 4) if kind_of(holder) in _PACKED else int(tensor.dtype.bitwidth)
     shape = _shape(node, holder, tensor, bits, turned, product)
     if len(shape) < 2:
         return None
     granularity, group = _granularity(holder, shape, scales)
-    block = holder.attributes.get_int("block_size", 0) if _kind(holder) == "DequantizeLinear" else 0
+    block = holder.attributes.get_int("block_size", 0) if kind_of(holder) == "DequantizeLinear" else 0
     rows = block > 0 and len(shape) == 2 and _groups_rows(node, layout_of(holder), turned)
     if rows:
         granularity, group = "group", block
     double = None
-    if _kind(holder) in _CODEBOOKS and scales is None and holder.inputs[2] is not None:
+    if kind_of(holder) in _CODEBOOKS and scales is None and holder.inputs[2] is not None:
         double = double_scales(holder.inputs[2])
     sides = [value.const_value for value in (codes, scales, zero_points) if value is not None]
     computed = _computed(holder, scales)
@@ -233,15 +236,18 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool, product: int) -> tuple[i
         float_zero_points=offset is not None and not two_level,
         two_level=two_level,
         groups_rows=rows,
+        product=product,
     )
     return codes, stored
 
 
 def _computed(holder: ir.Node, scales: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None] | None:
     """Scales and offsets of a MatMulNBits that come from nodes; None where it reads plain constants."""
-    offset = offset_of(holder) if _kind(holder) == "MatMulNBits" else None
+    offset = offset_of(holder) if kind_of(holder) == "MatMulNBits" else None
     return (
-        (holder.inputs[2], offset) if _kind(holder) == "MatMulNBits" and (offset or scales is None) else None
+        (holder.inputs[2], offset)
+        if kind_of(holder) == "MatMulNBits" and (offset or scales is None)
+        else None
     )
 
 
@@ -274,8 +280,8 @@ def _name(node: ir.Node, codes: ir.Value) -> str:
     return name
 
 
-_GATHERS = frozenset({own_gather_nbits.STOCK_OP, own_gather_nbits.OP})
-_PACKED = _CODEBOOKS | _GATHERS | _OURS
+GATHERS = frozenset({own_gather_nbits.STOCK_OP, own_gather_nbits.OP})
+_PACKED = _CODEBOOKS | GATHERS | _OURS
 """Operators that say their bits in an attribute, since the codes may be bytes that hold several."""
 
 
@@ -289,11 +295,11 @@ def _constant(node: ir.Node, index: int | None) -> ir.Value | None:
 def _shape(
     node: ir.Node, holder: ir.Node, tensor: ir.TensorProtocol, bits: int, turned: bool, product: int
 ) -> tuple[int, ...]:
-    if _kind(holder) in (*_OURS, *_CODEBOOKS, own_gather_nbits.OP):
-        rows = columns_attribute(_kind(holder), product) if _kind(holder) in PRODUCTS else "N"
+    if kind_of(holder) in (*_OURS, *_CODEBOOKS, own_gather_nbits.OP):
+        rows = columns_attribute(kind_of(holder), product) if kind_of(holder) in PRODUCTS else "N"
         return holder.attributes.get_int(rows, 0), holder.attributes.get_int("K", 0)
     shape = tuple(int(d) for d in tensor.shape.numpy())
-    if _kind(holder) == own_gather_nbits.STOCK_OP:
+    if kind_of(holder) == own_gather_nbits.STOCK_OP:
         return (*shape[:-1], shape[-1] * 8 // bits) if tensor.dtype == ir.DataType.UINT8 else shape
     if node.op_type in ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "Gather") or len(shape) != 2:
         return shape
@@ -303,36 +309,36 @@ def _shape(
 
 
 def _granularity(holder: ir.Node, shape: tuple[int, ...], scales: ir.Value | None) -> tuple[str, int | None]:
-    group = holder.attributes.get_int("block_size", _BLOCKWISE.get(_kind(holder), 0))
-    if group and _kind(holder) in _BLOCKWISE:
-        return ("group", group) if group < shape[-1] or _kind(holder) in _PACKED else ("channel", None)
+    group = holder.attributes.get_int("block_size", _BLOCKWISE.get(kind_of(holder), 0))
+    if group and kind_of(holder) in _BLOCKWISE:
+        return ("group", group) if group < shape[-1] or kind_of(holder) in _PACKED else ("channel", None)
     if scales is None or scales.const_value is None or scales.const_value.size == 1:
         return "tensor", None
     return "channel", None
 
 
 def _dtype(holder: ir.Node, tensor: ir.TensorProtocol, bits: int) -> str:
-    if _kind(holder) in _CODEBOOKS:
+    if kind_of(holder) in _CODEBOOKS:
         return "nf4" if holder.attributes.get_int("quant_type", 1) else "fp4"
-    if _kind(holder) in _PACKED and tensor.dtype == ir.DataType.UINT8:
+    if kind_of(holder) in _PACKED and tensor.dtype == ir.DataType.UINT8:
         return f"uint{bits}"
     return str(tensor.dtype.name).lower()
 
 
 def _symmetric(
-    holder: ir.Node, dtype: ir.DataType, bits: int, places: _Places, zero_points: ir.Value | None
+    holder: ir.Node, dtype: ir.DataType, bits: int, places: Places, zero_points: ir.Value | None
 ) -> bool:
     """Every zero point is the middle of the codes; packed operators store none then."""
     given = places.zero_points is not None and places.zero_points < len(holder.inputs)
     if not given or holder.inputs[places.zero_points or 0] is None:
-        return _kind(holder) in _PACKED or dtype.is_signed()
-    if zero_points is None or zero_points.const_value is None or _kind(holder) in _PACKED:
+        return kind_of(holder) in _PACKED or dtype.is_signed()
+    if zero_points is None or zero_points.const_value is None or kind_of(holder) in _PACKED:
         return False
     return is_midpoint(zero_points.const_value.numpy(), bits, dtype.is_signed())
 
 
 def _role(node: ir.Node, outputs: set[ir.Value]) -> Role:
-    if node.op_type == "Gather" or node.op_type in _GATHERS:
+    if node.op_type == "Gather" or node.op_type in GATHERS:
         return Role.EMBEDDING
     if "Conv" in node.op_type:
         return Role.CONV

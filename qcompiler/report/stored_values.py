@@ -1,0 +1,171 @@
+"""What a quantized weight of any model is worth: the floats that its product multiplies by.
+
+*Given* a normalized model and a weight that ``read_products`` found. *Result* its numbers, or those of some of its input channels,
+where all of them would take too much memory. A DequantizeLinear is run by ONNX Runtime, and so is an operator that takes
+floats: on rows of the unit matrix it gives the weight itself, whatever its format. The codes of QLinear operators
+are shifted and scaled here.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompiler.errors import CalibrationError, InputError
+from qcompiler.graph import own_gather_nbits
+from qcompiler.graph.activation import KINDS
+from qcompiler.graph.correction_form import corrected_output
+from qcompiler.graph.extract import Piece, is_constant
+from qcompiler.graph.region_run import constant_array
+from qcompiler.quant.affine import dequantize_rows
+from qcompiler.report.quantized_products import GATHERS, PLACES, WEIGHT_INPUT, StoredWeight, kind_of
+
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+MOST_NUMBERS = 1 << 22
+"""Of one weight that are read: 16 MiB of float32. More input channels than that leave are left out, evenly."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredValues:
+    """Numbers of one weight [N, K], of a convolution [N, C x kernel].
+
+    Attributes:
+        values: float32 [rows, channels].
+        rows, channels: int64, which of N and of K.
+    """
+
+    values: Floats
+    rows: Indices
+    channels: Indices
+
+
+def stored_values(model: ir.Model, weight: StoredWeight) -> StoredValues:
+    """The numbers that the products of ``weight`` multiply by.
+
+    Raises:
+        InputError: its operator keeps them from being read; the message says which.
+    """
+    node = weight.nodes[0]
+    if node.op_type in WEIGHT_INPUT:
+        return sampled(_of_float_product(model, node))
+    if node.op_type in _INTEGERS:
+        return sampled(_of_integer_product(model, node))
+    if node.op_type in GATHERS:
+        return _by_looking_up(model, weight)
+    return _by_unit_rows(model, weight)
+
+
+def sampled(matrix: npt.NDArray[Any]) -> StoredValues:
+    """Of a whole weight [N, K] of any float type, what is read of it."""
+    channels = _evenly(matrix.shape[1], MOST_NUMBERS // matrix.shape[0])
+    return StoredValues(matrix[:, channels].astype(np.float32), np.arange(matrix.shape[0]), channels)
+
+
+def _evenly(size: int, most: int) -> Indices:
+    count = min(size, max(1, most))
+    return np.arange(count, dtype=np.int64) * size // count
+
+
+def _of_float_product(model: ir.Model, node: ir.Node) -> npt.NDArray[Any]:
+    """[N, K] of what a DequantizeLinear yields."""
+    value = node.inputs[WEIGHT_INPUT[node.op_type]]
+    assert value is not None
+    try:
+        array = constant_array(model, value)
+    except CalibrationError as error:
+        raise InputError(f"{node.name}: its weight cannot be computed ({error})") from error
+    turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
+    return array.T if turned else array.reshape(array.shape[0], -1)
+
+
+_INTEGERS = frozenset(
+    {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat"}
+)
+_LAST_AXIS = frozenset({"QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"})
+"""Integer operators whose weight is [K, N]; of the others outputs come first."""
+
+
+def _of_integer_product(model: ir.Model, node: ir.Node) -> npt.NDArray[Any]:
+    places = PLACES[kind_of(node)]
+    if places.scales is None:
+        raise InputError(f"{node.name}: {node.op_type} multiplies codes alone; scales are in nodes behind it")
+    codes, scale = (_constant(model, node, place) for place in (places.codes, places.scales))
+    given = places.zero_points is not None and places.zero_points < len(node.inputs)
+    zero_point = _constant(model, node, places.zero_points or 0) if given else None
+    if codes is None or scale is None:
+        raise InputError(f"{node.name}: codes or scales are not constant")
+    turned = node.op_type in _LAST_AXIS or (
+        node.op_type == "QGemm" and not node.attributes.get_int("transB", 0)
+    )
+    matrix = codes.T if turned else codes.reshape(codes.shape[0], -1)
+    return dequantize_rows(matrix, scale.reshape(-1), None if zero_point is None else zero_point.reshape(-1))
+
+
+def _constant(model: ir.Model, node: ir.Node, place: int) -> npt.NDArray[Any] | None:
+    value = node.inputs[place]
+    return None if value is None else constant_array(model, value)
+
+
+def _by_looking_up(model: ir.Model, weight: StoredWeight) -> StoredValues:
+    """Rows of a table."""
+    node = weight.nodes[0]
+    n, k = weight.shape
+    indices = node.inputs[1 if node.op_type == own_gather_nbits.STOCK_OP else 0]
+    assert indices is not None
+    rows = _evenly(n, MOST_NUMBERS // k)
+    (values,) = _runs(model, node, [indices], node.outputs[0], [{indices: rows[None]}])
+    return StoredValues(values.reshape(len(rows), -1)[:, :k].astype(np.float32), rows, np.arange(k))
+
+
+def _by_unit_rows(model: ir.Model, weight: StoredWeight) -> StoredValues:
+    """What an operator with float activations gives for rows of the unit matrix, without what it gives for 0 (its bias)."""
+    node = weight.nodes[0]
+    x = node.inputs[0]
+    if weight.product >= len(node.outputs) or x is None or node.op_type.endswith(_CURVED):
+        raise InputError(
+            f"{node.name}: {node.op_type} gives a function of its products, which hides the weight"
+        )
+    n, k = weight.shape
+    channels = _evenly(k, MOST_NUMBERS // n)
+    dtype = np.dtype(np.float32) if x.dtype is None else x.dtype.numpy()
+    leading = (1,) * (0 if x.shape is None else len(x.shape) - 2) + (ROWS,)
+    residuals = [value for value in node.inputs[1:] if value is not None and not is_constant(value)]
+    inputs = [x, *residuals]
+    added = {value: np.zeros((*leading, n), dtype) for value in residuals}
+
+    def unit_rows() -> Iterator[dict[ir.Value, npt.NDArray[Any]]]:
+        yield {x: np.zeros((*leading, k), dtype), **added}
+        for start in range(0, len(channels), ROWS):
+            part = channels[start : start + ROWS]
+            rows = np.zeros((ROWS, k), dtype)
+            rows[np.arange(len(part)), part] = 1
+            yield {x: rows.reshape(*leading, k), **added}
+
+    output = node.outputs[weight.product] if len(node.outputs) > 1 else corrected_output(node)
+    at_zero, *parts = _runs(model, node, inputs, output, unit_rows())
+    columns = np.concatenate([(part - at_zero).reshape(ROWS, n) for part in parts])[: len(channels)]
+    return StoredValues(np.ascontiguousarray(columns.T, np.float32), np.arange(n), channels)
+
+
+ROWS = 128
+"""Of the unit matrix at a time."""
+_CURVED = (*KINDS, "SwiGlu")
+
+
+def _runs(
+    model: ir.Model,
+    node: ir.Node,
+    inputs: list[ir.Value],
+    output: ir.Value,
+    feeds: Iterable[dict[ir.Value, npt.NDArray[Any]]],
+) -> list[npt.NDArray[Any]]:
+    """What a product gives for each of the feeds, with what is added to it up to ``output``."""
+    piece = Piece(model, list(model.graph), inputs, [output])
+    try:
+        return [piece.run(feed)[output] for feed in feeds]
+    except CalibrationError as error:
+        raise InputError(f"{node.name}: {node.op_type} cannot be run on its own ({error})") from error

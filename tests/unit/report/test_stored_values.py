@@ -1,0 +1,87 @@
+"""What is read of a quantized weight is what its product multiplies by, whatever its format."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime.quantization as ort_quantization
+import pytest
+
+import qcompiler
+from qcompiler.errors import InputError
+from qcompiler.graph import model_file
+from qcompiler.graph.census import take_census
+from qcompiler.passes.normalize import Normalize
+from qcompiler.quant.similarity import Similarity
+from qcompiler.report.quantized_products import read_products
+from qcompiler.report.stored_values import MOST_NUMBERS, sampled, stored_values
+from qcompiler.report.weight_histograms import BINS, HistogramPair, weight_histogram
+from tests import command_models as models
+
+
+def _sqnr_of_each(source: Path, made: Path) -> dict[str, float]:
+    reference, model = (model_file.load(path) for path in (source, made))
+    Normalize()(reference)
+    Normalize()(model)
+    floats = {weight.name: weight for weight in take_census(reference).weights}
+    found = {}
+    for weight in read_products(model):
+        stored = stored_values(model, weight)
+        similarity = Similarity()
+        similarity.add(floats[weight.name].array()[np.ix_(stored.rows, stored.channels)], stored.values)
+        found[weight.name] = similarity.sqnr_db
+    return found
+
+
+# Of random normal weights: an 8-bit code leaves about 40 dB and more, a 4-bit one of a group of 32 about 20.
+@pytest.mark.parametrize(
+    ("recipe", "settings", "least"),
+    [
+        ("w4a16-rtn", ["group_size=32"], 17),
+        ("w8a16-rtn", [], 38),
+        ("w4a16-nf4", [], 17),
+        ("w4a16-kquant", [], 17),
+        ("w8a8-dynamic", [], 38),
+    ],
+)
+@pytest.mark.parametrize("target", ["ort", "qcompiler"])
+def test_every_format_reads_as_the_float_weight_but_for_its_rounding(
+    tmp_path: Path, recipe: str, settings: list[str], least: float, target: str
+) -> None:
+    source = models.decoder(tmp_path)
+    made = qcompiler.compile(source, recipe, settings=settings, target=target, output=tmp_path / "out")
+    found = _sqnr_of_each(source, made.path)
+    assert found.keys() >= {"table", "fc1", "fc2"}
+    assert all(sqnr > least for sqnr in found.values()), found
+
+
+def test_dynamically_quantized_by_onnx_runtime(tmp_path: Path) -> None:
+    source, made = models.decoder(tmp_path), tmp_path / "dynamic.onnx"
+    ort_quantization.quantize_dynamic(source, made, extra_options={"MatMulConstBOnly": True})
+    model = model_file.load(made)
+    Normalize()(model)
+    weights = {weight.name: weight for weight in read_products(model)}
+    with pytest.raises(InputError, match="scales are in nodes behind it"):
+        stored_values(model, next(w for w in weights.values() if w.nodes[0].op_type == "MatMulInteger"))
+
+
+def test_of_a_large_weight_some_channels_are_read() -> None:
+    matrix = np.arange(4 * MOST_NUMBERS, dtype=np.float32).reshape(MOST_NUMBERS // 2, 8)
+    found = sampled(matrix)
+    assert found.channels.tolist() == [0, 4] and np.array_equal(found.values, matrix[:, [0, 4]])
+
+
+def test_histograms_share_bins_and_count_every_number(tmp_path: Path) -> None:
+    source = models.decoder(tmp_path)
+    made = qcompiler.compile(source, "w4a16-rtn", settings=["group_size=32"], output=tmp_path / "out")
+    reference, model = (model_file.load(path) for path in (source, made.path))
+    Normalize()(reference)
+    Normalize()(model)
+    floats = {weight.name: weight for weight in take_census(reference).weights}
+    weight = next(weight for weight in read_products(model) if weight.name == "fc1")
+    found = weight_histogram(model, weight, floats)
+    assert isinstance(found, HistogramPair) and len(found.edges) == BINS + 1
+    assert sum(found.before) == sum(found.after) == weight.size
+    nameless = weight_histogram(model, weight, {})
+    assert (
+        isinstance(nameless, HistogramPair) and nameless.before == [] and sum(nameless.after) == weight.size
+    )
