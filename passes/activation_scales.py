@@ -38,6 +38,22 @@ def unreached(flow: IntegerFlow, settings: ActivationSettings, seen: Mapping[str
     return [value for value in values if _name(value) not in seen and settings.fixed(_name(value)) is None]
 
 
+def check_reached(missing: Sequence[str]) -> None:
+    """Refuses values without a range, by their names.
+
+    Raises:
+        CalibrationError: there are such.
+    """
+    if missing:
+        others = (
+            f" (and {', '.join(missing[1:4])}{', ..' if len(missing) > 4 else ''})" if missing[1:] else ""
+        )
+        raise CalibrationError(
+            f"{missing[0]}: calibration data never reached it, so that it has no range{others}; "
+            "give data that does, a range for it (tensors:), or a rule with quantize: false for what reads it"
+        )
+
+
 def choose_codes(
     flow: IntegerFlow,
     settings: ActivationSettings,
@@ -66,17 +82,7 @@ def choose_codes(
         tell(line)
     clipped = {_name(value): seen.get(_name(last)) for value, last in clipped_behind(flow).items()}
     seen |= {name: found for name, found in clipped.items() if found is not None}
-    missing = [_name(value) for value in unreached(flow, settings, seen)]
-    if missing:
-        raise CalibrationError(
-            f"{missing[0]}: calibration data never reached it, so that it has no range"
-            + (
-                f" (and {', '.join(missing[1:4])}{', ..' if len(missing) > 4 else ''})"
-                if len(missing) > 1
-                else ""
-            )
-            + "; give data that does, a range for it (tensors:), or a rule with quantize: false for what reads it"
-        )
+    check_reached([_name(value) for value in unreached(flow, settings, seen)])
     codes = {}
     for value in values:
         given = fixed[value]

@@ -21,6 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.graph.convolution import (
+    bias_of,
+    channel_constant,
+    has_scalable_outputs,
+    is_depthwise,
+    kernel_shape,
+    multiply_kernel,
+    owns_kernel,
+)
 from qcompiler.graph.edits import Names, add_initializer, drop_unused
 from qcompiler.graph.weights import constant_values
 
@@ -102,15 +111,15 @@ class _Path:
     @property
     def channels(self) -> int:
         """Of the value."""
-        return self.convolution.attributes.get_int("group", 1) * _kernel_shape(self.convolution)[1]
+        return self.convolution.attributes.get_int("group", 1) * kernel_shape(self.convolution)[1]
 
     def factors(self, sizes: Sizes) -> Sizes | None:
         """s of each channel; None where they are alike."""
-        return _relative(sizes if _is_depthwise(self.convolution) else np.sqrt(sizes))
+        return _relative(sizes if is_depthwise(self.convolution) else np.sqrt(sizes))
 
     def apply(self, factors: Sizes, names: Names) -> None:
         """Divide the channels by ``factors`` [channels]."""
-        rank = len(_kernel_shape(self.convolution))
+        rank = len(kernel_shape(self.convolution))
         for node, place in self.added:
             _scale_constant(node, place, 1 / factors, rank, names)
         node, place = self.taker
@@ -118,14 +127,14 @@ class _Path:
             _scale_outputs(node, 1 / factors, names)
         else:
             _scale_constant(node, place, 1 / factors, rank, names)
-        _scale_kernel(self.convolution, factors, 0 if _is_depthwise(self.convolution) else 1)
+        multiply_kernel(self.convolution, factors, 0 if is_depthwise(self.convolution) else 1)
 
 
 def _path_to(node: ir.Node, convolutions: set[ir.Node]) -> _Path | None:
     """What can take a factor of the channels that ``node`` reads; None where nothing can, or others see them."""
-    groups, shape = node.attributes.get_int("group", 1), _kernel_shape(node)
+    groups, shape = node.attributes.get_int("group", 1), kernel_shape(node)
     value = node.inputs[0]
-    if value is None or not _is_own(node.inputs[1]) or not (groups == 1 or _is_depthwise(node)):
+    if value is None or not owns_kernel(node) or not (groups == 1 or is_depthwise(node)):
         return None
     channels, added, current = groups * shape[1], list[tuple[ir.Node, int]](), value
     values: list[ir.Value] = []
@@ -140,7 +149,9 @@ def _path_to(node: ir.Node, convolutions: set[ir.Node]) -> _Path | None:
         ):
             return None
         if maker.op_type == "Conv":
-            fits = maker in convolutions and _is_scalable(maker) and _kernel_shape(maker)[0] == channels
+            fits = (
+                maker in convolutions and has_scalable_outputs(maker) and kernel_shape(maker)[0] == channels
+            )
             return _Path(node, value, values, (maker, 1), added) if fits else None
         place = 0
         if maker.op_type in ("Mul", "Add"):
@@ -176,7 +187,7 @@ class _Behind:
     @property
     def channels(self) -> int:
         """Of the value."""
-        return _kernel_shape(self.convolution)[0]
+        return kernel_shape(self.convolution)[0]
 
     def factors(self, sizes: Sizes) -> Sizes | None:
         """s of each channel; None where they are alike."""
@@ -185,17 +196,17 @@ class _Behind:
     def apply(self, factors: Sizes, names: Names) -> None:
         """Divide the channels by ``factors`` [channels], and multiply by them in the Mul."""
         _scale_outputs(self.convolution, 1 / factors, names)
-        _scale_constant(*self.reader, factors, len(_kernel_shape(self.convolution)), names)
+        _scale_constant(*self.reader, factors, len(kernel_shape(self.convolution)), names)
 
 
 def _path_behind(node: ir.Node) -> _Behind | None:
     value = node.outputs[0]
-    if not _is_scalable(node) or value.is_graph_output() or len(value.uses()) != 1:
+    if not has_scalable_outputs(node) or value.is_graph_output() or len(value.uses()) != 1:
         return None
     ((reader, place),) = value.uses()
     if reader.op_type != "Mul" or reader.domain != "" or reader.graph is not node.graph:
         return None
-    constant = _constant_place(reader, _kernel_shape(node)[0], len(_kernel_shape(node)))
+    constant = _constant_place(reader, kernel_shape(node)[0], len(kernel_shape(node)))
     return None if constant is None or constant == place else _Behind(node, value, (reader, constant))
 
 
@@ -207,69 +218,15 @@ def _relative(wanted: Sizes) -> Sizes | None:
     return None if factors.min() == 1 else factors
 
 
-def _is_scalable(convolution: ir.Node) -> bool:
-    """Whether the convolution's outputs can be multiplied."""
-    bias = convolution.inputs[2] if len(convolution.inputs) > 2 else None
-    return _is_own(convolution.inputs[1]) and (bias is None or constant_values(bias) is not None)
-
-
 def _scale_outputs(convolution: ir.Node, factors: Sizes, names: Names) -> None:
-    _scale_kernel(convolution, factors, 0)
-    if len(convolution.inputs) > 2 and convolution.inputs[2] is not None:
+    multiply_kernel(convolution, factors)
+    if bias_of(convolution) is not None:
         _scale_constant(convolution, 2, factors, 1, names)
 
 
-def _is_depthwise(node: ir.Node) -> bool:
-    return node.attributes.get_int("group", 1) == _kernel_shape(node)[0] and _kernel_shape(node)[1] == 1
-
-
-def _is_own(kernel: ir.Value | None) -> bool:
-    """Whether it is stored and nothing else reads it."""
-    return (
-        kernel is not None
-        and kernel.is_initializer()
-        and not kernel.is_graph_input()
-        and not kernel.is_graph_output()
-        and kernel.const_value is not None
-        and len(kernel.uses()) == 1
-    )
-
-
-def _kernel_shape(node: ir.Node) -> tuple[int, ...]:
-    kernel = node.inputs[1]
-    assert kernel is not None and kernel.shape is not None
-    return tuple(kernel.shape.numpy())
-
-
-def _kernel(node: ir.Node) -> Array:
-    kernel = node.inputs[1]
-    assert kernel is not None and kernel.const_value is not None
-    return kernel.const_value.numpy()
-
-
-def _scale_kernel(node: ir.Node, factors: Sizes, axis: int) -> None:
-    kernel = node.inputs[1]
-    assert kernel is not None and kernel.const_value is not None
-    tensor, shape = kernel.const_value, [1] * len(_kernel_shape(node))
-    shape[axis] = -1
-
-    def scaled() -> ir.Tensor[Any]:
-        numbers = tensor.numpy()
-        return ir.Tensor((numbers * factors.reshape(shape)).astype(numbers.dtype), tensor.dtype)
-
-    kernel.const_value = ir.LazyTensor(scaled, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=kernel.name)
-
-
 def _constant_place(node: ir.Node, channels: int, rank: int) -> int | None:
-    """Where a node has a constant that is one number, or one for each channel of [batch, channels, ..]."""
-    for place in (0, 1):
-        found = constant_values(node.inputs[place])
-        if found is None or not np.issubdtype(found.dtype, np.floating) or found.ndim > rank:
-            continue
-        whole = (1,) * (rank - found.ndim) + found.shape
-        if found.size == 1 or whole == (1, channels, *[1] * (rank - 2)):
-            return place
-    return None
+    """Where a node has a constant that is one number, or one for each channel."""
+    return next((p for p in (0, 1) if channel_constant(node.inputs[p], channels, rank) is not None), None)
 
 
 def _scale_constant(node: ir.Node, place: int, factors: Sizes, rank: int, names: Names) -> None:

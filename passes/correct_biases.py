@@ -20,6 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.calibration.borders import Borders
+from qcompiler.graph.convolution import bias_of
 from qcompiler.graph.extract import Piece, nodes_needed
 from qcompiler.graph.reads import node_reads
 
@@ -92,7 +93,7 @@ class CorrectBiases(ir.passes.InPlacePass):
         self._done = False
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = [node for node in self._wanted() if node.outputs[0] in self._means and _bias_of(node)]
+        nodes = [node for node in self._wanted() if node.outputs[0] in self._means and _rounded_bias(node)]
         if self._done or not nodes or self._feeds is None:
             return ir.passes.PassResult(model, modified=False)
         self._done = True
@@ -159,9 +160,9 @@ def _channel_means(array: Array) -> npt.NDArray[np.float64]:
     return means
 
 
-def _bias_of(node: ir.Node) -> ir.Node | None:
+def _rounded_bias(node: ir.Node) -> ir.Node | None:
     """The DequantizeLinear of a convolution's bias in int32."""
-    value = node.inputs[2] if len(node.inputs) > 2 else None
+    value = bias_of(node)
     dequantize = None if value is None else value.producer()
     if dequantize is None or dequantize.op_type != "DequantizeLinear":
         return None
@@ -171,7 +172,7 @@ def _bias_of(node: ir.Node) -> ir.Node | None:
 
 def _shift_bias(node: ir.Node, missing: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Adds to the bias what it can hold; returns what was added."""
-    dequantize = _bias_of(node)
+    dequantize = _rounded_bias(node)
     assert dequantize is not None
     codes, scale = dequantize.inputs[0], dequantize.inputs[1]
     assert codes is not None and scale is not None

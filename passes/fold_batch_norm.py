@@ -7,14 +7,13 @@ multiplied when they are read.
     y = gamma (W x + b - mean) / sqrt(variance + epsilon) + beta
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
-from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value
+from qcompiler.graph.convolution import bias_of, multiplied
+from qcompiler.graph.edits import Names, add_initializer, drop_unused, stand_in
 from qcompiler.graph.weights import constant_values
 
 EPSILON = 1e-5  # where the node does not say
@@ -55,38 +54,27 @@ def _convolution_before(norm: ir.Node) -> ir.Node | None:
     if kernel is None or not kernel.is_initializer() or kernel.is_graph_input() or kernel.const_value is None:
         return None
     constants = [constant_values(value) for value in norm.inputs[1:5]]
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        constants.append(constant_values(node.inputs[2]))
+    if bias_of(node) is not None:
+        constants.append(constant_values(bias_of(node)))
     return node if all(value is not None for value in constants) else None
 
 
 def _fold(norm: ir.Node, convolution: ir.Node, graph: ir.Graph, names: Names) -> None:
     gamma, beta, mean, variance = (_wide(value) for value in norm.inputs[1:5])
     factor = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", EPSILON))
-    old = convolution.inputs[2] if len(convolution.inputs) > 2 else None
+    old = bias_of(convolution)
     shift = beta + ((0.0 if old is None else _wide(old)) - mean) * factor
     kernel = convolution.inputs[1]
     assert kernel is not None and kernel.const_value is not None
-    tensor, dtype = kernel.const_value, kernel.const_value.dtype
+    dtype = kernel.const_value.dtype
     name = names.value(f"{kernel.name}.folded")
-    scaled = ir.LazyTensor(
-        lambda: ir.Tensor(_scaled(tensor.numpy(), factor), dtype),
-        dtype,
-        ir.Shape(tensor.shape.numpy()),
-        name=name,
-    )
+    scaled = multiplied(kernel.const_value, factor, 0, name)
     convolution.replace_input_with(1, add_initializer(graph, scaled, name))
     name = names.value(f"{name}.bias")
     bias = add_initializer(graph, ir.Tensor(shift.astype(dtype.numpy()), dtype=dtype, name=name), name)
     convolution.resize_inputs(3)
     convolution.replace_input_with(2, bias)
-    result, made = norm.outputs[0], convolution.outputs[0]
-    made.type, made.shape = made.type or result.type, made.shape or result.shape
-    is_output, kept = result.is_graph_output(), result.name
-    replace_value(result, made)
-    if not is_output:
-        result.name, made.name = made.name, kept
-    drop_unused(result)
+    stand_in(norm.outputs[0], convolution.outputs[0])
     for value in (kernel, old):
         if value is not None:
             drop_unused(value)
@@ -96,8 +84,3 @@ def _wide(value: ir.Value | None) -> npt.NDArray[np.float64]:
     found = constant_values(value)
     assert found is not None
     return found.astype(np.float64)
-
-
-def _scaled(kernel: npt.NDArray[Any], factor: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
-    scaled: npt.NDArray[Any] = (kernel * factor.reshape(-1, *[1] * (kernel.ndim - 1))).astype(kernel.dtype)
-    return scaled

@@ -13,13 +13,19 @@ Float kernels of such nodes take as long as a depthwise convolution in integers.
 ``balance_channels`` gives its channels ranges that are alike through it.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value
+from qcompiler.graph.convolution import (
+    bias_of,
+    channel_constant,
+    has_scalable_outputs,
+    kernel_of,
+    kernel_shape,
+    multiply_kernel,
+)
+from qcompiler.graph.edits import Names, add_initializer, drop_unused, stand_in
 from qcompiler.graph.weights import constant_values
 
 Numbers = npt.NDArray[np.float64]
@@ -45,36 +51,19 @@ class FoldFactors(ir.passes.InPlacePass):
 
 def _takes_factors(node: ir.Node) -> bool:
     """Whether it is a convolution of float32 whose kernel and bias are constants that nothing else reads."""
-    if node.op_type != "Conv" or node.domain != "":
+    if node.op_type != "Conv" or node.domain != "" or not has_scalable_outputs(node):
         return False
-    kernel, bias = node.inputs[1], _bias(node)
-    return (
-        kernel is not None
-        and kernel.is_initializer()
-        and not kernel.is_graph_input()
-        and not kernel.is_graph_output()
-        and kernel.const_value is not None
-        and kernel.dtype == ir.DataType.FLOAT
-        and len(kernel.uses()) == 1
-        and (bias is None or constant_values(bias) is not None)
-    )
-
-
-def _bias(node: ir.Node) -> ir.Value | None:
-    return node.inputs[2] if len(node.inputs) > 2 else None
+    return kernel_of(node).dtype == ir.DataType.FLOAT
 
 
 def _constant(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, Numbers] | None:
     """Where the constant of a Mul, Div, Add or Sub is, and its numbers [1] or [channels]; ``shape`` is (channels, ..), of the rank."""
     channels, rank = shape[0], len(shape)
     for place in (0, 1) if node.op_type in ("Mul", "Add") else (1,):
-        found = constant_values(node.inputs[place])
-        if found is None or found.dtype != np.float32 or found.ndim > rank:
-            continue
-        whole = (1,) * (rank - found.ndim) + found.shape
-        if found.size == 1 or whole == (1, channels, *[1] * (rank - 2)):
+        found = channel_constant(node.inputs[place], channels, rank)
+        if found is not None and found.dtype == np.float32:
             divides_by_zero = node.op_type == "Div" and not found.all()
-            return None if divides_by_zero else (place, found.reshape(-1).astype(np.float64))
+            return None if divides_by_zero else (place, found.astype(np.float64))
     return None
 
 
@@ -97,7 +86,7 @@ def _read_alone(value: ir.Value, graph: ir.Graph | ir.Function | None) -> bool:
 
 def _fold_behind(convolution: ir.Node, names: Names) -> bool:
     """Factors and terms behind a convolution into its kernel and bias."""
-    shape = tuple(_kernel(convolution).shape.numpy())
+    shape = kernel_shape(convolution)
     factor, term = np.ones(shape[0]), np.zeros(shape[0])
     folded = False
     made = convolution.outputs[0]
@@ -118,22 +107,12 @@ def _fold_behind(convolution: ir.Node, names: Names) -> bool:
         made = node.outputs[0]
     if not folded:
         return False
-    _multiply_kernel(convolution, factor)
-    bias = _bias(convolution)
+    multiply_kernel(convolution, factor)
+    bias = bias_of(convolution)
     old = np.zeros(shape[0]) if bias is None else _numbers(bias)
     _set_bias(convolution, old * factor + term, names)
-    _stand_in(made, convolution.outputs[0])
+    stand_in(made, convolution.outputs[0])
     return True
-
-
-def _stand_in(result: ir.Value, made: ir.Value) -> None:
-    """Readers of ``result`` read ``made``, under its name."""
-    made.type, made.shape = made.type or result.type, made.shape or result.shape
-    is_output, kept = result.is_graph_output(), result.name
-    replace_value(result, made)
-    if not is_output:
-        result.name, made.name = made.name, kept
-    drop_unused(result)
 
 
 def _meet_factors_before(convolution: ir.Node, names: Names) -> bool:
@@ -195,8 +174,8 @@ def _fold_term_before(convolution: ir.Node, names: Names) -> bool:
     if found is None or not _read_alone(value, convolution.graph):
         return False
     number = found[1] if node.op_type == "Add" else -found[1]
-    kernel = _kernel(convolution).numpy().astype(np.float64)
-    bias = _bias(convolution)
+    kernel = kernel_of(convolution).numpy().astype(np.float64)
+    bias = bias_of(convolution)
     old = np.zeros(len(kernel)) if bias is None else _numbers(bias)
     _set_bias(convolution, old + number * kernel.reshape(len(kernel), -1).sum(1), names)
     convolution.replace_input_with(0, node.inputs[1 - found[0]])
@@ -209,26 +188,8 @@ def _pads(convolution: ir.Node) -> bool:
     return told not in ("NOTSET", "VALID") or any(convolution.attributes.get_ints("pads", []))
 
 
-def _kernel(convolution: ir.Node) -> ir.TensorProtocol:
-    kernel = convolution.inputs[1]
-    assert kernel is not None and kernel.const_value is not None
-    return kernel.const_value
-
-
-def _multiply_kernel(convolution: ir.Node, factor: Numbers) -> None:
-    tensor, value = _kernel(convolution), convolution.inputs[1]
-    assert value is not None
-
-    def scaled() -> ir.Tensor[Any]:
-        numbers = tensor.numpy()
-        shape = (-1, *[1] * (numbers.ndim - 1))
-        return ir.Tensor((numbers * factor.reshape(shape)).astype(numbers.dtype), tensor.dtype)
-
-    value.const_value = ir.LazyTensor(scaled, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=value.name)
-
-
 def _set_bias(convolution: ir.Node, numbers: Numbers, names: Names) -> None:
-    graph, kernel, old = convolution.graph, convolution.inputs[1], _bias(convolution)
+    graph, kernel, old = convolution.graph, convolution.inputs[1], bias_of(convolution)
     assert isinstance(graph, ir.Graph) and kernel is not None
     name = names.value(f"{kernel.name}.bias")
     bias = add_initializer(graph, ir.Tensor(numbers.astype(np.float32), name=name), name)

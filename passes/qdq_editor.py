@@ -7,6 +7,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.graph.bodies import Bodies
+from qcompiler.graph.convolution import bias_of
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, replace_value, set_info
 from qcompiler.graph.quantized import stored
 from qcompiler.graph.stored_quantized import StoredCodes
@@ -128,9 +129,9 @@ class QdqEditor:
     def finish_convolution(self, node: ir.Node, planned: PlannedWeight) -> bool:
         """Its bias in integers, with room for it and those of all others; whether it runs in integers then."""
         x, dequantize = node.inputs[0], self._dequantize_of(node)
-        if len(node.inputs) < 3 or node.inputs[2] is None:
+        if bias_of(node) is None:
             return True
-        bias = constant_values(node.inputs[2])
+        bias = constant_values(bias_of(node))
         if bias is None:
             planned.notes.append("stays float: its bias is computed")
             return False
@@ -156,7 +157,7 @@ class QdqEditor:
 
     def make_room(self, node: ir.Node) -> None:
         """For a convolution's bias, where its prepared kernel's scales are too small for it."""
-        x, bias = node.inputs[0], constant_values(node.inputs[2]) if len(node.inputs) > 2 else None
+        x, bias = node.inputs[0], constant_values(bias_of(node))
         if bias is not None and x is not None:
             self._room_for(bias.astype(np.float64), float(self._scales[x]), self._dequantize_of(node))
 

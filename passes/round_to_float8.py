@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.errors import CalibrationError
 from qcompiler.graph.edits import Names, add_initializer, input_type, set_info
 from qcompiler.graph.float8_form import TYPES
 from qcompiler.graph.stored_quantized import SCALE_NAMES
 from qcompiler.graph.weights import Role
-from qcompiler.passes.activation_scales import Observe, float_tensors
+from qcompiler.passes.activation_scales import Observe, check_reached, float_tensors
 from qcompiler.quant.float8 import scale_of
 from qcompiler.quant.ranges import Range
 from qcompiler.quant.scheme import Dtype
@@ -47,13 +46,7 @@ class RoundToFloat8(ir.passes.InPlacePass):
         if not inputs:
             return ir.passes.PassResult(model, modified=False)
         ranges = self._ranges(model, list(dict.fromkeys(each.value for each in inputs)))
-        missing = [each.value.name or "" for each in inputs if each.value.name not in ranges]
-        if missing:
-            raise CalibrationError(
-                f"{missing[0]}: calibration data never reached it, so that it has no range"
-                + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
-                + "; give data that does, or a rule with quantize: false for what reads it"
-            )
+        check_reached([each.value.name or "" for each in inputs if each.value.name not in ranges])
         names = Names(model)
         places = {node: index for index, node in enumerate(model.graph)}
         for each in inputs:

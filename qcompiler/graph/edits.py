@@ -120,6 +120,16 @@ def _replace_output(old: ir.Value, new: ir.Value) -> None:
     new.name = name
 
 
+def stand_in(result: ir.Value, made: ir.Value) -> None:
+    """Has readers of ``result`` read ``made`` under its name; what made ``result`` goes unless something else needs it."""
+    made.type, made.shape = made.type or result.type, made.shape or result.shape
+    is_output, kept = result.is_graph_output(), result.name
+    replace_value(result, made)
+    if not is_output:
+        result.name, made.name = made.name, kept
+    drop_unused(result)
+
+
 def drop_unused(value: ir.Value) -> None:
     """Removes ``value`` when nothing reads it: its initializer, or its node and what only that node read."""
     if value.uses() or value.is_graph_output() or value.is_graph_input():
