@@ -2,14 +2,14 @@
 
 import onnx_ir as ir
 
+from qcompiler.graph.module_path import exporter_scope
 from qcompiler.graph.weights import Weight
 
 
 def product_names(node: ir.Node, source: ir.Value) -> tuple[str, tuple[str, ...]]:
     """The best name for people, and every other name that a rule may use."""
-    scopes = _exporter_scope(node)
     candidates = [
-        scopes,
+        exporter_scope(node),
         None if source.name is None or uninformative(source.name) else source.name,
         node.name,
         source.name,
@@ -22,16 +22,6 @@ def product_names(node: ir.Node, source: ir.Value) -> tuple[str, tuple[str, ...]
 def uninformative(name: str) -> bool:
     """Whether an exporter made the name up."""
     return name.startswith(("val_", "onnx::", "_", "const")) or name.isdigit()
-
-
-def _exporter_scope(node: ir.Node) -> str | None:
-    """Module path that torch.onnx writes into a node: "['', 'model.layers.0', ..., 'linear']"."""
-    text = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    if not text:
-        return None
-    parts = [part.strip().strip("'\"") for part in text.strip("[]").split(",")]
-    modules = [part for part in parts[:-1] if part]
-    return modules[-1] if modules else None
 
 
 def make_names_unique(weights: list[Weight]) -> None:
