@@ -77,24 +77,25 @@ def open_comparable(path: Path) -> Iterator[ComparableModel]:
         ResourceError: the disk has no room for the widened copy.
     """
     model = model_file.load(path)
-    if not _has_bfloat16(model):
+    if not has_bfloat16(model):
         yield ComparableModel(
-            path, model, create_session(path, _PROVIDERS, session_options=_options()), False
+            path, model, create_session(path, _PROVIDERS, session_options=quiet_options()), False
         )
         return
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         Normalize()(model)
         WidenBfloat16()(model)
-        _widen_signature(model.graph)
+        widen_signature(model.graph)
         copy = model_file.save(model, folder)
-        session = create_session(copy, _PROVIDERS, session_options=_options())
+        session = create_session(copy, _PROVIDERS, session_options=quiet_options())
         yield ComparableModel(path, model, session, True)
 
 
 _PROVIDERS = ("CPUExecutionProvider",)
 
 
-def _options() -> ort.SessionOptions:
+def quiet_options() -> ort.SessionOptions:
+    """Of a session that shares the cores with another; with our library, where it is."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two sessions share the cores
@@ -103,7 +104,8 @@ def _options() -> ort.SessionOptions:
     return options
 
 
-def _has_bfloat16(model: ir.Model) -> bool:
+def has_bfloat16(model: ir.Model) -> bool:
+    """Whether any value is of the type that ONNX Runtime's CPU does not compute."""
     values = [
         *model.graph.inputs,
         *model.graph.initializers.values(),
@@ -112,7 +114,7 @@ def _has_bfloat16(model: ir.Model) -> bool:
     return any(value.dtype == ir.DataType.BFLOAT16 for value in values)
 
 
-def _widen_signature(graph: ir.Graph) -> None:
+def widen_signature(graph: ir.Graph) -> None:
     """Inputs and outputs become float32 too: NumPy has no bfloat16 to hand over."""
     for value in (*graph.inputs, *graph.outputs):
         if value.dtype != ir.DataType.BFLOAT16:
