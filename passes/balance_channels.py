@@ -59,6 +59,10 @@ class BalanceChannels(ir.passes.InPlacePass):
         wanted: the convolutions.
         observe: runs the model on the calibration data.
         is_fixed: whether the recipe says the range of a tensor, by its name: it is meant for its channels as they are.
+
+    Attributes:
+        balanced: names of the convolutions whose channels were scaled.
+        reasons: a line for each whose input channels, or output channels that a Mul reads, were not.
     """
 
     def __init__(
@@ -70,25 +74,45 @@ class BalanceChannels(ir.passes.InPlacePass):
         self._is_fixed = is_fixed
         self._done = False
         self.balanced: list[str] = []
+        self.reasons: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         nodes = [] if self._done else self._wanted()
         self._done = True
-        found = [*(_path_to(node, set(nodes)) for node in nodes), *map(_path_behind, nodes)]
-        paths = [path for path in found if path is not None and not self._has_fixed(path)]
+        paths: list[_Path | _Behind] = []
+        for node, path in (
+            *((node, _path_to(node, set(nodes))) for node in nodes),
+            *((node, _path_behind(node)) for node in nodes),
+        ):
+            if isinstance(path, str):
+                self._leave(node, path)
+            elif path is not None:
+                paths.append(path)
+        paths = [path for path in paths if not self._has_fixed(path)]
         if not paths:
             return ir.passes.PassResult(model, modified=False)
         names, sizes = Names(model), self._observe(model, [path.value for path in paths])
         for path in paths:
             seen = sizes.get(path.value.name or "")
-            factors = None if seen is None or len(seen) != path.channels else path.factors(seen)
-            if factors is not None:
-                path.apply(factors, names)
-                self.balanced.append(path.convolution.name or "")
+            if seen is None or len(seen) != path.channels:
+                self._leave(path.convolution, f"calibration did not see the channels of {path.value.name}")
+                continue
+            factors = path.factors(seen)
+            if factors is None:
+                self._leave(path.convolution, f"the channels of {path.value.name} are alike, or all 0")
+                continue
+            path.apply(factors, names)
+            self.balanced.append(path.convolution.name or "")
         return ir.passes.PassResult(model, modified=bool(self.balanced))
 
     def _has_fixed(self, path: "_Path | _Behind") -> bool:
-        return any(self._is_fixed(value.name or "") for value in path.values)
+        fixed = next((value.name for value in path.values if self._is_fixed(value.name or "")), None)
+        if fixed is not None:
+            self._leave(path.convolution, f"the recipe says what range {fixed} has")
+        return fixed is not None
+
+    def _leave(self, convolution: ir.Node, reason: str) -> None:
+        self.reasons.append(f"{convolution.name or convolution.outputs[0].name}: not balanced: {reason}")
 
 
 @dataclass
@@ -130,45 +154,57 @@ class _Path:
         multiply_kernel(self.convolution, factors, 0 if is_depthwise(self.convolution) else 1)
 
 
-def _path_to(node: ir.Node, convolutions: set[ir.Node]) -> _Path | None:
-    """What can take a factor of the channels that ``node`` reads; None where nothing can, or others see them."""
+def _path_to(node: ir.Node, convolutions: set[ir.Node]) -> _Path | str:
+    """What can take a factor of the channels that ``node`` reads, or why nothing can."""
     groups, shape = node.attributes.get_int("group", 1), kernel_shape(node)
     value = node.inputs[0]
-    if value is None or not owns_kernel(node) or not (groups == 1 or is_depthwise(node)):
-        return None
+    assert value is not None
+    if not owns_kernel(node):
+        return "its kernel is computed, or others read it too"
+    if not (groups == 1 or is_depthwise(node)):
+        return "its groups have several channels each"
     channels, added, current = groups * shape[1], list[tuple[ir.Node, int]](), value
     values: list[ir.Value] = []
-    while len(current.uses()) == 1 and not current.is_graph_output():
+    while True:
+        refusal = _why_seen(current)
+        if refusal is not None:
+            return refusal
         values.append(current)
         maker = current.producer()
-        if (
-            maker is None
-            or maker.domain != ""
-            or maker.graph is not node.graph
-            or maker.outputs[0] is not current
-        ):
-            return None
+        if maker is None or maker.graph is not node.graph:
+            return f"{current.name} comes from outside of the graph"
+        said = f"{maker.name or current.name} ({maker.op_type})"
+        if maker.domain != "" or maker.outputs[0] is not current:
+            return f"{said} takes no factors"
         if maker.op_type == "Conv":
-            fits = (
-                maker in convolutions and has_scalable_outputs(maker) and kernel_shape(maker)[0] == channels
-            )
-            return _Path(node, value, values, (maker, 1), added) if fits else None
+            if maker not in convolutions:
+                return f"{said} has no static ranges itself"
+            if not has_scalable_outputs(maker):
+                return f"the kernel or bias of {said} is computed, or others read it too"
+            if kernel_shape(maker)[0] != channels:
+                return f"{said} makes one channel, which an Add spreads"
+            return _Path(node, value, values, (maker, 1), added)
         place = 0
         if maker.op_type in ("Mul", "Add"):
             constant = _constant_place(maker, channels, len(shape))
             if constant is None:
-                return None
+                return f"{said} has no constant of one number a channel"
             if maker.op_type == "Mul":
                 return _Path(node, value, values, (maker, constant), added)
             added.append((maker, constant))
             place = 1 - constant
         elif maker.op_type not in PASSED_ON:
-            return None
+            return f"{said} hands no factors on"
         source = maker.inputs[place]
-        if source is None:
-            return None
+        assert source is not None
         current = source
-    return None
+
+
+def _why_seen(value: ir.Value) -> str | None:
+    """Why its channels cannot be scaled: something else sees them. None where nothing does."""
+    if value.is_graph_output():
+        return f"{value.name} is an output of the model"
+    return None if len(value.uses()) == 1 else f"{value.name} is read {len(value.uses())} times"
 
 
 @dataclass
@@ -199,15 +235,19 @@ class _Behind:
         _scale_constant(*self.reader, factors, len(kernel_shape(self.convolution)), names)
 
 
-def _path_behind(node: ir.Node) -> _Behind | None:
-    value = node.outputs[0]
-    if not has_scalable_outputs(node) or value.is_graph_output() or len(value.uses()) != 1:
-        return None
-    ((reader, place),) = value.uses()
-    if reader.op_type != "Mul" or reader.domain != "" or reader.graph is not node.graph:
-        return None
-    constant = _constant_place(reader, kernel_shape(node)[0], len(kernel_shape(node)))
-    return None if constant is None or constant == place else _Behind(node, value, (reader, constant))
+def _path_behind(node: ir.Node) -> _Behind | str | None:
+    """A Mul by a constant that reads the convolution; why it takes no factors; None where there is none."""
+    value, shape = node.outputs[0], kernel_shape(node)
+    for reader, place in value.uses():
+        if reader.op_type != "Mul" or reader.domain != "" or reader.graph is not node.graph:
+            continue
+        constant = _constant_place(reader, shape[0], len(shape))
+        if constant is None or constant == place:
+            continue
+        if not has_scalable_outputs(node):
+            return "its kernel or bias is computed, or others read it too"
+        return _why_seen(value) or _Behind(node, value, (reader, constant))
+    return None
 
 
 def _relative(wanted: Sizes) -> Sizes | None:

@@ -7,11 +7,14 @@ that others read stay.
 
     (W x + b) m + a = (m W) x + (m b + a)        behind, m and a for each output
     c (x / d) + a = (c / d) x + a                before: factors meet in one Mul
+    c (x + a) = c x + c a                        before, where nothing is padded
     W (x + a) = W x + a sum(W)                   before, where nothing is padded: a padded 0 is no x
 
 Float kernels of such nodes take as long as a depthwise convolution in integers. A Mul stays before the convolution, since
 ``balance_channels`` gives its channels ranges that are alike through it.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -31,29 +34,80 @@ from qcompiler.graph.weights import constant_values
 Numbers = npt.NDArray[np.float64]
 FACTORS = ("Mul", "Div")
 TERMS = ("Add", "Sub")
-TINY = float(np.finfo(np.float32).tiny)
+TINY, MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class FoldFactors(ir.passes.InPlacePass):
-    """The pass."""
+    """The pass.
+
+    Attributes:
+        reasons: a line for each constant factor or term beside a convolution that stays, but for what is to stay before it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         names: Names | None = None
         modified = False
-        for node in [node for node in model.graph if _takes_factors(node)]:
+        convolutions = [node for node in model.graph if node.op_type == "Conv" and node.domain == ""]
+        for node in convolutions:
+            if _why_fixed(node) is not None:
+                continue
             names = names or Names(model)
             before = _meet_factors_before(node, names)
             term = _fold_term_before(node, names)
             behind = _fold_behind(node, names)
             modified = before or term or behind or modified
+        self.reasons = [line for node in convolutions for line in _why_left(node)]
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _takes_factors(node: ir.Node) -> bool:
-    """Whether it is a convolution of float32 whose kernel and bias are constants that nothing else reads."""
-    if node.op_type != "Conv" or node.domain != "" or not has_scalable_outputs(node):
+def _why_fixed(convolution: ir.Node) -> str | None:
+    """Why its kernel and bias cannot change; None where they can."""
+    if not has_scalable_outputs(convolution):
+        return "the kernel or bias is computed, or others read it too"
+    dtype = kernel_of(convolution).dtype
+    return None if dtype == ir.DataType.FLOAT else f"its kernel is {dtype.name}, not FLOAT"
+
+
+def _why_left(convolution: ir.Node) -> Iterator[str]:
+    """A line for each constant factor or term that still stands behind, and for a chain of them in front."""
+    name = convolution.name or convolution.outputs[0].name
+    made, fixed = convolution.outputs[0], _why_fixed(convolution)
+    for node, place in made.uses():
+        if _is_candidate(node, 1 - place):
+            why = fixed or _why_not_behind(convolution, node, place)
+            yield f"{node.name or node.outputs[0].name} ({node.op_type}): not folded into {name} before it: {why}"
+    chain = _chain_before(convolution)
+    if chain and (len(chain) > 1 or chain[0].op_type in TERMS):
+        met = len({node.op_type in FACTORS for node in chain}) == len(chain)
+        padded = "zeros are padded around the input behind the term"
+        beyond = "together they are no number that float32 holds"
+        why = fixed or (padded if met and _pads(convolution) else beyond)
+        said = ", ".join(f"{node.name or node.outputs[0].name} ({node.op_type})" for node in chain)
+        yield f"{said}: not folded into {name} behind: {why}"
+
+
+def _is_candidate(node: ir.Node, place: int) -> bool:
+    """Whether the node multiplies or adds a constant at ``place``."""
+    if node.op_type not in FACTORS + TERMS or node.domain != "" or len(node.inputs) != 2:
         return False
-    return kernel_of(node).dtype == ir.DataType.FLOAT
+    return constant_values(node.inputs[place]) is not None
+
+
+def _why_not_behind(convolution: ir.Node, node: ir.Node, place: int) -> str:
+    made = convolution.outputs[0]
+    if made.is_graph_output() or len(made.uses()) > 1:
+        return "other nodes read the convolution too"
+    if node.graph is not convolution.graph:
+        return "it is inside a body"
+    if place == 1 and node.op_type in ("Div", "Sub"):
+        return "the convolution is what divides or is subtracted"
+    if node.op_type == "Div" and not np.all(constant_values(node.inputs[1])):
+        return "it divides by 0"
+    return "its constant is neither one number nor one for each channel, of float32"
 
 
 def _constant(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, Numbers] | None:
@@ -117,27 +171,23 @@ def _fold_behind(convolution: ir.Node, names: Names) -> bool:
 
 def _meet_factors_before(convolution: ir.Node, names: Names) -> bool:
     """One Mul for all factors of one number, and one Add behind it, between the convolution and what computes."""
-    current = convolution.inputs[0]
+    chain = _chain_before(convolution)
     factor, term = 1.0, 0.0
-    chain: list[ir.Node] = []
-    while current is not None and _read_alone(current, convolution.graph):
-        node = current.producer()
-        if node is None or node.op_type not in FACTORS + TERMS or node.domain != "":
-            break
+    current = convolution.inputs[0]
+    for node in chain:
         found = _one_number(node)
-        if found is None or node.inputs[1 - found[0]] is None:
-            break
-        number = found[1]
+        assert found is not None
+        place, number = found
         if node.op_type in FACTORS:
             factor *= number if node.op_type == "Mul" else 1 / number
         else:
             term += factor * (number if node.op_type == "Add" else -number)
-        chain.append(node)
-        current = node.inputs[1 - found[0]]
-    if not all(number == 0 or TINY <= abs(number) < np.inf for number in (factor, term)):
+        current = node.inputs[1 - place]
+    if not all(number == 0 or TINY <= abs(number) <= MOST for number in (factor, term)):
         return False  # together they are no number that float32 holds
     kinds = ["factor" if node.op_type in FACTORS else "term" for node in chain]
-    if len(kinds) == len(set(kinds)):
+    into_bias = kinds == ["factor", "term"] and not _pads(convolution)  # as a term behind the factor
+    if len(kinds) == len(set(kinds)) and not into_bias:
         return False  # one of each at most, as they are
     assert current is not None and isinstance(convolution.graph, ir.Graph)
     last = convolution.inputs[0]
@@ -148,6 +198,22 @@ def _meet_factors_before(convolution: ir.Node, names: Names) -> bool:
     if last is not None:
         drop_unused(last)
     return True
+
+
+def _chain_before(convolution: ir.Node) -> list[ir.Node]:
+    """Factors and terms of one number in front of a convolution that nothing else reads, the nearest first."""
+    chain: list[ir.Node] = []
+    current = convolution.inputs[0]
+    while current is not None and _read_alone(current, convolution.graph):
+        node = current.producer()
+        if node is None or node.op_type not in FACTORS + TERMS or node.domain != "":
+            break
+        found = _one_number(node)
+        if found is None or node.inputs[1 - found[0]] is None:
+            break
+        chain.append(node)
+        current = node.inputs[1 - found[0]]
+    return chain
 
 
 def _insert(convolution: ir.Node, op: str, value: ir.Value, number: float, names: Names) -> ir.Value:

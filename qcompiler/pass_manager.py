@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import onnx
 import onnx_ir as ir
@@ -22,13 +22,21 @@ class NamedPass:
     reason: str
 
 
+@runtime_checkable
+class Explains(Protocol):
+    """A pass that says why it left things alone: ``reasons``, a line each, of its last run."""
+
+    reasons: list[str]
+
+
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did."""
+    """What one pass did, and why it left things alone."""
 
     name: str
     modified: bool
     seconds: float
+    reasons: tuple[str, ...] = ()
 
 
 class Instrument(Protocol):
@@ -154,7 +162,8 @@ def run_passes(
             raise PassError(
                 f"pass {entry.name}: failed: {type(error).__name__}: {error}; run with --traceback and report it"
             ) from error
-        records.append(PassRecord(entry.name, modified, time.perf_counter() - start))
+        reasons = tuple(entry.run.reasons) if isinstance(entry.run, Explains) else ()
+        records.append(PassRecord(entry.name, modified, time.perf_counter() - start, reasons))
         for instrument in instruments:
             instrument.after(records[-1], model)
         if entry.name == stop_after:

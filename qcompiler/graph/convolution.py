@@ -19,7 +19,7 @@ def kernel_of(node: ir.Node) -> ir.TensorProtocol:
 
 
 def kernel_shape(node: ir.Node) -> tuple[int, ...]:
-    """Of the kernel, stored or computed."""
+    """Of the kernel, which is stored or has a known shape."""
     kernel = node.inputs[1]
     assert kernel is not None and kernel.shape is not None
     return tuple(kernel.shape.numpy())

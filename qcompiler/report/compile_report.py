@@ -23,7 +23,7 @@ class CompileReport:
     Attributes:
         layers: one entry for each quantized weight (`LayerResult`).
         skipped: one entry for each product left alone, with its reason.
-        passes: name, whether it modified the model, seconds.
+        passes: name, whether it modified the model, seconds, and why it left things alone.
         running: how many nodes of each quantized operator ONNX Runtime really runs.
         calibration: where the data came from, how many samples, and the file that ranges came from; empty without any.
         warnings: what a user should know.

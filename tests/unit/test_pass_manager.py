@@ -43,6 +43,13 @@ def test_passes_run_in_order_up_to_the_last_wanted() -> None:
     assert [(record.name, record.modified) for record in records] == [("one", True), ("two", True)]
 
 
+def test_what_a_pass_left_alone_is_in_its_record() -> None:
+    told = Edit(lambda model: False)
+    told.reasons = ["mul_1: not folded: it divides by 0"]  # type: ignore[attr-defined]  # as a pass that has some
+    first, second = run_passes(_model(), [NamedPass("told", told, "for the test"), _pass("other")], [])
+    assert first.reasons == ("mul_1: not folded: it divides by 0",) and second.reasons == ()
+
+
 def test_an_unknown_last_pass_is_refused() -> None:
     check_stop(None, ["one"])
     check_stop("one", ["one"])

@@ -35,14 +35,18 @@ class _Balance(ir.passes.InPlacePass):
     def __init__(self, *fixed: str) -> None:
         super().__init__()
         self._fixed = fixed
+        self.reasons: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         convolutions = [node for node in model.graph if node.op_type == "Conv"]
-        return BalanceChannels(
+        done = BalanceChannels(
             lambda: convolutions,
             lambda model, values: observe_channel_sizes(model, values, [{"x": _x()}]),
             self._fixed.__contains__,
-        ).call(model)
+        )
+        result = done.call(model)
+        self.reasons = done.reasons
+        return result
 
 
 def _apply(body: str) -> tuple[onnx.ModelProto, ir.Model, bool]:
@@ -91,22 +95,36 @@ def test_outputs_that_a_mul_reads_become_alike() -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "reason"),
     [
-        f"{FIRST} r = Relu(c) z = {DEPTHWISE[4:].format('r')} t = ReduceMean(r, axes) y = Add(z, t)",
-        f"{FIRST} r = Sigmoid(c) {DEPTHWISE.format('r')}",
-        f"{FIRST} r = Mul(c, c) {DEPTHWISE.format('r')}",
+        (f"{FIRST} r = Relu(c) z = {DEPTHWISE[4:].format('r')} t = ReduceMean(r, axes) y = Add(z, t)", "r is read 2 times"),
+        (f"{FIRST} r = Sigmoid(c) {DEPTHWISE.format('r')}", "r (Sigmoid) hands no factors on"),
+        (f"{FIRST} r = Mul(c, c) {DEPTHWISE.format('r')}", "r (Mul) has no constant of one number a channel"),
+        (f"{FIRST} t = Mul(c, each) z = {DEPTHWISE[4:].format('c')} y = Add(z, t)", "c is read 2 times"),
+        ("c = Conv<pads=[1,1,1,1]>(x, one) r = Add(c, each) y = Conv(r, e)", "c (Conv) makes one channel, which an Add spreads"),
+        (f"{FIRST} r = Relu(c) p = Conv(r, e) q = Conv(c, e) y = Add(p, q)", "its kernel is computed, or others read it too"),
+        (f"{FIRST} y = Conv<group=2>(c, two)", "its groups have several channels each"),
+        ("c = Conv<pads=[1,1,1,1]>(x, nothing, b) y = Conv(c, e)", "the channels of c are alike, or all 0"),
     ],
-    ids=["another reader", "not homogeneous", "no constant"],
-)
-def test_others_stay(body: str) -> None:
-    assert not _apply(body)[2]
+    ids=["another reader", "not homogeneous", "no constant", "a Mul beside", "one channel", "a shared kernel", "groups", "alike"],
+)  # fmt: skip
+def test_others_stay_and_say_why(body: str, reason: str) -> None:
+    more = {
+        "one": weight(1, 3, 3, 3, seed=5), "two": weight(6, 2, 3, 3, seed=6), "nothing": np.zeros((4, 3, 3, 3), np.float32),
+        "b": np.ones(4, np.float32),
+    }  # fmt: skip
+    model = make_model(f"{SIGNATURE} {{ {body} }}", {**_constants(), **more})
+    done = _Balance()
+    assert not apply_pass(done, model)[1]
+    assert any(line.endswith(f"not balanced: {reason}") for line in done.reasons), done.reasons
 
 
 @pytest.mark.parametrize("fixed", ["c", "r"])
 def test_tensors_whose_range_is_said_stay(fixed: str) -> None:
     model = make_model(f"{SIGNATURE} {{ {FIRST} r = Relu(c) {DEPTHWISE.format('r')} }}", _constants())
-    assert not apply_pass(_Balance(fixed), model)[1]
+    done = _Balance(fixed)
+    assert not apply_pass(done, model)[1]
+    assert done.reasons[-1] == f"y: not balanced: the recipe says what range {fixed} has"
 
 
 def test_nothing_moves_through_a_mean() -> None:

@@ -34,8 +34,17 @@ def _x() -> Array:
             ["Mul", "Add", "Conv"],
         ),
         ("n = Add(x, six) y = Conv(n, k, b)", ["Conv"]),
+        ("n = Sub(x, six) d = Div(n, two) y = Conv(d, k)", ["Mul", "Conv"]),
     ],
-    ids=["behind", "behind, four kinds", "before", "before, a term", "before, padded", "a term alone"],
+    ids=[
+        "behind",
+        "behind, four kinds",
+        "before",
+        "before, a term",
+        "before, padded",
+        "a term alone",
+        "a term, then a factor",
+    ],
 )
 def test_factors_and_terms_go_into_the_convolution(body: str, left: list[str]) -> None:
     model = make_model(f"{SIGNATURE} {{ {body} }}", _constants())
@@ -46,30 +55,51 @@ def test_factors_and_terms_go_into_the_convolution(body: str, left: list[str]) -
     assert not apply_pass(FoldFactors(), after)[1]
 
 
+READ = "n (Mul): not folded into c before it: other nodes read the convolution too"
+FIXED = "the kernel or bias is computed, or others read it too"
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("body", "reasons"),
     [
-        "c = Conv(x, k) n = Mul(c, two) y = Add(n, c)",
-        "c = Conv(x, k) y = Mul(c, row4)",
-        "c = Conv(x, k) y = Div(two, c)",
-        "c = Conv(x, k) y = Div(c, zero)",
-        "n = Add(x, six) y = Conv<pads=[1, 1, 1, 1]>(n, k)",
-        "n = Mul(x, six) y = Conv(n, k)",
-        "c = Conv(x, k) d = Conv(x, k) n = Mul(c, two) y = Add(n, d)",
+        ("c = Conv(x, k) n = Mul(c, two) y = Add(n, c)", [READ]),
+        (
+            "c = Conv(x, k) y = Mul(c, row4)",
+            ["y (Mul): not folded into c before it: its constant is neither one number nor one for each channel, of float32"],
+        ),
+        (
+            "c = Conv(x, k) y = Div(two, c)",
+            ["y (Div): not folded into c before it: the convolution is what divides or is subtracted"],
+        ),
+        ("c = Conv(x, k) y = Div(c, zero)", ["y (Div): not folded into c before it: it divides by 0"]),
+        (
+            "n = Add(x, six) y = Conv<pads=[1, 1, 1, 1]>(n, k)",
+            ["n (Add): not folded into y behind: zeros are padded around the input behind the term"],
+        ),
+        (
+            "t = Add(x, six) n = Mul(t, two) y = Conv<pads=[1, 1, 1, 1]>(n, k)",
+            ["n (Mul), t (Add): not folded into y behind: zeros are padded around the input behind the term"],
+        ),
+        (
+            "t = Mul(x, huge) n = Mul(t, huge) y = Conv(n, k)",
+            ["n (Mul), t (Mul): not folded into y behind: together they are no number that float32 holds"],
+        ),
+        ("n = Mul(x, six) y = Conv(n, k)", []),
+        (
+            "c = Conv(x, k) d = Conv(x, k) n = Mul(c, two) y = Add(n, d)",
+            [f"n (Mul): not folded into c before it: {FIXED}"],
+        ),
+        ("c = Conv(x, k) n = Relu(c) y = Mul(n, two)", []),
     ],
-    ids=[
-        "another reader",
-        "one for each column",
-        "by the result",
-        "by zero",
-        "padded",
-        "one factor before",
-        "a shared kernel",
-    ],
-)
-def test_others_stay(body: str) -> None:
-    model = make_model(f"{SIGNATURE} {{ {body} }}", {**_constants(), "row4": weight(4, seed=4)})
-    assert not apply_pass(FoldFactors(), model)[1]
+    ids=["another reader", "one for each column", "by the result", "by zero", "padded", "padded, both", "too large", "one factor before",
+         "a shared kernel", "no neighbour"],
+)  # fmt: skip
+def test_others_stay_and_say_why(body: str, reasons: list[str]) -> None:
+    more = {"row4": weight(4, seed=4), "huge": np.array([1e30], np.float32)}
+    model = make_model(f"{SIGNATURE} {{ {body} }}", {**_constants(), **more})
+    done = FoldFactors()
+    assert not apply_pass(done, model)[1]
+    assert done.reasons == reasons
 
 
 def test_a_bias_that_the_caller_may_give_stays() -> None:
