@@ -23,6 +23,7 @@ from qcompiler.calibration.borders import Borders
 from qcompiler.graph.convolution import bias_of
 from qcompiler.graph.extract import Piece, nodes_needed
 from qcompiler.graph.reads import node_reads
+from qcompiler.quant.bias_codes import moved_codes
 
 Array = npt.NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
@@ -178,9 +179,6 @@ def _shift_bias(node: ir.Node, missing: npt.NDArray[np.float64]) -> npt.NDArray[
     assert codes is not None and scale is not None
     assert codes.const_value is not None and scale.const_value is not None
     steps = scale.const_value.numpy().astype(np.float64)
-    old = codes.const_value.numpy().astype(np.int64)
-    limits = np.iinfo(np.int32)
-    new = np.clip(old + np.rint(missing / steps).astype(np.int64), limits.min, limits.max)
-    codes.const_value = ir.Tensor(new.astype(np.int32), name=codes.name)
-    added: npt.NDArray[np.float64] = (new - old) * steps
+    moved, added = moved_codes(codes.const_value.numpy(), missing, steps)
+    codes.const_value = ir.Tensor(moved, name=codes.name)
     return added

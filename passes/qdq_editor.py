@@ -13,10 +13,8 @@ from qcompiler.graph.quantized import stored
 from qcompiler.graph.stored_quantized import StoredCodes
 from qcompiler.graph.weights import constant_values
 from qcompiler.quant.activation_codes import ActivationCodes
+from qcompiler.quant.bias_codes import bias_codes, coarser_codes, scales_with_room
 from qcompiler.recipe.planned_weight import PlannedWeight
-
-LARGEST_BIAS = 2.0**30
-"""Of a bias in integers: half of what int32 holds."""
 
 
 class QdqEditor:
@@ -139,7 +137,7 @@ class QdqEditor:
         assert x is not None and scale is not None and scale.const_value is not None
         wide = scale.const_value.numpy().astype(np.float64)
         steps = np.broadcast_to(self._scales[x] * wide, bias.shape).astype(np.float32)
-        self._store_bias(node, steps, np.rint(bias.astype(np.float64) / steps).astype(np.int32))
+        self._store_bias(node, steps, bias_codes(bias.astype(np.float64), steps))
         return True
 
     def _dequantize_of(self, node: ir.Node) -> ir.Node:
@@ -170,14 +168,9 @@ class QdqEditor:
         assert codes is not None and scale is not None
         assert codes.const_value is not None and scale.const_value is not None
         scales = scale.const_value.numpy().astype(np.float64)
-        # A step of the bias is the product of both scales, and has to be a number that float32 holds.
-        least = np.maximum(np.abs(bias) / LARGEST_BIAS, float(np.finfo(np.float32).tiny)) / x_scale
-        if scales.ndim == 0:
-            least = least.max(initial=0)
-        wide = np.maximum(scales, least).astype(np.float32).astype(np.float64)
+        wide = scales_with_room(bias, x_scale, scales)
         if (wide > scales).any():
-            factor = (scales / wide).reshape(-1, *[1] * (len(codes.const_value.shape) - 1))
-            coarse = np.rint(codes.const_value.numpy() * factor).astype(np.int8)
+            coarse = coarser_codes(codes.const_value.numpy(), scales, wide)
             codes.const_value = ir.Tensor(coarse, name=codes.name)
             scale.const_value = ir.Tensor(wide.astype(np.float32), name=scale.name)
 
