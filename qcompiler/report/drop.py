@@ -46,16 +46,15 @@ class DropMeter:
         self._progress = progress
         self._names = [end.output.name or "" for end in ends]
         self._wanted: list[list[Array | Path]] = []
-        self._measures: list[str] = []
+        self._measures: list[
+            str
+        ] = []  # of all outputs and feeds: an output's last axis may hold classes on some feeds alone
         with open_comparable(reference) as model:
             for index, arrays in enumerate(self._outputs(model, "running the float model")):
-                self._measures = [
-                    AGREEMENT if end.measure(array.shape) == KL else RELATIVE_ERROR
-                    for end, array in zip(ends, arrays, strict=True)
-                ]
                 kept: list[Array | Path] = []
-                for number, (measure, array) in enumerate(zip(self._measures, arrays, strict=True)):
-                    classes = measure == AGREEMENT
+                for number, (end, array) in enumerate(zip(ends, arrays, strict=True)):
+                    classes = end.measure(array.shape) == KL
+                    self._measures.append(AGREEMENT if classes else RELATIVE_ERROR)
                     finite = np.isfinite(array.max(axis=-1) if classes else array).all()
                     if array.size and not finite:
                         raise CalibrationError(
@@ -80,15 +79,18 @@ class DropMeter:
         Raises:
             InputError: it cannot be run.
         """
-        parts = np.zeros((len(self._names), 2))  # for each output what is counted, and of how much
+        rows = np.zeros((len(self._names), 2))  # for each output: those that differ, and all
+        squares = np.zeros(
+            (len(self._names), 2)
+        )  # the same of what holds no classes: of the difference, and of the reference
         with open_comparable(path) as model:
             for kept, arrays in zip(self._wanted, self._outputs(model, "measuring the drop"), strict=True):
                 for number, (wanted, made) in enumerate(zip(kept, arrays, strict=True)):
-                    parts[number] += _differs(wanted, made)
-        counted, of = parts.T
-        roots = np.array([measure == RELATIVE_ERROR for measure in self._measures])
-        shares = counted / np.maximum(of, np.finfo(np.float64).tiny)
-        shares = np.where(roots, np.sqrt(shares), shares)
+                    if isinstance(wanted, Path):
+                        squares[number] += _squares(np.load(wanted).astype(np.float64), made)
+                    else:
+                        rows[number] += _rows(wanted, made)
+        shares = np.concatenate([_share(rows), np.sqrt(_share(squares))])
         return float(shares.max()) if np.isfinite(shares).all() else 1.0
 
     def _outputs(self, model: ComparableModel, what: str) -> Iterator[list[Array]]:
@@ -101,10 +103,18 @@ class DropMeter:
             yield [made[name] for name in self._names]
 
 
-def _differs(wanted: Array | Path, made: Array) -> tuple[float, float]:
-    """(rows that differ, rows) of classes; (squares of the difference, of the reference) of any other output."""
-    if isinstance(wanted, Path):
-        reference = np.load(wanted).astype(np.float64)
-        return float(np.square(made - reference).sum()), float(np.square(reference).sum())
+def _share(parts: Array) -> Array:
+    """Of each output, 0 where there is nothing."""
+    share: Array = parts[:, 0] / np.maximum(parts[:, 1], np.finfo(np.float64).tiny)
+    return share
+
+
+def _rows(wanted: Array, made: Array) -> tuple[float, float]:
+    """Rows whose first class is not the one wanted, and all rows."""
     same = (made.argmax(axis=-1) == wanted) & np.isfinite(made.max(axis=-1))
     return float(wanted.size - same.sum()), float(wanted.size)
+
+
+def _squares(reference: Array, made: Array) -> tuple[float, float]:
+    """Sums of squares: of the difference, and of the reference."""
+    return float(np.square(made - reference).sum()), float(np.square(reference).sum())
