@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from qcompiler.graph.bodies import Bodies
 from qcompiler.graph.edits import input_type
+from qcompiler.graph.float8_form import TYPES
 from qcompiler.graph.integer_flow import IntegerFlow, find_integer_flow, islands
 from qcompiler.graph.kernel_node import LoweredNode
 from qcompiler.graph.weights import Role, WeightUse
@@ -97,7 +98,7 @@ class InsertQdq(ir.passes.InPlacePass):
             if is_signed(codes_read[node].kind) and node not in reasons:
                 # Our own lowering takes unsigned ones alone: a signed by signed product is a slow kernel on x86.
                 self._expect(node, ("MatMulIntegerToFloat", "QLinearMatMul"), editor, signed=True)
-        self._plan.warnings += idle_tensors(codes, self._settings)
+        self._plan.warnings += idle_tensors([*codes, *_in_float8(model)], self._settings)
         for node, reason in reasons.items():
             wanted[node].notes.append(f"ONNX Runtime's CPU computes it in float: {reason}")
         return ir.passes.PassResult(model, modified=True)
@@ -153,6 +154,16 @@ def _said_of_islands(nodes: Sequence[ir.Node]) -> list[str]:
     )
     return [
         f"computed in float between integers, for want of integer kernels for them or for what they read: {listed}"
+    ]
+
+
+def _in_float8(model: ir.Model) -> list[ir.Value]:
+    """What ``round_to_float8`` rounded."""
+    return [
+        value
+        for node in model.graph
+        if node.op_type == "QuantizeLinear" and node.outputs[0].dtype in TYPES.values()
+        if (value := node.inputs[0]) is not None
     ]
 
 

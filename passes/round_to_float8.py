@@ -4,25 +4,29 @@
 *Result* QuantizeLinear and DequantizeLinear (FLOAT8E4M3FN or FLOAT8E5M2, one scale, zero point 0) in front of their first inputs: one pair
 for all products that read an input. scale = max |x| / the largest number of the format; what is beyond saturates.
 
+What the recipe says of a tensor (``tensors:``) is a range, or the scale itself, whose zero point is 0.
 A product in the body of a branch or loop is left alone; the notes of its weight say so.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.errors import RecipeError
 from qcompiler.graph.edits import Names, add_initializer, input_type, set_info
 from qcompiler.graph.float8_form import TYPES
 from qcompiler.graph.stored_quantized import SCALE_NAMES
 from qcompiler.graph.weights import Role
-from qcompiler.passes.activation_scales import Observe, check_reached, float_tensors
+from qcompiler.passes.activation_scales import Observe, check_reached, float_tensors, idle_tensors
+from qcompiler.quant.affine import store_scale
 from qcompiler.quant.float8 import scale_of
 from qcompiler.quant.ranges import Range
 from qcompiler.quant.scheme import Dtype
 from qcompiler.recipe.plan import Plan
-from qcompiler.recipe.tensors import ActivationSettings
+from qcompiler.recipe.tensors import ActivationSettings, TensorSettings
 
 
 class RoundToFloat8(ir.passes.InPlacePass):
@@ -45,19 +49,71 @@ class RoundToFloat8(ir.passes.InPlacePass):
         self._done = True
         if not inputs:
             return ir.passes.PassResult(model, modified=False)
-        ranges = self._ranges(model, list(dict.fromkeys(each.value for each in inputs)))
-        check_reached([each.value.name or "" for each in inputs if each.value.name not in ranges])
+        self._refuse_zero_points(inputs)
+        self._tell(inputs)
+        scales = self._scales(model, inputs)
         names = Names(model)
         places = {node: index for index, node in enumerate(model.graph)}
         for each in inputs:
-            _round(each, ranges[each.value.name or ""], min(each.products, key=places.__getitem__), names)
+            _round(each, scales[each], min(each.products, key=places.__getitem__), names)
         return ir.passes.PassResult(model, modified=True)
 
-    def _ranges(self, model: ir.Model, values: Sequence[ir.Value]) -> dict[str, Range]:
-        given = {value.name or "": self._settings.fixed(value.name or "") for value in values}
-        fixed = {name: range_ for name, range_ in given.items() if isinstance(range_, Range)}
-        unknown = [value for value in values if value.name not in fixed]
-        return {**self._observe(model, unknown, 8, True), **fixed}
+    def check(self, model: ir.Model) -> None:
+        """What the recipe says of tensors that are to be 8-bit floats.
+
+        Raises:
+            RecipeError: it has a zero point.
+        """
+        self._refuse_zero_points(self._inputs(model))
+
+    def _refuse_zero_points(self, inputs: "list[_Input]") -> None:
+        for each in inputs:
+            said = self._said(each)
+            if said is not None and said.zero_point:
+                raise RecipeError(
+                    f"tensors: {said.name}: {each.value.name} becomes {each.dtype}, which has no zero point; "
+                    "give zero_point: 0, or range: [LOWEST, HIGHEST]"
+                )
+
+    def _tell(self, inputs: "list[_Input]") -> None:
+        """Warns of what the recipe says of tensors without effect."""
+        for each in inputs:
+            said = self._said(each)
+            idle = [] if said is None else [key for key in ("type", "symmetric") if key in said.given()]
+            if said is not None and idle:
+                self._plan.warnings.append(
+                    f"tensors: {said.name}: {each.value.name} becomes {each.dtype}, so that its {' and '.join(idle)} has no effect"
+                )
+        if not any(
+            p.settings.activations == "static" and not p.scheme.is_float8 for p in self._plan.quantized
+        ):
+            self._plan.warnings += idle_tensors([each.value for each in inputs], self._settings)
+
+    def _scales(self, model: ir.Model, inputs: "list[_Input]") -> "dict[_Input, npt.NDArray[Any]]":
+        """Of each input, in the type of its products' floats: what the recipe says, else of what calibration saw."""
+        said = {each: self._said(each) for each in inputs}
+        unknown = [
+            each.value
+            for each, given in said.items()
+            if given is None or (given.scale is None and given.range is None)
+        ]
+        ranges = self._observe(model, list(dict.fromkeys(unknown)), 8, True)
+        check_reached([value.name or "" for value in unknown if value.name not in ranges])
+        scales = {}
+        for each, given in said.items():
+            kind = input_type(each.products[0])
+            if given is not None and given.scale is not None:
+                scale = store_scale(np.array(given.scale, np.float32), SCALE_NAMES[kind])
+            else:
+                fixed = None if given is None or given.range is None else Range(*given.range)
+                seen = fixed or ranges[each.value.name or ""]
+                largest = np.array(max(-seen.lowest, seen.highest, 0.0), np.float32)
+                scale = scale_of(largest, each.dtype, SCALE_NAMES[kind])
+            scales[each] = scale.astype(kind.numpy())
+        return scales
+
+    def _said(self, each: "_Input") -> TensorSettings | None:
+        return self._settings.of(each.value.name or "")
 
     def _inputs(self, model: ir.Model) -> "list[_Input]":
         floats = float_tensors(model, self._settings)
@@ -80,7 +136,7 @@ class RoundToFloat8(ir.passes.InPlacePass):
         return list(found.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Input:
     """A value, the format that it is to have, and the products that read it so."""
 
@@ -89,11 +145,9 @@ class _Input:
     products: list[ir.Node] = field(default_factory=list)
 
 
-def _round(each: _Input, seen: Range, first: ir.Node, names: Names) -> None:
+def _round(each: _Input, scale: npt.NDArray[Any], first: ir.Node, names: Names) -> None:
     value, graph, kind, dtype = each.value, first.graph, TYPES[each.dtype], input_type(first)
     assert isinstance(graph, ir.Graph)
-    largest = np.array(max(-seen.lowest, seen.highest, 0.0), np.float32)
-    scale = scale_of(largest, each.dtype, SCALE_NAMES[dtype]).astype(dtype.numpy())
     parts = {
         "scale": ir.Tensor(scale, dtype=dtype),
         "zero_point": ir.Tensor(np.zeros((), kind.numpy()), dtype=kind),

@@ -144,7 +144,9 @@ def check_passes(model: ir.Model, recipe: Recipe, target: Target, allow_quantize
     """
     trial = model.clone()  # its nodes; the weights' numbers are shared
     plan = plan_weights(trial, recipe, allow_quantized)
-    float_tensors(trial, recipe.activation_settings)
+    settings = recipe.activation_settings
+    float_tensors(trial, settings)
+    RoundToFloat8(plan, settings, lambda *_: {}).check(trial)
     if recipe.mixed is None and all(planned.settings.reconstruction is None for planned in plan.quantized):
         return
     _as_matrices(trial, plan, recipe)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from qcompiler.api import CompiledModel, Options, compile
+from qcompiler.api import CompiledModel, Options, compile, dry_run
 from qcompiler.errors import CalibrationError, InputError, RecipeError
 from qcompiler.quant.float8 import LARGEST, TYPES
 from qcompiler.quant.scheme import Dtype
@@ -113,6 +113,31 @@ def test_float16_and_one_scale_for_a_weight(tmp_path: Path) -> None:
     exact = np.maximum(np.maximum(x32 @ w.astype(np.float32), 0) * (x32 @ v.astype(np.float32) + b), 0)
     # 3 bits of mantissa: a relative error of up to 1/16, uniform, of each factor, averaged over 64 terms and doubled by Mul.
     assert found.dtype == np.float16 and relative_error(exact, found) <= 0.1
+
+
+def test_a_scale_that_the_recipe_says_is_the_scale(tmp_path: Path) -> None:
+    made = _compile(tmp_path, "tensors={x: {scale: 0.0123, zero_point: 0}}")
+    scale = next(value for name, value in ir.load(made.path).graph.initializers.items() if name == "x.scale")
+    assert scale.const_value.numpy() == np.float32(0.0123)
+    x = _x(3)
+    w, v = (_held(m, np.abs(m).max(axis=0), "e4m3") for m in (weight(K, N), weight(K, N, seed=1)))
+    rounded = _held(x, np.float32(0.0123 * LARGEST["e4m3"]), "e4m3")
+    exact = np.maximum(np.maximum(rounded @ w, 0) * (rounded @ v + weight(N)), 0)
+    assert relative_error(exact, run(made.path, {"x": x})["y"]) <= SAME
+
+
+def test_a_zero_point_is_refused_before_any_data_is_read(tmp_path: Path) -> None:
+    path = save_model(_model(), tmp_path)
+    with pytest.raises(
+        RecipeError, match=r"tensors: x: x becomes e4m3, which has no zero point; give zero_point: 0"
+    ):
+        dry_run(path, "fp8", settings=["tensors={x: {scale: 0.01, zero_point: 3}}"])
+
+
+def test_what_the_recipe_says_of_tensors_without_effect_is_said(tmp_path: Path) -> None:
+    made = _compile(tmp_path, "tensors={x: {type: uint16, range: [-2, 2]}, p: {symmetric: true}}")
+    assert "tensors: x: x becomes e4m3, so that its type has no effect" in made.report.warnings
+    assert any(line.startswith("tensors: p: nothing rounds it") for line in made.report.warnings)
 
 
 def test_what_calibration_did_not_see_saturates(tmp_path: Path) -> None:
