@@ -18,6 +18,7 @@ from qcompiler.verbs.compile import compile_verb
 from qcompiler.verbs.doctor import doctor_verb
 from qcompiler.verbs.eval import eval_verb
 from qcompiler.verbs.inspect import inspect_verb
+from qcompiler.verbs.report import report_verb
 from qcompiler.verbs.show import show
 
 
@@ -46,7 +47,17 @@ def cli() -> None:
     """Quantize ONNX models, look into them, and measure what was lost."""
 
 
-for verb in (compile_verb, inspect_verb, eval_verb, bench_verb, recipes_verb, targets_verb, doctor_verb):
+VERBS = (
+    compile_verb,
+    inspect_verb,
+    eval_verb,
+    bench_verb,
+    report_verb,
+    recipes_verb,
+    targets_verb,
+    doctor_verb,
+)
+for verb in VERBS:
     cli.add_command(verb)
 
 

@@ -1,7 +1,8 @@
 """report.json: what a compile did to each weight, what it left alone, and what it took."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ class CompileReport:
             rotation={} if rotation is None else asdict(rotation),
             warnings=[*warnings, *plan.warnings, *([] if data is None else data.warnings)],
         )
+
+    @classmethod
+    def read(cls, path: Path) -> "CompileReport | None":
+        """Of a report.json; None where there is none, or where it is not one of this version."""
+        try:
+            content: Any = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if not isinstance(content, dict) or content.keys() != {entry.name for entry in fields(cls)}:
+            return None
+        return cls(**content)
 
     def write(self, path: Path) -> None:
         """As JSON; an infinite figure (the SQNR of equal weights) becomes null."""

@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompiler.graph import model_file
+from qcompiler.graph.blocks import blocks
 from qcompiler.graph.census import Census, take_census
 from qcompiler.graph.edits import all_nodes
 from qcompiler.graph.operator_body import is_ours
@@ -46,6 +47,7 @@ class InspectedProduct:
         two_level: whether scales are whole numbers times the step of a super-block.
         groups_rows: whether a group holds weights of several rows of one input channel.
         activations: how what it multiplies is rounded; None where that is float, or two products of the weight differ.
+        block: of the model that it belongs to (see ``graph/blocks``); empty outside of any.
     """
 
     name: str
@@ -67,6 +69,7 @@ class InspectedProduct:
     two_level: bool = False
     groups_rows: bool = False
     activations: InputCodes | None = None
+    block: str = ""
 
     @property
     def label(self) -> str:
@@ -140,7 +143,10 @@ def inspect(path: str | Path) -> Inspection:
     found = [_of_quantized(weight) for weight in stored]
     found += _of_census(take_census(model), {node for weight in stored for node in weight.nodes})
     found.sort(key=lambda pair: order[pair[0]])
-    products = [_completed(product, tensor_bytes, reasons) for _, product in found]
+    places = blocks(model)
+    products = [
+        replace(_completed(product, tensor_bytes, reasons), block=places.get(node, "")) for node, product in found
+    ]
     packed_bytes = sum(product.bytes for product in products if product.granularity is not None)
     codes = sum(weight.size for weight in stored)
     return Inspection(

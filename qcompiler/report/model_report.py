@@ -1,0 +1,185 @@
+"""Everything a report shows of one model, as plain dataclasses: what is in it, what its compile did, what it lost, and where."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompiler.calibration.data import text_decoder, tokenizer_beside
+from qcompiler.graph import model_file
+from qcompiler.graph.census import take_census
+from qcompiler.passes.normalize import Normalize
+from qcompiler.report.block_operators import BlockOperators, block_operators
+from qcompiler.report.compile_report import CompileReport
+from qcompiler.report.confusion import Confusion, ConfusionCounter
+from qcompiler.report.evaluate import Evaluation, EvaluationData, evaluate, unwatched
+from qcompiler.report.inspect_model import REPORT, InspectedProduct, Inspection, inspect
+from qcompiler.report.quantized_products import read_products
+from qcompiler.report.weight_histograms import HistogramPair, weight_histogram
+from qcompiler.report.worst_tokens import WorstToken, WorstTokens
+
+Progress = Callable[[str, int, int], None]
+HISTOGRAMS = 4
+"""Of the worst layers' weights, and of their activations."""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One product with what was measured of it.
+
+    Attributes:
+        block: of the model that it belongs to; empty outside of any.
+        error: relative squared error of its output, |y - y'|^2 / |y|^2; None where nothing was measured. Of a compile it is that of
+            ``LayerResult.output_error`` (this weight alone rounded), else of the tensors of both models (with all rounding before it).
+        reason: what decided how it is stored.
+    """
+
+    name: str
+    block: str
+    role: str
+    op: str
+    shape: tuple[int, ...]
+    label: str
+    quantized: bool
+    bytes: int
+    share: float
+    error: float | None
+    sqnr_db: float | None
+    algorithm: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What is known of one model.
+
+    Attributes:
+        inspection: of its graph; ``reference`` that of the float model, where one was given.
+        compiled: the report.json beside it; None for models of other tools.
+        recipe, manifest: the texts of recipe.yaml and manifest.json beside it; empty where there are none.
+        layers: every product in graph order.
+        weights: histograms of the worst layers' weights; without a reference only after.
+        evaluation: on data, against the reference.
+        worst_tokens: of a language model on text; confusion: of a classifier.
+        blocks: operators before and after, by block of the model.
+        notes: what a reader should know.
+    """
+
+    inspection: Inspection
+    layers: list[LayerRow]
+    compiled: CompileReport | None = None
+    recipe: str = ""
+    manifest: str = ""
+    reference: Inspection | None = None
+    weights: list[HistogramPair] = field(default_factory=list)
+    evaluation: Evaluation | None = None
+    worst_tokens: list[WorstToken] = field(default_factory=list)
+    confusion: Confusion | None = None
+    blocks: list[BlockOperators] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def make_report(
+    path: Path,
+    reference: Path | None = None,
+    data: EvaluationData | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> ModelReport:
+    """Look into the model at ``path``, and measure it where ``data`` says on what.
+
+    Args:
+        reference: the float model it was made from.
+        data: to evaluate both on; needs ``reference``. None measures nothing.
+    Raises:
+        InputError: a model cannot be read or run.
+        CalibrationError: the data does not fit.
+    """
+    place = model_file.model_path(path)
+    progress("looking into the model", 0, 1)
+    inspection = inspect(place)
+    compiled = CompileReport.read(place.with_name(REPORT))
+    floats = None if reference is None else inspect(reference)
+    model = _normalized(place)
+    source = None if reference is None else _normalized(model_file.model_path(reference))
+    report = ModelReport(
+        inspection,
+        _layers(inspection, compiled),
+        compiled,
+        _text(place.with_name("recipe.yaml")),
+        _text(place.with_name("manifest.json")),
+        floats,
+        blocks=block_operators(source, model),
+    )
+    report = replace(report, weights=_weights(report, model, source))
+    if reference is not None and data is not None:
+        report = _measured(report, place, reference, data, progress)
+    return report
+
+
+def _measured(
+    report: ModelReport, path: Path, reference: Path, data: EvaluationData, progress: Progress
+) -> ModelReport:
+    tokenizer = data.tokenizer or tokenizer_beside(reference) or tokenizer_beside(path)
+    watch, tokens, classes = unwatched, None, None
+    if data.text is not None:
+        tokens = WorstTokens(None if tokenizer is None else text_decoder(tokenizer, str(data.text)))
+        watch = tokens.watch
+    else:
+        classes = ConfusionCounter()
+        watch = classes.watch
+    evaluation = evaluate(path, reference, replace(data, tokenizer=tokenizer), progress, watch)
+    return replace(
+        report,
+        evaluation=evaluation,
+        worst_tokens=[] if tokens is None else tokens.worst(),
+        confusion=None if classes is None else classes.found(),
+        notes=[*report.notes, *evaluation.notes],
+    )
+
+
+def _layers(inspection: Inspection, compiled: CompileReport | None) -> list[LayerRow]:
+    results: Mapping[str, Mapping[str, Any]] = (
+        {} if compiled is None else {layer["name"]: layer for layer in compiled.layers}
+    )
+    return [_row(product, results.get(product.name)) for product in inspection.products]
+
+
+def _row(product: InspectedProduct, result: Mapping[str, Any] | None) -> LayerRow:
+    return LayerRow(
+        product.name, product.block, product.role, product.op, product.shape, product.label, product.granularity is not None,
+        product.bytes, product.share,
+        None if result is None else result["output_error"], None if result is None else result["sqnr_db"],
+        product.algorithm or ("" if result is None else str(result["algorithm"])), product.reason,
+    )  # fmt: skip
+
+
+def _weights(report: ModelReport, model: ir.Model, source: ir.Model | None) -> list[HistogramPair]:
+    """Of the worst quantized layers; of the first ones where nothing was measured."""
+    floats = {} if source is None else {weight.name: weight for weight in take_census(source).weights}
+    stored = {weight.name: weight for weight in read_products(model)}
+    ranked = sorted(
+        (layer for layer in report.layers if layer.name in stored), key=lambda layer: -(layer.error or 0.0)
+    )
+    found: list[HistogramPair] = []
+    for layer in ranked:
+        if len(found) == HISTOGRAMS:
+            break
+        histogram = weight_histogram(model, stored[layer.name], floats)
+        if isinstance(histogram, HistogramPair):
+            found.append(histogram)
+    return found
+
+
+def _normalized(path: Path) -> ir.Model:
+    model = model_file.load(path)
+    Normalize()(model)
+    return model
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""  # not ours: an extra

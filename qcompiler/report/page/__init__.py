@@ -1,0 +1,1 @@
+"""report.html: one file that shows a `ModelReport`, with nothing fetched from elsewhere."""

@@ -1,0 +1,368 @@
+"""A `ModelReport` as HTML: numbers become words, tables and figures here; how they lie on the page is in the templates."""
+
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from qcompiler.errors import ResourceError
+from qcompiler.graph.disk import writing
+from qcompiler.report import figures
+from qcompiler.report.compile_report import CompileReport
+from qcompiler.report.model_report import LayerRow, ModelReport
+from qcompiler.report.page.heat_map import HeatMap, heat_map
+from qcompiler.report.sizes import counted, format_bytes, format_memory, format_seconds, size_change
+from qcompiler.report.weight_histograms import HistogramPair
+from qcompiler.report.worst_tokens import WorstToken
+
+NAME = "report.html"
+FOLDER = Path(__file__).parent
+MARK = '<meta name="generator" content="qcompiler">'
+"""In every page of ours, by which it is known to be one."""
+NO_ERRORS = "No errors were measured: give the float model (--reference MODEL) and data (--data PATH, or --text FILE) to see them."
+OF_COMPILE = (
+    "Relative squared error of each layer's output on the calibration data with its own weight rounded and all else exact, "
+    "|y - y'|² / |y|²: what the compile measured."
+)
+OF_WEIGHTS = (
+    "Relative squared error of each weight, |W - W'|² / |W|²: this recipe runs nothing to measure outputs."
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure that sums up something."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass
+class _Page:
+    """What the template shows; empty parts are left out."""
+
+    title: str
+    subtitle: str
+    tiles: list[Tile]
+    warnings: list[str]
+    rows: list[dict[str, Any]]
+    facts: list[str]
+    blocks: list[dict[str, Any]]
+    has_reference: bool
+    error_bars: str = ""
+    error_meaning: str = ""
+    no_errors: str = NO_ERRORS
+    heat: HeatMap | None = None
+    growth: str = ""
+    growth_meaning: str = ""
+    weights: list[dict[str, str]] = field(default_factory=list)
+    activations: list[dict[str, str]] = field(default_factory=list)
+    trade: str = ""
+    trade_meaning: str = ""
+    sensitivity: str = ""
+    sensitivity_bits: int = 0
+    tokens: list[Any] = field(default_factory=list)
+    confusion: Any = None
+    confusion_meaning: str = ""
+    graph_meaning: str = ""
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    passes: list[dict[str, Any]] = field(default_factory=list)
+    idle_passes: int = 0
+    recipe: str = ""
+    manifest: str = ""
+
+    @property
+    def sections(self) -> list[tuple[str, str]]:
+        """(anchor, name) of those that are there."""
+        parts = [
+            ("layers", "Layers", True),
+            ("depth", "Depth", self.growth),
+            ("distributions", "Distributions", self.weights or self.activations),
+            ("budget", "Bits", self.trade),
+            ("tokens", "Tokens", self.tokens),
+            ("classes", "Classes", self.confusion),
+            ("graph", "Graph", True),
+            ("float", "In floats", self.skipped),
+            ("passes", "Passes", self.passes),
+            ("files", "Files", True),
+        ]
+        return [(anchor, name) for anchor, name, there in parts if there]
+
+
+def check_page(path: Path, force: bool) -> None:
+    """Refuses a place where something else would be lost.
+
+    Raises:
+        ResourceError: a file is there that no report was written to, or there is no such folder.
+    """
+    if not path.absolute().parent.is_dir():
+        raise ResourceError(
+            f"{path}: there is no folder {path.absolute().parent}; make it, or choose another -o"
+        )
+    if path.exists() and not force and not _is_page(path):
+        raise ResourceError(f"{path}: exists and is no report; choose another -o, or replace it with --force")
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return MARK in file.read(1024)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def write_page(report: ModelReport, path: Path) -> None:
+    """The whole page into a file, which is there whole or not at all.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    with writing(path):
+        try:
+            beside.write_text(page_html(report), encoding="utf-8")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def page_html(report: ModelReport) -> str:
+    """One HTML document; its style, script and figures are in it."""
+    template = _templates().get_template("page.html.j2")
+    css, js = (
+        Markup((FOLDER / name).read_text("utf-8")) for name in ("page.css", "page.js")
+    )  # ours, not data
+    return template.render(page=_page(report), css=css, js=js, mark=Markup(MARK))
+
+
+def summary_html(report: ModelReport) -> str:
+    """Tiles alone, for notebooks."""
+    return _templates().get_template("summary.html.j2").render(page=_page(report, drawn=False))
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+
+
+def _page(report: ModelReport, drawn: bool = True) -> _Page:
+    found, compiled = report.inspection, report.compiled
+    name = Path(found.model).name if compiled is None else compiled.model
+    page = _Page(
+        title=name if compiled is None else f"{name} · {compiled.recipe}",
+        subtitle=_subtitle(report),
+        tiles=tiles(report),
+        warnings=[*([] if compiled is None else compiled.warnings), *report.notes],
+        rows=[_row(layer) for layer in report.layers if layer.bytes or layer.error is not None],
+        facts=_facts(report),
+        blocks=_blocks(report),
+        has_reference=report.reference is not None,
+        graph_meaning=_graph_meaning(report),
+        skipped=_skipped(report.layers),
+        recipe=report.recipe,
+        manifest=report.manifest,
+        tokens=[_shown(token) for token in report.worst_tokens],
+        confusion=report.confusion,
+    )
+    if report.confusion is not None:
+        apart = report.confusion.rows - report.confusion.agreeing
+        page.confusion_meaning = (
+            f"{report.confusion.agreeing} of {report.confusion.rows} rows of {report.confusion.output} have the float model's first "
+            f"class" + (f"; how the other {apart} moved, the most frequent first:" if apart else ".")
+        )
+    if compiled is not None:
+        page.passes = _passes(compiled)
+        page.idle_passes = len(compiled.passes) - len(page.passes)
+    if drawn:
+        _draw(page, report)
+    return page
+
+
+def _draw(page: _Page, report: ModelReport) -> None:
+    """Fills in the figures."""
+    measured = [layer for layer in report.layers if layer.error is not None]
+    if measured:
+        page.error_bars = Markup(
+            figures.bars(
+                [figures.Bar(layer.error or 0.0, layer.role, _told(layer)) for layer in measured],
+                "relative squared error", "layer",
+            )
+        )  # fmt: skip
+        page.error_meaning = (
+            OF_COMPILE if report.compiled is not None and report.compiled.calibration else OF_WEIGHTS
+        )
+        page.heat = heat_map(measured)
+    page.weights = [_histogram(pair, "weight") for pair in report.weights]
+    mixed = {} if report.compiled is None else report.compiled.mixed
+    if mixed:
+        page.trade = Markup(figures.trade(
+            [(size, loss) for size, loss in mixed["trade"]], (mixed["bytes"], mixed["loss"]), mixed["measure"]
+        ))  # fmt: skip
+        page.trade_meaning = "Each point is the best choice of bits for another budget; losses are predicted from measured sensitivities."
+
+
+def _histogram(pair: HistogramPair, xlabel: str) -> dict[str, str]:
+    drawn = figures.histogram(pair.edges, pair.before, pair.after, xlabel)
+    return {"svg": Markup(drawn), "name": pair.name, "note": pair.note}
+
+
+def tiles(report: ModelReport) -> list[Tile]:
+    """What sums the model up, the most asked for first."""
+    found, compiled, judged = report.inspection, report.compiled, report.evaluation
+    made = [_size_tile(report)]
+    if found.bits_per_weight is not None:
+        made.append(
+            Tile(
+                "bits per weight",
+                f"{found.bits_per_weight:.2f}",
+                f"{counted(found.quantized, 'weight')} quantized",
+            )
+        )
+    if judged is not None:
+        if judged.kl is not None and judged.ppl is not None and judged.reference_ppl is not None:
+            made.append(Tile("KL to float", f"{judged.kl:.4f}", f"nats a token, {judged.tokens} tokens"))
+            made.append(Tile("perplexity", f"{judged.ppl:.2f}", f"float {judged.reference_ppl:.2f}"))
+        if judged.top1_agreement is not None:
+            made.append(Tile("same first choice", f"{judged.top1_agreement:.1%}", "as the float model"))
+        made.append(Tile("SQNR of the output", f"{judged.sqnr_db:.1f} dB", f"cosine {judged.cosine:.5f}"))
+    if compiled is not None:
+        if compiled.running:
+            runs = ", ".join(f"{count} {op}" for op, count in sorted(compiled.running.items()))
+            made.append(Tile("runs as", counted(sum(compiled.running.values()), "quantized node"), runs))
+        made.append(Tile("compiled in", format_seconds(compiled.seconds), f"target {compiled.target}"))
+        made.append(
+            Tile("peak memory", format_memory(compiled.peak_anonymous_bytes), "anonymous, of the compile")
+        )
+    return made
+
+
+def _size_tile(report: ModelReport) -> Tile:
+    before = None
+    if report.reference is not None:
+        before = report.reference.file_bytes
+    elif report.compiled is not None:
+        before = report.compiled.float_bytes
+    size = report.inspection.file_bytes
+    note = "" if not before else f"{format_bytes(before)} before: {size_change(before, size, 2)}"
+    return Tile("size", format_bytes(size), note)
+
+
+def _subtitle(report: ModelReport) -> str:
+    found, compiled = report.inspection, report.compiled
+    parts = [f"{counted(found.nodes, 'node')}", f"{counted(len(found.products), 'product')}"]
+    if compiled is not None:
+        data = ", ".join(f"{key} {value}" for key, value in compiled.calibration.items())
+        parts.append(f"calibration: {data or 'none needed'}")
+    if report.evaluation is not None:
+        parts.append(f"measured on {report.evaluation.data}")
+    return " · ".join(parts)
+
+
+def _facts(report: ModelReport) -> list[str]:
+    found = report.inspection
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found.opsets.items())
+    facts = [
+        f"{found.model}: {format_bytes(found.file_bytes)}, IR {found.ir_version}, opsets {opsets}"
+        + (f", by {found.producer}" if found.producer else ""),
+        f"inputs {'; '.join(found.inputs)}",
+        f"outputs {'; '.join(found.outputs)}",
+    ]
+    if report.reference is not None:
+        facts.append(f"float model {report.reference.model}: {format_bytes(report.reference.file_bytes)}")
+    return facts
+
+
+def _row(layer: LayerRow) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "role": layer.role,
+        "label": layer.label,
+        "bytes": layer.bytes,
+        "size": format_bytes(layer.bytes) if layer.bytes else "",
+        "error": "" if layer.error is None else f"{layer.error:.2e}",
+        "error_value": -1 if layer.error is None else layer.error,
+        "sqnr": "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
+        "sqnr_value": 1e9 if layer.sqnr_db is None else layer.sqnr_db,
+        "why": " / ".join(part for part in (layer.algorithm, layer.reason) if part),
+    }
+
+
+def _told(layer: LayerRow) -> str:
+    sqnr = "" if layer.sqnr_db is None else f", {layer.sqnr_db:.1f} dB"
+    return f"{layer.name}: {layer.error:.2e}{sqnr}, {layer.label}"
+
+
+def _blocks(report: ModelReport) -> list[dict[str, Any]]:
+    made = []
+    for block in report.blocks:
+        rows = [
+            {"op": op, "before": block.before.get(op, 0), "after": block.after.get(op, 0)}
+            for op in dict.fromkeys([*block.after, *block.before])
+        ]
+        before, after = sum(block.before.values()), sum(block.after.values())
+        told = (
+            f"{before} -> {counted(after, 'node')}"
+            if report.reference is not None
+            else counted(after, "node")
+        )
+        made.append({"name": block.block or "outside of blocks", "told": told, "rows": rows})
+    return made
+
+
+def _graph_meaning(report: ModelReport) -> str:
+    if report.reference is None:
+        return (
+            "Operators of each block; give the float model (--reference MODEL) to see them before and after."
+        )
+    return "Operators of each block, in the float model and in this one."
+
+
+def _skipped(layers: list[LayerRow]) -> list[dict[str, Any]]:
+    groups: dict[str, list[LayerRow]] = {}
+    for layer in layers:
+        if not layer.quantized:
+            groups.setdefault(layer.reason or "not said", []).append(layer)
+    made = []
+    for reason, members in groups.items():
+        size = sum(member.bytes for member in members)
+        made.append({
+            "reason": reason, "count": len(members), "size": format_bytes(size) if size else "",
+            "names": [member.name for member in members],
+        })  # fmt: skip
+    return made
+
+
+def _shown(token: WorstToken) -> dict[str, Any]:
+    """With white space of single tokens made visible."""
+    texts = {
+        name: getattr(token, name).replace(" ", "\u2423").replace("\n", "\u21b5")
+        for name in ("wanted", "got")
+    }
+    return {**asdict(token), **texts}
+
+
+def _passes(compiled: CompileReport) -> list[dict[str, Any]]:
+    telling = [record for record in compiled.passes if record["modified"] or record["seconds"] >= TELLING]
+    longest = max((record["seconds"] for record in telling), default=0.0) or 1.0
+    return [
+        {
+            "name": record["name"],
+            "changed": "yes" if record["modified"] else "no",
+            "time": format_seconds(record["seconds"]),
+            "share": round(100 * record["seconds"] / longest, 1),
+        }
+        for record in telling
+    ]
+
+
+TELLING = 0.05
+"""Seconds; a shorter pass that changed nothing is only counted."""
