@@ -32,10 +32,10 @@ from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan
 from qcompiler.recipe.setting import Setting
 from qcompiler.report.compile_report import CompileReport
+from qcompiler.report.compiled_page import write_compiled_page
 from qcompiler.report.manifest import make_fingerprint, make_manifest
 from qcompiler.report.memory import PeakMemory
 from qcompiler.report.memory_forecast import border_limit
-from qcompiler.report.pareto import PARETO, pareto_svg
 from qcompiler.report.sizes import counted, format_bytes
 from qcompiler.runtime import register
 from qcompiler.targets import Target, find_target
@@ -271,8 +271,7 @@ def compile(
             write_json(staged / MANIFEST, manifest)
             report.write(staged / "report.json")
             ranges.save(staged / RANGES, _words(data), prepared)
-            if report.mixed:
-                (staged / PARETO).write_text(pareto_svg(report.mixed), encoding="utf-8")
+        write_compiled_page(job.source, staged, job.place, tell)
     return CompiledModel(job.place, report)
 
 
@@ -323,6 +322,7 @@ def _compile_within(
         )
         with writing(staged):
             report.write(staged / "report.json")
+        write_compiled_page(job.source, staged, job.place, tell)
     return CompiledModel(job.place, report)
 
 

@@ -23,3 +23,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.fixture(autouse=True)
+def _no_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiles of tests draw no report.html, which takes longer than most of them do; marked ``page``, they do."""
+    if request.node.get_closest_marker("page") is None:
+        monkeypatch.setattr("qcompiler.api.write_compiled_page", lambda source, staged, place, tell: None)

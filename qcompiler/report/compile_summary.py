@@ -7,7 +7,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from qcompiler.report.compile_report import CompileReport
-from qcompiler.report.pareto import PARETO, trade_rows
 from qcompiler.report.sizes import (
     counted,
     format_bytes,
@@ -16,6 +15,7 @@ from qcompiler.report.sizes import (
     format_shape,
     size_change,
 )
+from qcompiler.report.trade_rows import trade_rows
 
 WORST = 5
 
@@ -62,7 +62,7 @@ def _worst_table(layers: list[dict[str, Any]], count: int) -> Table:
 
 
 def _trade_table(mixed: dict[str, Any]) -> Table:
-    title = f"other budgets (all: {PARETO})"
+    title = "other budgets (all: report.html)"
     table = Table(
         box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style=""
     )

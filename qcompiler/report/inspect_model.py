@@ -145,7 +145,8 @@ def inspect(path: str | Path) -> Inspection:
     found.sort(key=lambda pair: order[pair[0]])
     places = blocks(model)
     products = [
-        replace(_completed(product, tensor_bytes, reasons), block=places.get(node, "")) for node, product in found
+        replace(_completed(product, tensor_bytes, reasons), block=places.get(node, ""))
+        for node, product in found
     ]
     packed_bytes = sum(product.bytes for product in products if product.granularity is not None)
     codes = sum(weight.size for weight in stored)

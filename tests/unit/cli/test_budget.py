@@ -10,6 +10,7 @@ from tests import command_models as models
 from tests.command_line import RTN, Command
 
 
+@pytest.mark.page
 def test_a_budget_goes_with_settings_of_what_it_is_spent_on(run: Command, tmp_path: Path) -> None:
     source = models.decoder(tmp_path)
     outcome = run(
@@ -30,7 +31,8 @@ def test_a_budget_goes_with_settings_of_what_it_is_spent_on(run: Command, tmp_pa
     assert "gives out the bits" in ahead and "gives out the bits" not in run(source, *RTN, "--dry-run").out
     mixed = json.loads(outcome.out)["mixed"]
     assert mixed["bits"] == [4, 8] and set(mixed["chosen"]) <= {4, 8}
-    assert "<svg" in Path("out/pareto.svg").read_text("utf-8")
+    page = Path("out/report.html").read_text("utf-8")
+    assert "Bits and what they cost" in page and "chosen: " in page
     shown = run(source, *RTN, "--budget", "6bpw", "--set", "calib.length=16", "-o", "out", "--force").out
     assert "predicted kl" in shown and "chosen" in shown
 
