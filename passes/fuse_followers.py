@@ -22,6 +22,7 @@ from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import (
     INPUTS_OF_EACH,
     NAMES_KEY,
+    OF_EACH_KEYS,
     OP,
     PRODUCTS,
     THREE,
@@ -92,10 +93,7 @@ class FuseFollowers(ir.passes.InPlacePass):
                 continue
             inputs = list(pair.inputs) + [None] * (1 + 2 * INPUTS_OF_EACH - len(pair.inputs))
             parts = [inputs[1 + p * INPUTS_OF_EACH : 1 + (p + 1) * INPUTS_OF_EACH] for p in (gate, up)]
-            names = pair.metadata_props.get(NAMES_KEY, "\n").split("\n")
-            self._replace(
-                pair, _PAIRS[pair.op_type], [inputs[0], *parts[0], *parts[1]], nodes, [names[gate], names[up]]
-            )
+            self._replace(pair, _PAIRS[pair.op_type], [inputs[0], *parts[0], *parts[1]], nodes, (gate, up))
             return True
         return False
 
@@ -107,7 +105,7 @@ class FuseFollowers(ir.passes.InPlacePass):
         op, more = with_activation(kind, product.op_type), []
         if kind == "QuickGelu":
             more.append(ir.AttrFloat32(ALPHA, form.activation.alpha))
-        self._replace(product, op, list(product.inputs), list(form.nodes), [product.name or ""], more)
+        self._replace(product, op, list(product.inputs), list(form.nodes), more=more)
         return True
 
     def _fuse_residual(self, product: ir.Node) -> bool:
@@ -123,7 +121,7 @@ class FuseFollowers(ir.passes.InPlacePass):
         if other is None or not _same_shape(value, other):
             return False
         inputs = list(product.inputs) + [None] * (1 + INPUTS_OF_EACH - len(product.inputs))
-        self._replace(product, _ALONE[product.op_type], [*inputs, other], [add], [product.name or ""])
+        self._replace(product, _ALONE[product.op_type], [*inputs, other], [add])
         return True
 
     def _replace(
@@ -132,13 +130,13 @@ class FuseFollowers(ir.passes.InPlacePass):
         op: str,
         inputs: list[ir.Value | None],
         followers: list[ir.Node],
-        names: list[str],
+        order: tuple[int, ...] = (0,),
         more: Sequence[ir.Attr] = (),
     ) -> None:
         """A node of ``op`` for the product and its followers, in the place of the last of these.
 
         Args:
-            names: those of its products.
+            order: in which the node reads its products.
             more: attributes that the product has not.
         """
         last = followers[-1]
@@ -148,8 +146,12 @@ class FuseFollowers(ir.passes.InPlacePass):
         attributes = [*product.attributes.values(), *more]
         fused = ir.Node(OUR_DOMAIN, op, inputs, attributes, num_outputs=1, name=product.name)
         fused.metadata_props.update(product.metadata_props)
-        if NAMES_KEY in fused.metadata_props:
-            fused.metadata_props[NAMES_KEY] = "\n".join(names)
+        names = [product.name or ""]
+        for key in OF_EACH_KEYS & fused.metadata_props.keys():
+            of_each = fused.metadata_props[key].split("\n")
+            ordered = [of_each[place] for place in order]
+            fused.metadata_props[key] = "\n".join(ordered)
+            names = ordered if key == NAMES_KEY else names
         ir.convenience.replace_nodes_and_values(
             last.graph, last, [product, *followers], [fused], last.outputs, fused.outputs
         )

@@ -21,13 +21,14 @@ from qcompiler.graph.own_matmul_nbits import (
     LEVEL,
     MOST,
     NAMES_KEY,
+    OF_EACH_KEYS,
     OP,
     THREE,
     columns_attribute,
     operator,
     provide,
 )
-from qcompiler.graph.quantized import KEYS
+from qcompiler.graph.quantized import KEYS, SQNR_KEY
 
 _ALONE = (OP, THREE)
 
@@ -68,7 +69,11 @@ def _together(model: ir.Model) -> Iterator[list[ir.Node]]:
     found: dict[tuple[object, ...], list[ir.Node]] = {}
     for node in RecursiveGraphIterator(model.graph):
         if _is_product(node) and _stands_alone(node):
-            notes = frozenset(item for item in node.metadata_props.items() if item[0].startswith(KEYS))
+            notes = frozenset(
+                (key, text)
+                for key, text in node.metadata_props.items()
+                if key.startswith(KEYS) and key not in OF_EACH_KEYS
+            )
             nodes = found.setdefault(
                 (node.graph, node.inputs[0], node.op_type, notes, *_shared(node).values()), []
             )
@@ -115,6 +120,8 @@ def _join(nodes: list[ir.Node]) -> list[LoweredNode]:
     )
     joined.metadata_props.update(_common_notes(nodes))
     joined.metadata_props[NAMES_KEY] = "\n".join(node.name or "" for node in nodes)
+    if all(SQNR_KEY in node.metadata_props for node in nodes):
+        joined.metadata_props[SQNR_KEY] = "\n".join(node.metadata_props[SQNR_KEY] for node in nodes)
     lowered = [_lowered(node, op) for node in nodes]
     outputs = [node.outputs[0] for node in nodes]
     ir.convenience.replace_nodes_and_values(graph, nodes[0], nodes, [joined], outputs, joined.outputs)

@@ -6,9 +6,10 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.graph.edits import Names, add_initializer, drop_unused
-from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, register_constants
+from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, SQNR_KEY, register_constants
 from qcompiler.graph.stored_quantized import Layout
 from qcompiler.graph.weights import Role
+from qcompiler.passes.layer_result import LayerResult
 from qcompiler.recipe.planned_weight import PlannedWeight
 
 
@@ -26,9 +27,17 @@ class WeightPlacement:
         self._positions = positions
 
     def put(
-        self, planned: PlannedWeight, make: Callable[[Layout, str], list[ir.Node]], word: str = "quantized"
+        self,
+        planned: PlannedWeight,
+        make: Callable[[Layout, str], list[ir.Node]],
+        result: LayerResult | None = None,
+        word: str = "quantized",
     ) -> ir.Node:
-        """Make the weight's nodes, given its layout and a name, and have every use read what the last yields."""
+        """Make the weight's nodes, given its layout and a name, and have every use read what the last yields.
+
+        Args:
+            result: what became of the weight, for those who look at the node; None where that is not known yet.
+        """
         weight = planned.weight
         gathered = any(use.role is Role.EMBEDDING for use in weight.uses)
         by_rows = gathered or weight.kernel is not None
@@ -36,6 +45,8 @@ class WeightPlacement:
         node = nodes[-1]
         node.metadata_props[ALGORITHM_KEY] = planned.algorithm
         node.metadata_props[REASON_KEY] = planned.settings.decided_by
+        if result is not None:
+            node.metadata_props[SQNR_KEY] = f"{result.sqnr_db:.1f}"
         first = min((use.top_level for use in weight.uses), key=self._positions.__getitem__)
         self._graph.insert_before(first, nodes)
         for each in nodes:

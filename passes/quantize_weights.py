@@ -248,7 +248,9 @@ class QuantizeWeights(ir.passes.InPlacePass):
             store, base = self._tuning.store, base_of(quantized)
             self._tuning.hold(Held(planned, quantized, statistics))
             self._placement.put(
-                planned, lambda layout, name: emit_weight(store, base, layout, name, weight.dtype), "untuned"
+                planned,
+                lambda layout, name: emit_weight(store, base, layout, name, weight.dtype),
+                word="untuned",
             )
         else:
             self._store_weight(planned, quantized, statistics)
@@ -272,6 +274,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
         node = self._placement.put(
             planned,
             lambda layout, name: emit_weight(self._store, base_of(quantized), layout, name, weight.dtype),
+            result,
         )
         stored = None if corrected is None else store_corrections(self._store, corrected, weight.name)
         self._finish(planned, result, stored)
@@ -299,7 +302,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
             applied.apply_again(self._model, self._by_output, self._names)
         for each in found.weights:
             each.planned.notes[:] = each.result.notes
-            self._placement.put(each.planned, each.make)
+            self._placement.put(each.planned, each.make, each.result)
             self._finish(each.planned, each.result, each.corrections)
         self._progress(f"{part} was finished", len(self._done), len(self._plan.quantized))
         return found

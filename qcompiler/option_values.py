@@ -47,3 +47,17 @@ class Share(click.ParamType[float]):
         if not 0 <= share < 1:
             self.fail(f"{value!r} is not a share from 0 to below 1; write it like 1% or 0.01", param, ctx)
         return share
+
+
+class Pattern(click.ParamType[re.Pattern[str]]):
+    """A regular expression."""
+
+    name = "regex"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> re.Pattern[str]:
+        try:
+            return re.compile(value)
+        except re.error as error:
+            self.fail(f"{value!r} is no regular expression: {error}", param, ctx)

@@ -43,6 +43,11 @@ class LeftAlone:
     role: Role
     reason: str
 
+    @property
+    def name(self) -> str:
+        """For people and for the rules of recipes."""
+        return self.node.name or self.node.outputs[0].name or self.node.op_type
+
 
 @dataclass
 class Census:

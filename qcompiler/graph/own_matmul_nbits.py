@@ -28,7 +28,7 @@ from qcompiler.graph import three_bits_body
 from qcompiler.graph.activation import ALPHA, KINDS, Kind, body_nodes
 from qcompiler.graph.kernel_node import DOMAIN as STOCK_DOMAIN
 from qcompiler.graph.operator_body import OUR_DOMAIN, provide_body
-from qcompiler.graph.quantized import KEYS
+from qcompiler.graph.quantized import KEYS, SQNR_KEY
 from qcompiler.quant.activations import SMALLEST
 from qcompiler.quant.kernel_lines import kernel_group
 
@@ -44,6 +44,8 @@ MOST = 3
 """Products on one x that one operator takes."""
 NAMES_KEY = f"{KEYS}products"
 """A note of joined nodes: the names of their products, a line each."""
+OF_EACH_KEYS = frozenset({NAMES_KEY, SQNR_KEY})
+"""Notes that have a line for each product of a joined node."""
 _NUMBERS = {1: "", 2: "Pair", 3: "Triple"}
 _ADD, _SWIGLU = "Add", "SwiGlu"
 LAYOUT, LINES = "layout", 1

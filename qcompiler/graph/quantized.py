@@ -33,6 +33,8 @@ SCALE_KEY = f"{KEYS}scale_dtype"
 LAYOUT_KEY = f"{KEYS}layout"
 ALGORITHM_KEY = f"{KEYS}algorithm"
 REASON_KEY = f"{KEYS}reason"
+SQNR_KEY = f"{KEYS}sqnr_db"
+"""Of the layer's output, in decibels, as text."""
 
 _CODE_BITS = {
     ir.DataType.INT2: 2,

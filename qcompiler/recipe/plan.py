@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import onnx_ir as ir
-
 from qcompiler.errors import CalibrationError, InputError, SchemeError
 from qcompiler.graph.census import Census
 from qcompiler.graph.stored_quantized import SCALE_NAMES
@@ -229,9 +227,7 @@ def make_plan(census: Census, recipe: Recipe, may_be_empty: bool = False) -> Pla
             )
         plan.quantized.append(planned)
     for alone in census.left_alone:
-        plan.skipped.append(
-            SkippedProduct(_name(alone.node), alone.role, alone.node.op_type, (), alone.reason, 0)
-        )
+        plan.skipped.append(SkippedProduct(alone.name, alone.role, alone.node.op_type, (), alone.reason, 0))
     if not plan.quantized and not may_be_empty:
         raise InputError(_nothing_to_do(plan))
     plan.warnings += _grown(plan.quantized)
@@ -299,17 +295,13 @@ def _deciding_use(weight: Weight) -> WeightUse:
     return next(use for use in weight.uses if use.role is weight.role)
 
 
-def _name(node: ir.Node) -> str:
-    return node.name or node.outputs[0].name or node.op_type
-
-
 def _unused_rules(census: Census, recipe: Recipe) -> list[str]:
     """A line for each rule that decides nothing; a product without a weight counts as decided."""
     products = [
         ((weight.name, *weight.aliases), weight.role.value, _deciding_use(weight).node.op_type)
         for weight in census.weights
     ]
-    products += [((_name(alone.node),), alone.role.value, alone.node.op_type) for alone in census.left_alone]
+    products += [((alone.name,), alone.role.value, alone.node.op_type) for alone in census.left_alone]
     deciding = {recipe.rule_for(names[0], role, op, names[1:]) for names, role, op in products}
     lines = []
     for index, rule in enumerate(recipe.rules):

@@ -50,7 +50,7 @@ def input_codes(node: ir.Node) -> InputCodes | None:
         return None
     if node.domain == OUR_DOMAIN and node.op_type == own_dynamic_matmul.OP:
         return _BY_ROW
-    if node.op_type == "DynamicQuantizeMatMul":
+    if node.op_type == "DynamicQuantizeMatMul" or _is_rounded_in_each_run(x):
         return _BY_TENSOR
     if node.op_type in _SCALE_AND_ZERO_POINT or (node.domain, node.op_type) == (
         OUR_DOMAIN,
@@ -63,10 +63,14 @@ def input_codes(node: ir.Node) -> InputCodes | None:
     restored = x.producer()
     if restored is None or restored.op_type != "DequantizeLinear" or restored.inputs[0] is None:
         return None
-    rounding = restored.inputs[0].producer()
-    if rounding is not None and rounding.op_type == "DynamicQuantizeLinear":
+    if _is_rounded_in_each_run(restored.inputs[0]):
         return _BY_TENSOR
     return _constant(restored.inputs[0], restored, 1, 2)
+
+
+def _is_rounded_in_each_run(codes: ir.Value) -> bool:
+    rounding = codes.producer()
+    return rounding is not None and rounding.op_type == "DynamicQuantizeLinear"
 
 
 def _constant(codes: ir.Value, node: ir.Node, scale: int, zero_point: int) -> InputCodes | None:

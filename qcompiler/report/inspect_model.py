@@ -17,6 +17,7 @@ from qcompiler.graph.blocks import blocks
 from qcompiler.graph.census import Census, take_census
 from qcompiler.graph.edits import all_nodes
 from qcompiler.graph.operator_body import is_ours
+from qcompiler.graph.quantized import REASON_KEY
 from qcompiler.graph.weights import constant_view
 from qcompiler.passes.normalize import Normalize
 from qcompiler.quant.codebook import TABLES
@@ -24,6 +25,7 @@ from qcompiler.report.input_codes import InputCodes, input_codes
 from qcompiler.report.quantized_products import StoredWeight, read_products
 
 REPORT = "report.json"
+NOBODY_SAYS = "stays float; the file does not say why"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class InspectedProduct:
         two_level: whether scales are whole numbers times the step of a super-block.
         groups_rows: whether a group holds weights of several rows of one input channel.
         activations: how what it multiplies is rounded; None where that is float, or two products of the weight differ.
-        block: of the model that it belongs to (see ``graph/blocks``); empty outside of any.
+        block: of the model that it is in (``graph.blocks``), "" outside of any; of several nodes, that of the first.
+        nodes: names of the nodes that read the weight; a tied one has several.
+        sqnr_db: of what the layer computes, against the float model, as the compile noted it; None where nothing is noted.
     """
 
     name: str
@@ -70,6 +74,13 @@ class InspectedProduct:
     groups_rows: bool = False
     activations: InputCodes | None = None
     block: str = ""
+    nodes: tuple[str, ...] = ()
+    sqnr_db: float | None = None
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether one stored weight has several roles."""
+        return "/" in self.role
 
     @property
     def label(self) -> str:
@@ -143,11 +154,9 @@ def inspect(path: str | Path) -> Inspection:
     found = [_of_quantized(weight) for weight in stored]
     found += _of_census(take_census(model), {node for weight in stored for node in weight.nodes})
     found.sort(key=lambda pair: order[pair[0]])
-    places = blocks(model)
-    products = [
-        replace(_completed(product, tensor_bytes, reasons), block=places.get(node, ""))
-        for node, product in found
-    ]
+    block_of = blocks(model)
+    unsaid = NOBODY_SAYS if stored else ""
+    products = [_completed(product, tensor_bytes, reasons, block_of[node], unsaid) for node, product in found]
     packed_bytes = sum(product.bytes for product in products if product.granularity is not None)
     codes = sum(weight.size for weight in stored)
     return Inspection(
@@ -188,6 +197,8 @@ def _of_quantized(weight: StoredWeight) -> tuple[ir.Node, InspectedProduct]:
         weight.two_level,
         weight.groups_rows,
         _input_codes(weight),
+        nodes=_names(weight.nodes),
+        sqnr_db=weight.sqnr_db,
     )
 
 
@@ -203,28 +214,35 @@ def _of_census(census: Census, quantized: set[ir.Node]) -> list[tuple[ir.Node, I
     for weight in census.weights:
         nodes = [use.node for use in weight.uses]
         roles = "/".join(dict.fromkeys(use.role.value for use in weight.uses))
-        product = _float(weight.name, roles, _operators(nodes), weight.shape, weight.source, "")
-        found.append((nodes[0], replace(product, bytes=weight.float_bytes)))
+        product = _float(weight.name, roles, _operators(nodes), weight.shape, weight.source, _noted(nodes[0]))
+        found.append((nodes[0], replace(product, bytes=weight.float_bytes, nodes=_names(nodes))))
     counted = {weight.source for weight in census.weights}
     for alone in census.left_alone:
         node = alone.node
         if node in quantized:
             continue
-        name = node.name or node.outputs[0].name or node.op_type
+        name, reason = alone.name, _noted(node) or alone.reason
         view = next((v for v in map(constant_view, node.inputs[:2]) if v is not None), None)
         if view is None:
             product = InspectedProduct(
-                name, alone.role.value, node.op_type, (), "", None, None, None, None, 0, 0.0, alone.reason
+                name, alone.role.value, node.op_type, (), "", None, None, None, None, 0, 0.0, reason
             )
         else:
-            product = _float(
-                name, alone.role.value, node.op_type, view.final_shape, view.source, alone.reason
-            )
+            product = _float(name, alone.role.value, node.op_type, view.final_shape, view.source, reason)
             if view.source in counted:
                 product = replace(product, bytes=0)  # they are with the first node that reads it
             counted.add(view.source)
-        found.append((node, product))
+        found.append((node, replace(product, nodes=_names([node]))))
     return found
+
+
+def _names(nodes: Iterable[ir.Node]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(node.name or "" for node in nodes))
+
+
+def _noted(node: ir.Node) -> str:
+    """Why a product stays float, as a compile noted it."""
+    return node.metadata_props.get(REASON_KEY, "")
 
 
 def _float(
@@ -239,12 +257,14 @@ def _float(
     )
 
 
-def _completed(product: InspectedProduct, total: int, reasons: dict[str, str]) -> InspectedProduct:
-    """With its share of the model and, for a float one, the reason that a report gives."""
+def _completed(
+    product: InspectedProduct, total: int, reasons: dict[str, str], block: str, unsaid: str
+) -> InspectedProduct:
+    """With its block, its share of the model and, for a float one, the reason that a report gives, else ``unsaid``."""
     reason = product.reason
-    if product.granularity is None and product.name in reasons:
-        reason = reasons[product.name]
-    return replace(product, share=product.bytes / total if total else 0.0, reason=reason)
+    if product.granularity is None:
+        reason = reasons.get(product.name, reason) or unsaid
+    return replace(product, share=product.bytes / total if total else 0.0, reason=reason, block=block)
 
 
 def _operators(nodes: Iterable[ir.Node]) -> str:

@@ -1,40 +1,226 @@
-"""An inspection on the terminal: one line a product, then what all of it takes."""
+"""An inspection on the terminal: products flat, folded by block or as a tree of modules, then what all of it takes."""
+
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from qcompiler.errors import InputError
 from qcompiler.report.folded import folded
 from qcompiler.report.inspect_model import InspectedProduct, Inspection
-from qcompiler.report.sizes import format_bytes, format_shape
+from qcompiler.report.sizes import counted, format_bytes, format_shape
 
 OPERATORS = 8  # types that are counted by name in the last line
+MANY = 60  # products; more are folded by block unless asked otherwise
+LISTED = 3  # differing words in one cell of a folded line
+
+View = Literal["flat", "folded", "tree"]
 
 
-def inspection_table(found: Inspection) -> RenderableType:
-    """Products in graph order; those without a weight are counted in one line for each reason."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "role", "op"):
-        table.add_column(column, overflow="fold")
-    table.add_column("N x K", justify="right", no_wrap=True)
-    table.add_column("stored as", no_wrap=True)
-    rounds = any(product.activations for product in found.products)
-    if rounds:
-        table.add_column("activations", no_wrap=True)
-    table.add_column("bytes", justify="right", no_wrap=True)
-    table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
-    for product in folded(found.products, _likeness):
-        why = " / ".join(part for part in (product.algorithm, product.reason) if part)
-        size = format_bytes(product.bytes) if product.bytes else ""
-        share = f"{100 * product.share:.1f} %" if product.bytes else ""
-        cells = (
-            product.name, product.role, product.op, format_shape(product.shape), product.label,
-            *([product.activations.label if product.activations else ""] if rounds else []), size, share, why,
+def matching(found: Inspection, pattern: re.Pattern[str]) -> list[InspectedProduct]:
+    """Products of which a name or the block matches.
+
+    Raises:
+        InputError: none does.
+    """
+    products = [
+        product
+        for product in found.products
+        if any(map(pattern.search, (product.name, product.block, *product.nodes)))
+    ]
+    if not products:
+        raise InputError(
+            f"{found.model}: no product or block matches {pattern.pattern!r}; names are as qcompile inspect --flat shows them"
+        )
+    return products
+
+
+def inspection_table(
+    found: Inspection, shown: Sequence[InspectedProduct] | None = None, view: View | None = None
+) -> RenderableType:
+    """A table and the totals.
+
+    Args:
+        shown: of its products; None for all.
+        view: None folds what has many weights.
+    """
+    products = found.products if shown is None else shown
+    weights = sum(bool(product.dtype) for product in products)
+    view = view or ("folded" if weights > MANY else "flat")
+    lines = {"flat": _flat, "folded": _folded, "tree": _tree}[view](products)
+    below = _totals(found)
+    if shown is not None:
+        below.insert(0, f"shown are {len(shown)} of {counted(len(found.products), 'product')}")
+    if view == "folded":
+        below.insert(
+            0, "folded by block: --flat shows each product, --tree their modules, --filter REGEX some of them"
+        )
+    return Group(_table(lines, view), "", *map(Text, below))
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One row: what it is called, and the products that it stands for; ``inner`` rows of a tree say nothing but sizes."""
+
+    name: str
+    products: list[InspectedProduct] = field(default_factory=list)
+    inner: bool = False
+
+
+def _flat(products: Sequence[InspectedProduct]) -> list[_Line]:
+    """In graph order; those without a weight are counted in one line for each reason."""
+    return [_Line(row.name, [row]) for row in folded(products, _likeness)]
+
+
+def _folded(products: Sequence[InspectedProduct]) -> list[_Line]:
+    """A line for each block and kind: what has role, operator, form and reason in common."""
+    groups: dict[Hashable, list[InspectedProduct]] = {}
+    for product in products:
+        kind = (
+            product.block if product.dtype else None, product.role, product.op, product.label,
+            product.activations is None, product.algorithm, product.reason,
         )  # fmt: skip
-        table.add_row(*map(escape, cells))
-    return Group(table, "", *map(Text, _totals(found)))
+        groups.setdefault(kind, []).append(product)
+    lines = []
+    for members in sorted(groups.values(), key=lambda group: not group[0].dtype):
+        first = members[0]
+        if len(members) == 1:
+            name = first.name
+        elif first.dtype:
+            name = first.block or "outside blocks"
+        else:
+            name = f"{first.name} and {len(members) - 1} more"
+        lines.append(_Line(name, members))
+    return lines
+
+
+@dataclass
+class _Module:
+    """A module of a tree."""
+
+    inside: "dict[str, _Module]" = field(default_factory=dict)
+    products: list[InspectedProduct] = field(default_factory=list)
+
+    def all(self) -> list[InspectedProduct]:
+        """Its own and those of the modules in it."""
+        return self.products + [product for module in self.inside.values() for product in module.all()]
+
+
+def _tree(products: Sequence[InspectedProduct]) -> list[_Line]:
+    """Blocks with their products inside, by the parts of their names."""
+    root = _Module()
+    for product in products:
+        module = root
+        for part in _path(product):
+            module = module.inside.setdefault(part, _Module())
+        module.products.append(product)
+    lines: list[_Line] = []
+    _grow(root, 0, lines)
+    return lines
+
+
+def _path(product: InspectedProduct) -> list[str]:
+    parts = product.name.strip("/").replace("/", ".").split(".")
+    block = product.block.split(".") if product.block else []
+    if parts[: len(block)] == block:
+        return [product.block, *parts[len(block) :]] if block else parts
+    return [product.block, product.name] if block else parts
+
+
+def _grow(module: _Module, depth: int, lines: list[_Line]) -> None:
+    for name, child in module.inside.items():
+        while len(child.inside) == 1 and not child.products:  # one line for what holds one thing
+            part, child = next(iter(child.inside.items()))
+            name = f"{name}.{part}"
+        held = child.all()
+        if child.inside:
+            lines.append(_Line("  " * depth + name, held, inner=True))
+            lines.extend(_Line("  " * (depth + 1) + "itself", [own]) for own in child.products)
+            _grow(child, depth + 1, lines)
+        else:
+            lines.extend(_Line("  " * depth + name, [own]) for own in child.products)
+
+
+def _table(lines: Sequence[_Line], view: View) -> Table:
+    products = [product for line in lines for product in line.products]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns: list[tuple[str, bool, Callable[[_Line], str]]] = [
+        ("role", False, lambda line: _words(product.role for product in line.products)),
+        ("op", False, lambda line: _words(product.op for product in line.products)),
+    ]
+    if view == "folded":
+        columns += [("weights", True, _count), ("numbers", True, _numbers)]
+    else:
+        columns.append(
+            ("N x K", True, lambda line: _words(format_shape(product.shape) for product in line.products))
+        )
+    columns.append(("stored as", True, lambda line: _words(product.label for product in line.products)))
+    if any(product.activations for product in products):
+        columns.append(("activations", True, _activations))
+    columns += [("bytes", True, lambda line: _bytes(line.products)), ("share", True, _share)]
+    if any(product.sqnr_db is not None for product in products):
+        columns.append(("dB" if view == "flat" else "worst dB", True, _sqnr))
+    columns.append(("why", False, lambda line: "" if line.inner else _words(map(_why, line.products))))
+    table.add_column("name", overflow="fold")
+    right = {"N x K", "weights", "numbers", "bytes", "share", "dB", "worst dB"}
+    for name, unbroken, _ in columns:
+        table.add_column(
+            name, justify="right" if name in right else "left", overflow="fold", no_wrap=unbroken
+        )
+    for line in lines:
+        cells = [cell(line) for _, _, cell in columns]
+        table.add_row(*map(escape, (line.name, *cells)), style="bold" if line.inner else "")
+    return table
+
+
+def _words(words: Iterable[str]) -> str:
+    """What differs, once each and in order; how many more there are."""
+    distinct = [word for word in dict.fromkeys(words) if word]
+    more = f" and {len(distinct) - LISTED} more" if len(distinct) > LISTED else ""
+    return ", ".join(distinct[:LISTED]) + more
+
+
+def _count(line: _Line) -> str:
+    weights = sum(bool(product.dtype) for product in line.products)
+    return str(weights) if weights else ""
+
+
+def _numbers(line: _Line) -> str:
+    total = sum(math.prod(product.shape) for product in line.products if product.dtype)
+    return f"{total / 1e6:.3g} M" if total >= 1e6 else f"{total:,}".replace(",", " ") if total else ""
+
+
+def _activations(line: _Line) -> str:
+    labels = [product.activations.label for product in line.products if product.activations is not None]
+    if len(set(labels)) < 2:
+        return labels[0] if labels else ""
+    return _words(product.activations.dtype for product in line.products if product.activations is not None)
+
+
+def _bytes(products: Sequence[InspectedProduct]) -> str:
+    total = sum(product.bytes for product in products)
+    return format_bytes(total) if total else ""
+
+
+def _share(line: _Line) -> str:
+    share = sum(product.share for product in line.products)
+    return f"{100 * share:.1f} %" if share else ""
+
+
+def _sqnr(line: _Line) -> str:
+    known = [product.sqnr_db for product in line.products if product.sqnr_db is not None]
+    return f"{min(known):.1f}" if known else ""
+
+
+def _why(product: InspectedProduct) -> str:
+    tied = "tied: one stored weight" if product.is_tied and product.dtype else ""
+    return " / ".join(part for part in (product.algorithm, product.reason, tied) if part)
 
 
 def _likeness(product: InspectedProduct) -> tuple[str, ...] | None:
@@ -44,6 +230,8 @@ def _likeness(product: InspectedProduct) -> tuple[str, ...] | None:
 
 def _totals(found: Inspection) -> list[str]:
     weights = [product for product in found.products if product.dtype]
+    blocks = len({product.block for product in found.products} - {""})
+    tied = sum(product.is_tied for product in weights)
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found.opsets.items())
     bits = f" at {found.bits_per_weight:.2f} bits per weight" if found.bits_per_weight is not None else ""
     rest = found.tensor_bytes - found.quantized_bytes - found.float_bytes
@@ -52,9 +240,11 @@ def _totals(found: Inspection) -> list[str]:
     return [
         f"{found.model}: {format_bytes(found.file_bytes)}, IR {found.ir_version}, opsets {opsets}"
         + (f", by {found.producer}" if found.producer else ""),
-        f"{len(weights)} weights: {found.quantized} quantized ({format_bytes(found.quantized_bytes)}{bits}), "
+        f"{counted(len(weights), 'weight')}{f' in {blocks} blocks' if blocks else ''}: "
+        f"{found.quantized} quantized ({format_bytes(found.quantized_bytes)}{bits}), "
         f"{len(weights) - found.quantized} float ({format_bytes(found.float_bytes)}); "
-        f"other tensors {format_bytes(rest)}",
+        + (f"{tied} tied; " if tied else "")
+        + f"other tensors {format_bytes(rest)}",
         f"inputs {'; '.join(found.inputs)}",
         f"outputs {'; '.join(found.outputs)}",
         f"{found.nodes} nodes: "

@@ -21,7 +21,7 @@ from qcompiler.graph.offset_product import offset_of
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.own_matmul_nbits import INPUTS_OF_EACH, OP, PRODUCTS, columns_attribute
 from qcompiler.graph.product_names import product_names
-from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, layout_of
+from qcompiler.graph.quantized import ALGORITHM_KEY, REASON_KEY, SQNR_KEY, layout_of
 from qcompiler.graph.stored_quantized import Layout
 from qcompiler.graph.weights import Role, constant_view
 from qcompiler.quant.affine import is_midpoint
@@ -42,6 +42,7 @@ class StoredWeight:
         two_level: whether scales (and minima) are whole numbers times the step of a super-block.
         groups_rows: whether a group holds weights of several rows of one input channel.
         reason, algorithm: from the node's metadata; empty in models of other tools.
+        sqnr_db: of the layer's output, likewise; None where nothing is noted.
         product: which of its node's products it belongs to, where the node is several.
     """
 
@@ -63,6 +64,7 @@ class StoredWeight:
     two_level: bool = False
     groups_rows: bool = False
     product: int = 0
+    sqnr_db: float | None = None
 
     @property
     def size(self) -> int:
@@ -170,6 +172,10 @@ def _readers(node: ir.Node) -> Iterator[tuple[ir.Node, ir.Node, bool, int]]:
         if kind_of(node) in PLACES:
             yield from ((node, node, False, product) for product in range(PRODUCTS.get(kind_of(node), 1)))
         return
+    lookup = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if lookup is not None and lookup.op_type == "Gather":
+        yield lookup, node, False, 0  # rows of a table are looked up in codes and unpacked behind that
+        return
     for user, index in node.outputs[0].uses():
         if user.op_type in ("Transpose", "Reshape"):
             yield from ((reader, node, user.op_type == "Transpose", 0) for reader in _products_of(user))
@@ -196,7 +202,8 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool, product: int) -> tuple[i
     if offsets is not None:
         return offsets.source, _of_offsets(node, holder, offsets, turned)
     places = PLACES[kind_of(holder)].of(product)
-    codes = _constant(holder, places.codes)
+    looked_up = node.op_type == "Gather" and node.outputs[0] is holder.inputs[0]
+    codes = _constant(node, 0) if looked_up else _constant(holder, places.codes)
     if codes is None or codes.const_value is None:
         return None  # codes that are activations
     scales, zero_points = _constant(holder, places.scales), _constant(holder, places.zero_points)
@@ -237,6 +244,7 @@ def _read(node: ir.Node, holder: ir.Node, turned: bool, product: int) -> tuple[i
         two_level=two_level,
         groups_rows=rows,
         product=product,
+        sqnr_db=_sqnr(holder, product),
     )
     return codes, stored
 
@@ -261,7 +269,7 @@ def _of_offsets(node: ir.Node, holder: ir.Node, form: OffsetForm, turned: bool) 
         form.offset is None, sum(int(part.nbytes) for part in parts),
         notes.get(REASON_KEY, ""), notes.get(ALGORITHM_KEY, ""),
         float_zero_points=form.offset is not None and not is_computed(form.scale), two_level=is_computed(form.scale),
-        groups_rows=rows,
+        groups_rows=rows, sqnr_db=_sqnr(holder, 0),
     )  # fmt: skip
 
 
@@ -270,7 +278,16 @@ def _of_form(node: ir.Node, holder: ir.Node, form: CodebookForm) -> StoredWeight
     return StoredWeight(
         _name(node, form.source), [], [node], form.shape, form.dtype, 4, "group", form.block, True, form.nbytes,
         notes.get(REASON_KEY, ""), notes.get(ALGORITHM_KEY, ""), form.double is not None,
+        sqnr_db=_sqnr(holder, 0),
     )  # fmt: skip
+
+
+def _sqnr(holder: ir.Node, product: int) -> float | None:
+    noted = holder.metadata_props.get(SQNR_KEY, "").split("\n")
+    try:
+        return float(noted[product])
+    except (ValueError, IndexError):  # nothing, or not ours
+        return None
 
 
 def _name(node: ir.Node, codes: ir.Value) -> str:

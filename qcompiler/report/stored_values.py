@@ -50,6 +50,8 @@ def stored_values(model: ir.Model, weight: StoredWeight) -> StoredValues:
         InputError: its operator keeps them from being read; the message says which.
     """
     node = weight.nodes[0]
+    if _is_lookup_of_codes(node):
+        return sampled(_of_lookup(model, node))
     if node.op_type in WEIGHT_INPUT:
         return sampled(_of_float_product(model, node))
     if node.op_type in _INTEGERS:
@@ -80,6 +82,22 @@ def _of_float_product(model: ir.Model, node: ir.Node) -> npt.NDArray[Any]:
         raise InputError(f"{node.name}: its weight cannot be computed ({error})") from error
     turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
     return array.T if turned else array.reshape(array.shape[0], -1)
+
+
+def _is_lookup_of_codes(node: ir.Node) -> bool:
+    """Rows of a table that are looked up in codes and unpacked behind that."""
+    table = node.inputs[0] if node.op_type == "Gather" else None
+    return table is not None and table.dtype is not None and not table.dtype.is_floating_point()
+
+
+def _of_lookup(model: ir.Model, node: ir.Node) -> npt.NDArray[Any]:
+    """[N, K] of a table with one scale."""
+    unpacked = next(user for user in node.outputs[0].consumers() if user.op_type == "DequantizeLinear")
+    codes, scale = _constant(model, node, 0), _constant(model, unpacked, 1)
+    zero_point = _constant(model, unpacked, 2) if len(unpacked.inputs) > 2 else None
+    if codes is None or scale is None or scale.size != 1:
+        raise InputError(f"{node.name}: its table has no one constant scale")
+    return dequantize_rows(codes, scale.reshape(-1), None if zero_point is None else zero_point.reshape(-1))
 
 
 _INTEGERS = frozenset(

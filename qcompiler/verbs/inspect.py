@@ -1,21 +1,38 @@
 """``qcompile inspect``: what is in a model."""
 
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
 
 import click
 
+from qcompiler.option_values import Pattern
 from qcompiler.verbs.options import json_option, traceback_option
 from qcompiler.verbs.show import show
 
 
-@click.command("inspect", epilog="Example: qcompile inspect model-w4a16-awq/model.onnx")
+@click.command("inspect", epilog="Example: qcompile inspect model-w4a16-awq/model.onnx --filter down_proj")
 @click.argument("model")
+@click.option("--flat", "view", flag_value="flat", help="A line for each product, however many.")
+@click.option(
+    "--folded",
+    "view",
+    flag_value="folded",
+    help="A line for each block and kind; default with more than 60 weights.",
+)
+@click.option("--tree", "view", flag_value="tree", help="Products inside their modules.")
+@click.option(
+    "--filter", "pattern", metavar="REGEX", type=Pattern(), help="Only what has it in a name or a block."
+)
 @json_option
 @traceback_option
-def inspect_verb(model: str, as_json: bool) -> None:
+def inspect_verb(model: str, view: str | None, pattern: re.Pattern[str] | None, as_json: bool) -> None:
     """What is in MODEL: every product, how its weight is stored, and why."""
     from qcompiler.report.inspect_model import inspect
-    from qcompiler.report.inspection_table import inspection_table
+    from qcompiler.report.inspection_table import inspection_table, matching
 
     found = inspect(model)
-    show(asdict(found) if as_json else inspection_table(found))
+    shown = None if pattern is None else matching(found, pattern)
+    if as_json:
+        show(asdict(found if shown is None else replace(found, products=shown)))
+    else:
+        show(inspection_table(found, shown, view))  # type: ignore[arg-type]  # one of the flags' values

@@ -75,7 +75,9 @@ def test_products_on_one_x_are_one_node_and_each_is_reported(quantize: Compile) 
     ours, stock = (quantize(model, target=target) for target in ("qcompiler", "ort"))
     assert ours.report.running == {"ai.qcompiler::MatMulNBitsTriple": 3}
     _check(ours, model, {"x": normal(5, 64)})
-    reported = [[replace(p, share=0, op="") for p in inspect(c.path).products] for c in (ours, stock)]
+    reported = [
+        [replace(p, share=0, op="", nodes=()) for p in inspect(c.path).products] for c in (ours, stock)
+    ]
     assert reported[0] == reported[1] and len(reported[0]) == 3
 
 
@@ -93,7 +95,9 @@ def test_tables_run_on_our_kernels(double_quant: str, quantize: Compile) -> None
     with_library, without = _outputs(ours, x)
     np.testing.assert_array_equal(without[0], create_session(stock.path).run(None, x)[0])
     assert relative_error(without[0], with_library[0]) < EIGHT_BIT
-    reported = [[replace(p, share=0, op="") for p in inspect(c.path).products] for c in (ours, stock)]
+    reported = [
+        [replace(p, share=0, op="", nodes=()) for p in inspect(c.path).products] for c in (ours, stock)
+    ]
     assert reported[0] == reported[1] and len(reported[0]) == 2
 
 
@@ -128,7 +132,9 @@ def test_two_level_scales_run_on_our_kernels_and_offsets_stay_beside(quantize: C
             relative_error(create_session(stock.path).run(None, {"x": normal(5, 256)})[0], value[0])
             < EIGHT_BIT
         )
-    reported = [[replace(p, share=0, op="") for p in inspect(c.path).products] for c in (ours, stock)]
+    reported = [
+        [replace(p, share=0, op="", nodes=()) for p in inspect(c.path).products] for c in (ours, stock)
+    ]
     assert reported[0] == reported[1] and len(reported[0]) == 2
 
 
@@ -137,7 +143,9 @@ def test_the_same_weights_are_reported_as_of_the_target_ort(quantize: Compile) -
         inspect(quantize(two_layers(), target=target).path).products for target in ("qcompiler", "ort")
     )
     assert [p.op for p in ours] == ["MatMulNBitsRelu", "MatMulNBits"]
-    assert [replace(p, share=0, op="") for p in ours] == [replace(p, share=0, op="") for p in stock]
+    assert [replace(p, share=0, op="", nodes=()) for p in ours] == [
+        replace(p, share=0, op="", nodes=()) for p in stock
+    ]
 
 
 def test_a_weight_that_multiplies_the_same_activations_twice(quantize: Compile) -> None:
