@@ -15,6 +15,7 @@ from qcompiler.exit_status import CLOSED_PIPE, outcome
 from qcompiler.verbs.bench import bench_verb
 from qcompiler.verbs.catalogue import recipes_verb, targets_verb
 from qcompiler.verbs.compile import compile_verb
+from qcompiler.verbs.diff import diff_verb
 from qcompiler.verbs.doctor import doctor_verb
 from qcompiler.verbs.eval import eval_verb
 from qcompiler.verbs.inspect import inspect_verb
@@ -50,6 +51,7 @@ def cli() -> None:
 VERBS = (
     compile_verb,
     inspect_verb,
+    diff_verb,
     eval_verb,
     bench_verb,
     report_verb,

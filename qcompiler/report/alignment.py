@@ -21,7 +21,7 @@ from qcompiler.graph.correction_form import corrected_output
 from qcompiler.graph.extract import is_constant
 from qcompiler.graph.product_names import product_names
 from qcompiler.graph.reads import node_reads
-from qcompiler.report.quantized_products import read_products
+from qcompiler.report.quantized_products import StoredWeight, read_products
 from qcompiler.report.tapped_model import Tap
 
 
@@ -53,10 +53,12 @@ class Alignment:
     Attributes:
         values: every pair, in the reference's order.
         lost: products of the reference of which the other model has no value at or shortly behind their output.
+        shown: names of the values in which the products of the others show, by the names of their nodes.
     """
 
     values: list[AlignedValue]
     lost: list[str] = field(default_factory=list)
+    shown: dict[str, str] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[AlignedValue]:
@@ -67,7 +69,7 @@ class Alignment:
 def align(reference: ir.Model, other: ir.Model) -> Alignment:
     """Pair the values of two models; nothing is edited."""
     theirs, ours = _readings(reference), _readings(other)
-    products = list(_products(reference))
+    products = list(products_of(reference))
     found: dict[str, Tap] = {}
     for name, reading in theirs.items():
         match = ours.get(name)
@@ -77,12 +79,14 @@ def align(reference: ir.Model, other: ir.Model) -> Alignment:
     _add_by_weight(products, reference, other, theirs, ours, found)
     layers: dict[str, list[str]] = {}
     lost = []
+    shown: dict[str, str] = {}
     for product in products:
         place = _first_behind(product.output, found)
         if place is None:
             lost.append(product.name)
         else:
             layers.setdefault(place, []).append(product.name)
+            shown[product.node.name or ""] = place
     places = blocks(reference)
     makers = {product.output.name: product for product in products}
     values = []
@@ -90,7 +94,6 @@ def align(reference: ir.Model, other: ir.Model) -> Alignment:
         if name not in found:
             continue
         node = makers[name].node if name in makers else reading.node
-        shown = tuple(layers.get(name, ()))
         values.append(
             AlignedValue(
                 name,
@@ -99,10 +102,10 @@ def align(reference: ir.Model, other: ir.Model) -> Alignment:
                 reading.tap,
                 found[name],
                 places.get(node, ""),
-                shown,
+                tuple(layers.get(name, ())),
             )
         )
-    return Alignment(values, lost)
+    return Alignment(values, lost, shown)
 
 
 def upstream(reference: ir.Model, values: Iterable[str]) -> dict[str, frozenset[str]]:
@@ -116,7 +119,7 @@ def upstream(reference: ir.Model, values: Iterable[str]) -> dict[str, frozenset[
         for output in node.outputs:
             if not output.name:
                 continue
-            for name in (output.name, *_float_names(output.name)):
+            for name in (output.name, *float_names(output.name)):
                 if name in wanted:
                     found[name] = before - {name}
                     behind[output.name] = frozenset({name})
@@ -140,10 +143,18 @@ _Readings = dict[str, _Reading]
 
 
 @dataclass(frozen=True)
-class _Product:
+class Product:
+    """A product with a weight, or of two activations; ``output`` has its bias and corrections.
+
+    Attributes:
+        name: of its weight, else of its node.
+        stored: how its weight is stored where it is quantized; None of any other.
+    """
+
     name: str
     node: ir.Node
     output: ir.Value
+    stored: StoredWeight | None = None
 
 
 _CODES = ("_quantized", "_QuantizeLinear_Output")
@@ -170,7 +181,7 @@ def _readings(model: ir.Model) -> dict[str, _Reading]:
                 continue
             codes = _tap_of_codes(node, output)
             if codes is not None:
-                found.setdefault(_float_names(output.name)[0], _Reading(node, output, codes, True))
+                found.setdefault(float_names(output.name)[0], _Reading(node, output, codes, True))
                 continue
             if output.dtype is not None and not output.dtype.is_floating_point():
                 continue
@@ -180,7 +191,7 @@ def _readings(model: ir.Model) -> dict[str, _Reading]:
     return found
 
 
-def _float_names(codes: str) -> tuple[str, ...]:
+def float_names(codes: str) -> tuple[str, ...]:
     """Names that the float value behind a value of codes may have had; its own name if it says nothing."""
     return tuple(codes.removesuffix(suffix) for suffix in _CODES if codes.endswith(suffix)) or (codes,)
 
@@ -229,20 +240,21 @@ def _stands_for(reading: _Reading, match: _Reading, theirs: _Readings, ours: _Re
     return reading.value.name or ""
 
 
-def _products(model: ir.Model) -> Iterator[_Product]:
+def products_of(model: ir.Model) -> Iterator[Product]:
     """Every product of the main graph, in order: those of weights by their names, others by their nodes'."""
     census = take_census(model)
     named = {use.node: weight.name for weight in census.weights for use in weight.uses if use.in_body is None}
     named |= {left.node: left.node.name or "" for left in census.left_alone if left.node not in named}
-    for weight in read_products(model):
-        named |= {node: weight.name for node in weight.nodes if node in named}
+    stored = {node: weight for weight in read_products(model) for node in weight.nodes if node in named}
+    named |= {node: weight.name for node, weight in stored.items()}
     for node in model.graph:
         if node in named and node.outputs:
-            yield _Product(named[node] or node.outputs[0].name or node.op_type, node, corrected_output(node))
+            name = named[node] or node.outputs[0].name or node.op_type
+            yield Product(name, node, corrected_output(node), stored.get(node))
 
 
 def _add_by_weight(
-    products: list[_Product],
+    products: list[Product],
     reference: ir.Model,
     other: ir.Model,
     theirs: _Readings,
@@ -296,7 +308,7 @@ def _first_behind(output: ir.Value, found: dict[str, Tap], furthest: int = _FURT
         for value in level:
             if value.name in found:
                 return value.name
-            for name in _float_names(value.name or ""):
+            for name in float_names(value.name or ""):
                 if name in found:
                     return name
         behind = [made for value in level for reader in value.consumers() for made in reader.outputs]

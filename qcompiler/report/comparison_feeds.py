@@ -1,0 +1,51 @@
+"""What two models are compared on where every layer is looked at: the user's data, or invented as a compile would."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from qcompiler.calibration.data import tokenizer_beside
+from qcompiler.calibration.feeds import CalibrationFeeds, Progress, make_feeds
+from qcompiler.report.evaluate import EvaluationData
+from qcompiler.report.sizes import counted
+from qcompiler.report.tapped_model import TappedModel
+
+INVENTED = {
+    "sampled from the model": "no data: sequences sampled from the reference itself",
+    "random inputs": "no data: random inputs",
+}
+LAYERS = EvaluationData(windows=4, length=128)
+"""Enough to tell layers apart: errors of a layer hardly depend on the data, and each chunk of values runs all of it."""
+
+
+def comparison_feeds(
+    reference: TappedModel, data: EvaluationData, progress: Progress, beside: Path | None = None
+) -> CalibrationFeeds:
+    """Feeds that are complete for the reference; warnings say where they were invented.
+
+    Args:
+        beside: another model, whose folder may hold the tokenizer.
+    Raises:
+        CalibrationError: the data does not fit the reference.
+    """
+    tokenizer = data.tokenizer or tokenizer_beside(reference.path)
+    if tokenizer is None and beside is not None:
+        tokenizer = tokenizer_beside(beside)
+    source = str(data.text) if data.text is not None else data.data
+    found = make_feeds(reference.model, source, tokenizer, data.windows, data.length, data.seed, progress)
+    if source is not None:
+        return replace(found, warnings=[line for line in found.warnings if "calib.samples" not in line])
+    what = INVENTED.get(found.description["source"], "no data")
+    return replace(
+        found,
+        warnings=[f"{what} (seed {data.seed}); give --data or --text for figures that mean something"],
+    )
+
+
+def described(feeds: CalibrationFeeds) -> str:
+    """``4 feeds of text.txt, at most 128 tokens each``."""
+    source = feeds.description["source"]
+    what = counted(len(feeds.feeds), "feed") + (
+        f" {source}" if source == "sampled from the model" else f" of {source}"
+    )
+    tokens = feeds.description.get("length")
+    return what if tokens is None else f"{what}, at most {tokens} tokens each"
