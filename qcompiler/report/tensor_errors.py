@@ -21,6 +21,7 @@ Feeds = Sequence[Mapping[str, Array]]
 Progress = Callable[[str, int, int], None]
 CHUNK_BYTES = 256 << 20  # of the values of both models that are read at a time
 RESCALED, TURNED = "rescaled", "rotated"
+_TURNED_COSINE = 0.5  # at most: a rotation that spreads outliers leaves about 0
 _ALIKE_LENGTHS = 0.1  # relative; a rotation keeps lengths but for the noise of rounding
 # What is computed from a value cannot be so much better than the value, unless it means the same;
 _HEALED_DB = 6.0
@@ -244,6 +245,6 @@ def _related(
         taken_back = best >= min(rescaled, _GOOD_DB) - _LOST_DB
         if rescaled >= max(error.sqnr_db + _HEALED_DB, best - _HEALED_DB) and taken_back:
             marked[name] = replace(error, sqnr_db=rescaled, relation=RESCALED)
-        elif error.sqnr_db < _HEALED_DB and difference.length_error < _ALIKE_LENGTHS:
+        elif error.cosine < _TURNED_COSINE and difference.length_error < _ALIKE_LENGTHS:
             marked[name] = replace(error, relation=TURNED)
     return marked
