@@ -31,6 +31,7 @@ from qcompiler.graph.convolution import (
     owns_kernel,
 )
 from qcompiler.graph.edits import Names, add_initializer, drop_unused
+from qcompiler.graph.norm_statistics import move_statistics
 from qcompiler.graph.weights import constant_values
 
 Array = npt.NDArray[Any]
@@ -166,13 +167,13 @@ def _path_to(node: ir.Node, convolutions: set[ir.Node]) -> _Path | str:
     channels, added, current = groups * shape[1], list[tuple[ir.Node, int]](), value
     values: list[ir.Value] = []
     while True:
+        maker = current.producer()
+        if maker is None or maker.graph is not node.graph:
+            return f"{current.name} comes from outside of the graph"
         refusal = _why_seen(current)
         if refusal is not None:
             return refusal
         values.append(current)
-        maker = current.producer()
-        if maker is None or maker.graph is not node.graph:
-            return f"{current.name} comes from outside of the graph"
         said = f"{maker.name or current.name} ({maker.op_type})"
         if maker.domain != "" or maker.outputs[0] is not current:
             return f"{said} takes no factors"
@@ -262,6 +263,7 @@ def _scale_outputs(convolution: ir.Node, factors: Sizes, names: Names) -> None:
     multiply_kernel(convolution, factors)
     if bias_of(convolution) is not None:
         _scale_constant(convolution, 2, factors, 1, names)
+    move_statistics(convolution.outputs[0], factors)
 
 
 def _constant_place(node: ir.Node, channels: int, rank: int) -> int | None:

@@ -2,7 +2,7 @@
 
 *Given* Conv -> BatchNormalization with constant statistics, and nothing else reads the convolution.
 *Result* one Conv with the kernel times gamma / sqrt(variance + epsilon) for each output, and a bias; the result keeps its name. Kernels are
-multiplied when they are read.
+multiplied when they are read. What the BatchNormalization says of its output is kept beside it (``norm_statistics``).
 
     y = gamma (W x + b - mean) / sqrt(variance + epsilon) + beta
 """
@@ -14,6 +14,7 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from qcompiler.graph.convolution import bias_of, multiplied
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, stand_in
+from qcompiler.graph.norm_statistics import keep_statistics, norm_statistics
 from qcompiler.graph.weights import constant_values
 
 EPSILON = 1e-5  # where the node does not say
@@ -74,7 +75,9 @@ def _fold(norm: ir.Node, convolution: ir.Node, graph: ir.Graph, names: Names) ->
     bias = add_initializer(graph, ir.Tensor(shift.astype(dtype.numpy()), dtype=dtype, name=name), name)
     convolution.resize_inputs(3)
     convolution.replace_input_with(2, bias)
+    statistics = norm_statistics(norm.outputs[0])
     stand_in(norm.outputs[0], convolution.outputs[0])
+    keep_statistics(convolution.outputs[0], statistics)
     for value in (kernel, old):
         if value is not None:
             drop_unused(value)

@@ -29,6 +29,7 @@ from qcompiler.graph.convolution import (
     multiply_kernel,
 )
 from qcompiler.graph.edits import Names, add_initializer, drop_unused, stand_in
+from qcompiler.graph.norm_statistics import move_statistics
 from qcompiler.graph.weights import constant_values
 
 Numbers = npt.NDArray[np.float64]
@@ -166,6 +167,7 @@ def _fold_behind(convolution: ir.Node, names: Names) -> bool:
     old = np.zeros(shape[0]) if bias is None else _numbers(bias)
     _set_bias(convolution, old * factor + term, names)
     stand_in(made, convolution.outputs[0])
+    move_statistics(convolution.outputs[0], factor, term)
     return True
 
 

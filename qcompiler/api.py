@@ -50,7 +50,7 @@ INVENTED_RANGES = (
 )
 UNCORRECTED = (
     "biases are not corrected for what rounding does to them, which needs data beside the ranges; "
-    "give --calib DATA and --set calib.ranges_from=FILE, or --set calib.correct_biases=false"
+    "give --calib DATA and --set calib.ranges_from=FILE, or --set calib.correct_biases=analytical or none"
 )
 
 
@@ -255,14 +255,18 @@ def compile(
         given = job.has_data
         unused = given and not planned.needs_data and not stopped
         invented = resolved.has_static_ranges and data is not None and not given and job.saved is None
+        measured = resolved.calibration.correct_biases == "measured"
         uncorrected = (
-            job.saved is not None and planned.has_static_convolutions and not planned.corrects_biases
+            measured
+            and job.saved is not None
+            and planned.has_static_convolutions
+            and not planned.corrects_biases
         )
         report = CompileReport.of(
             job.source, saved, resolved, job.target.name, planned, layer_results(quantizing), records, running, data,
             [*([_unused(resolved)] if unused else []),
              *([INVENTED_RANGES] if invented else []),
-             *([UNCORRECTED] if uncorrected and resolved.calibration.correct_biases else []), *floating, *left_plain(quantizing)],
+             *([UNCORRECTED] if uncorrected else []), *floating, *left_plain(quantizing)],
             time.perf_counter() - start, memory.peak_bytes, mixed_result(quantizing), resumed,
             rotation_result(quantizing), None if job.saved is None else job.saved.path,
         )  # fmt: skip

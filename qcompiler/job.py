@@ -60,7 +60,7 @@ class Job:
         """What becomes of each product of the prepared model, and where its ranges come from."""
         planned = plan_weights(self.model, self.recipe, allow_quantized)
         if self.saved is not None:
-            correct = self.recipe.calibration.correct_biases and self.has_data
+            correct = self.recipe.calibration.correct_biases == "measured" and self.has_data
             planned.take_ranges(self.saved.path, correct, self.ranges_alone)
         planned.check(self.target.supports)
         planned.note(self.target.remark)

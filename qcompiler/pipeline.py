@@ -16,6 +16,7 @@ from qcompiler.passes.activation_scales import Observe, float_tensors
 from qcompiler.passes.assign_bits import AssignBits
 from qcompiler.passes.balance_channels import BalanceChannels
 from qcompiler.passes.correct_biases import CorrectBiases, Means, MeasureMeans
+from qcompiler.passes.correct_biases_analytically import CorrectBiasesAnalytically
 from qcompiler.passes.expand_gemm import ExpandGemm
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.fold_constants import FoldConstants
@@ -248,7 +249,7 @@ def _balance_channels(materials: Materials) -> BalanceChannels:
 
 def _measure_means(materials: Materials) -> MeasureMeans:
     run, plan = materials.calibration, materials.plan
-    wanted = plan.corrects_biases if plan.ranges_known else materials.ranges.correct_biases
+    wanted = plan.corrects_biases if plan.ranges_known else materials.ranges.correct_biases == "measured"
     feeds = run.feeds if run is not None and wanted else None
     return MeasureMeans(_static_convolutions(materials.plan), feeds, materials.means)
 
@@ -263,6 +264,10 @@ def _correct_biases(materials: Materials) -> CorrectBiases:
         0 if run is None else run.border_limit // 4,  # beside the sessions of pieces
         materials.progress,
     )
+
+
+def _correct_biases_analytically(materials: Materials) -> CorrectBiasesAnalytically:
+    return CorrectBiasesAnalytically(materials.plan, materials.ranges.correct_biases == "analytical")
 
 
 def _observe(materials: Materials) -> Observe:
@@ -325,6 +330,11 @@ _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str]
         "quantize_weights",
         _quantize_weights,
         "calibration, scaling and rounding go segment by segment, so they are one pass",
+    ),
+    (
+        "correct_biases_analytically",
+        _correct_biases_analytically,
+        "after the weights: it is about their rounding; before biases become integers, and before activations hide behind theirs",
     ),
     (
         "mask_outlier_channels",

@@ -1,10 +1,12 @@
 """The ``calibration:`` section of a recipe: how much data is used."""
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from qcompiler.calibration.range_observers import RangeMethod
-from qcompiler.recipe.yaml_text import check_bool, check_choice, check_int, check_text
+from qcompiler.recipe.yaml_text import check_choice, check_int, check_text
+
+BiasCorrection = Literal["measured", "analytical", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,18 +16,20 @@ class CalibrationSettings:
     Attributes:
         ranges: how a tensor's range comes of what was seen (see ``range_observers``).
         ranges_from: a calibration.json whose ranges are used, and none observed; "" for none.
-        correct_biases: whether biases of convolutions make up for the mean error of rounding (see ``correct_biases``).
+        correct_biases: what biases make up for: the mean error of rounding on the data (``measured``, of convolutions: see
+            ``correct_biases``), that of weights by what BatchNormalizations let expect (``analytical``: see
+            ``correct_biases_analytically``), or ``none``.
     """
 
     samples: int = 16
     length: int = 512
     ranges: RangeMethod = "minmax"
     ranges_from: str = ""
-    correct_biases: bool = True
+    correct_biases: BiasCorrection = "measured"
 
     def __post_init__(self) -> None:
         for key in ("samples", "length"):
             check_int(getattr(self, key), 1, None, key)
         check_text(self.ranges_from, "ranges_from")
-        check_bool(self.correct_biases, "correct_biases")
+        check_choice(self.correct_biases, get_args(BiasCorrection), "correct_biases")
         check_choice(self.ranges, get_args(RangeMethod), "ranges")

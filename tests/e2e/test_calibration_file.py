@@ -37,7 +37,7 @@ def _file(compiled: CompiledModel) -> Path:
 
 ROUNDED = ["algorithm=rtn", "head.algorithm=rtn"]
 """What needs no data for the weights."""
-PLAIN = [*ROUNDED, "calib.correct_biases=false"]
+PLAIN = [*ROUNDED, "calib.correct_biases=none"]
 
 
 def test_ranges_of_a_file_make_the_same_model_without_data(quantize: Compile) -> None:

@@ -14,7 +14,7 @@ from tests.small_models import Array, Feed, make_model, relative_error, run, wei
 
 SPREAD = np.exp(np.linspace(-4, 4, 8)).astype(np.float32)
 # One scale for all of a kernel whose channels are so different leaves nothing of the small ones.
-COARSE = ["group_size=tensor", "algorithm=rtn", "calib.correct_biases=false", "head=float"]
+COARSE = ["group_size=tensor", "algorithm=rtn", "calib.correct_biases=none", "head=float"]
 
 
 def _images(seed: int) -> Array:

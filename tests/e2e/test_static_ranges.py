@@ -68,7 +68,7 @@ def test_biases_are_corrected_for_what_even_areas_lose(quantize: Compile) -> Non
                 {"x": even},
             )["y"],
         )
-        for corrected in ("true", "false")
+        for corrected in ("measured", "none")
     ]
     assert errors[0] < errors[1]
 
@@ -86,7 +86,7 @@ def test_the_bias_of_a_convolution_that_makes_an_output_is_corrected(quantize: C
         (codes,) = [t for t in tensors if t.data_type == onnx.TensorProto.INT32]
         return onnx.numpy_helper.to_array(codes)
 
-    assert (biases([]) != biases(["calib.correct_biases=false"])).any()
+    assert (biases([]) != biases(["calib.correct_biases=none"])).any()
 
 
 @pytest.mark.parametrize(
