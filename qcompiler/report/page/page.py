@@ -11,6 +11,7 @@ from markupsafe import Markup
 from qcompiler.errors import ResourceError
 from qcompiler.graph.disk import writing
 from qcompiler.report import figures
+from qcompiler.report.block_operators import BlockOperators
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.model_report import LayerRow, ModelReport
 from qcompiler.report.page.heat_map import HeatMap, heat_map
@@ -302,20 +303,25 @@ def _told(layer: LayerRow) -> str:
 
 
 def _blocks(report: ModelReport) -> list[dict[str, Any]]:
-    made = []
+    """Operators of each block; blocks that have the same ones are one entry."""
+    alike: dict[str, list[BlockOperators]] = {}
     for block in report.blocks:
-        rows = [
-            {"op": op, "before": block.before.get(op, 0), "after": block.after.get(op, 0)}
-            for op in dict.fromkeys([*block.after, *block.before])
-        ]
-        before, after = sum(block.before.values()), sum(block.after.values())
-        told = (
-            f"{before} -> {counted(after, 'node')}"
-            if report.reference is not None
-            else counted(after, "node")
-        )
-        made.append({"name": block.block or "outside of blocks", "told": told, "rows": rows})
-    return made
+        alike.setdefault(f"{block.before} {block.after}" if block.block else "", []).append(block)
+    return [_block(members, report.reference is not None) for members in alike.values()]
+
+
+def _block(members: list[BlockOperators], has_reference: bool) -> dict[str, Any]:
+    first, last = members[0], members[-1]
+    rows = [
+        {"op": op, "before": first.before.get(op, 0), "after": first.after.get(op, 0)}
+        for op in dict.fromkeys([*first.after, *first.before])
+    ]
+    before, after = sum(first.before.values()), sum(first.after.values())
+    told = f"{before} -> {counted(after, 'node')}" if has_reference else counted(after, "node")
+    name = first.block or "outside of blocks"
+    if len(members) > 1:
+        name, told = f"{name} .. {last.block}", f"{len(members)} blocks alike, each {told}"
+    return {"name": name, "told": told, "rows": rows}
 
 
 def _graph_meaning(report: ModelReport) -> str:
