@@ -111,7 +111,7 @@ def diff(
         changes = graph_changes(theirs.model, ours.model, alignment)
         numbers, why, notes = None, "the models are equal", list[str]()
         if not changes.none:
-            why = _not_comparable(theirs, ours, alignment)
+            why = not_comparable(theirs, ours, alignment)
         if not why:
             numbers, notes = _numbers(theirs, ours, alignment, data, progress)
         return ModelDiff(
@@ -167,7 +167,7 @@ def tap_notes(errors: TensorErrors) -> list[str]:
     ]
 
 
-def _not_comparable(theirs: TappedModel, ours: TappedModel, alignment: Alignment) -> str:
+def not_comparable(theirs: TappedModel, ours: TappedModel, alignment: Alignment) -> str:
     """Why numbers cannot be compared; empty where they can."""
     needed = {spec.name: spec for spec in ours.inputs if spec.default is None}
     given = {spec.name: spec for spec in theirs.inputs}

@@ -16,7 +16,9 @@ from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.confusion import Confusion, ConfusionCounter
 from qcompiler.report.evaluate import Evaluation, EvaluationData, evaluate, unwatched
 from qcompiler.report.inspect_model import REPORT, InspectedProduct, Inspection, inspect
+from qcompiler.report.layer_measures import LayerMeasures, measure_layers
 from qcompiler.report.quantized_products import read_products
+from qcompiler.report.tensor_errors import TURNED
 from qcompiler.report.weight_histograms import HistogramPair, weight_histogram
 from qcompiler.report.worst_tokens import WorstToken, WorstTokens
 
@@ -31,8 +33,9 @@ class LayerRow:
 
     Attributes:
         block: of the model that it belongs to; empty outside of any.
-        error: relative squared error of its output, |y - y'|^2 / |y|^2; None where nothing was measured. Of a compile it is that of
-            ``LayerResult.output_error`` (this weight alone rounded), else of the tensors of both models (with all rounding before it).
+        error: ``LayerResult.output_error`` of its compile, |y - y'|^2 / |y|^2 with this weight alone rounded; None where there is none.
+        sqnr_db: the same in dB.
+        depth_sqnr_db: SQNR of its output with all rounding before it, on data; None where that was not measured.
         reason: what decided how it is stored.
     """
 
@@ -49,6 +52,7 @@ class LayerRow:
     sqnr_db: float | None
     algorithm: str
     reason: str
+    depth_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class ModelReport:
         recipe, manifest: the texts of recipe.yaml and manifest.json beside it; empty where there are none.
         layers: every product in graph order.
         weights: histograms of the worst layers' weights; without a reference only after.
-        evaluation: on data, against the reference.
+        evaluation: on data, against the reference; measures: of every layer, likewise.
         worst_tokens: of a language model on text; confusion: of a classifier.
         blocks: operators before and after, by block of the model.
         notes: what a reader should know.
@@ -75,6 +79,7 @@ class ModelReport:
     reference: Inspection | None = None
     weights: list[HistogramPair] = field(default_factory=list)
     evaluation: Evaluation | None = None
+    measures: LayerMeasures | None = None
     worst_tokens: list[WorstToken] = field(default_factory=list)
     confusion: Confusion | None = None
     blocks: list[BlockOperators] = field(default_factory=list)
@@ -130,13 +135,30 @@ def _measured(
         classes = ConfusionCounter()
         watch = classes.watch
     evaluation = evaluate(path, reference, replace(data, tokenizer=tokenizer), progress, watch)
-    return replace(
+    report = replace(
         report,
         evaluation=evaluation,
         worst_tokens=[] if tokens is None else tokens.worst(),
         confusion=None if classes is None else classes.found(),
-        notes=[*report.notes, *evaluation.notes],
     )
+    measures = measure_layers(path, reference, data, progress)
+    if isinstance(measures, str):
+        return replace(
+            report, notes=[*report.notes, *evaluation.notes, f"layers were not compared: {measures}"]
+        )
+    notes = dict.fromkeys([*report.notes, *evaluation.notes, *measures.notes])
+    return replace(report, measures=measures, layers=_with_depth(report.layers, measures), notes=list(notes))
+
+
+def _with_depth(layers: list[LayerRow], measures: LayerMeasures) -> list[LayerRow]:
+    """Each layer with what was measured where it shows first, if that says something."""
+    found = {
+        name: error for error in measures.errors.values if error.relation != TURNED for name in error.layers
+    }
+    return [
+        replace(layer, depth_sqnr_db=found[layer.name].sqnr_db) if layer.name in found else layer
+        for layer in layers
+    ]
 
 
 def _layers(inspection: Inspection, compiled: CompileReport | None) -> list[LayerRow]:

@@ -1,6 +1,6 @@
 """A `ModelReport` as HTML: numbers become words, tables and figures here; how they lie on the page is in the templates."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from qcompiler.graph.disk import writing
 from qcompiler.report import figures
 from qcompiler.report.block_operators import BlockOperators
 from qcompiler.report.compile_report import CompileReport
+from qcompiler.report.layer_measures import LayerMeasures
 from qcompiler.report.model_report import LayerRow, ModelReport
 from qcompiler.report.page.heat_map import HeatMap, heat_map
 from qcompiler.report.sizes import counted, format_bytes, format_memory, format_seconds, size_change
+from qcompiler.report.tensor_errors import TURNED
 from qcompiler.report.weight_histograms import HistogramPair
 from qcompiler.report.worst_tokens import WorstToken
 
@@ -27,6 +29,10 @@ NO_ERRORS = "No errors were measured: give the float model (--reference MODEL) a
 OF_COMPILE = (
     "Relative squared error of each layer's output on the calibration data with its own weight rounded and all else exact, "
     "|y - y'|² / |y|²: what the compile measured."
+)
+THROUGH_DEPTH = (
+    "Relative squared error of each layer's output on data, |y - y'|² / |y|², with all rounding before it: there is no report.json of a "
+    "compile that would tell the layers apart."
 )
 OF_WEIGHTS = (
     "Relative squared error of each weight, |W - W'|² / |W|²: this recipe runs nothing to measure outputs."
@@ -60,6 +66,7 @@ class _Page:
     heat: HeatMap | None = None
     growth: str = ""
     growth_meaning: str = ""
+    growth_rows: list[dict[str, str]] = field(default_factory=list)
     weights: list[dict[str, str]] = field(default_factory=list)
     activations: list[dict[str, str]] = field(default_factory=list)
     trade: str = ""
@@ -190,25 +197,63 @@ def _page(report: ModelReport, drawn: bool = True) -> _Page:
 
 def _draw(page: _Page, report: ModelReport) -> None:
     """Fills in the figures."""
-    measured = [layer for layer in report.layers if layer.error is not None]
+    measured, page.error_meaning = _errors(report)
     if measured:
-        page.error_bars = Markup(
-            figures.bars(
-                [figures.Bar(layer.error or 0.0, layer.role, _told(layer)) for layer in measured],
-                "relative squared error", "layer",
-            )
-        )  # fmt: skip
-        page.error_meaning = (
-            OF_COMPILE if report.compiled is not None and report.compiled.calibration else OF_WEIGHTS
-        )
+        bars = [figures.Bar(layer.error or 0.0, layer.role, _told(layer)) for layer in measured]
+        page.error_bars = Markup(figures.bars(bars, "relative squared error", "layer"))
         page.heat = heat_map(measured)
     page.weights = [_histogram(pair, "weight") for pair in report.weights]
+    if report.measures is not None:
+        _draw_measures(page, report.measures)
     mixed = {} if report.compiled is None else report.compiled.mixed
     if mixed:
         page.trade = Markup(figures.trade(
             [(size, loss) for size, loss in mixed["trade"]], (mixed["bytes"], mixed["loss"]), mixed["measure"]
         ))  # fmt: skip
         page.trade_meaning = "Each point is the best choice of bits for another budget; losses are predicted from measured sensitivities."
+
+
+def _errors(report: ModelReport) -> tuple[list[LayerRow], str]:
+    """Layers with the error that tells them apart best, and what that is."""
+    of_compile = [layer for layer in report.layers if layer.error is not None]
+    if of_compile:
+        ran = report.compiled is not None and report.compiled.calibration
+        return of_compile, OF_COMPILE if ran else OF_WEIGHTS
+    through_depth = [
+        replace(layer, error=10 ** (-layer.depth_sqnr_db / 10), sqnr_db=layer.depth_sqnr_db)
+        for layer in report.layers
+        if layer.depth_sqnr_db is not None
+    ]
+    return through_depth, THROUGH_DEPTH
+
+
+def _draw_measures(page: _Page, measures: LayerMeasures) -> None:
+    page.activations = [_histogram(pair, "output") for pair in measures.activations]
+    points = [
+        figures.Point(place, _shown_db(error.sqnr_db), f"{error.title}: {error.sqnr_db:.1f} dB, {error.op}")
+        for place, error in enumerate(measures.errors.values)
+        if error.relation != TURNED
+    ]
+    if points:
+        page.growth = Markup(figures.growth(points, "SQNR, dB", "layer, in the graph's order"))
+    page.growth_meaning = f"SQNR of each layer's output with all rounding before it: how errors add up, and where. On {measures.data}."
+    page.growth_rows = [
+        {
+            "block": block.block,
+            "sqnr": f"{block.sqnr_db:.1f}",
+            "worst": block.worst,
+            "worst_sqnr": f"{block.worst_sqnr_db:.1f}",
+        }
+        for block in measures.growth
+    ]
+
+
+MOST_DB = 120.0
+"""As an equal output is drawn: float32 tells no more apart."""
+
+
+def _shown_db(sqnr_db: float) -> float:
+    return min(max(sqnr_db, -MOST_DB), MOST_DB)
 
 
 def _histogram(pair: HistogramPair, xlabel: str) -> dict[str, str]:
@@ -293,6 +338,8 @@ def _row(layer: LayerRow) -> dict[str, Any]:
         "error_value": -1 if layer.error is None else layer.error,
         "sqnr": "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
         "sqnr_value": 1e9 if layer.sqnr_db is None else layer.sqnr_db,
+        "depth": "" if layer.depth_sqnr_db is None else f"{layer.depth_sqnr_db:.1f}",
+        "depth_value": 1e9 if layer.depth_sqnr_db is None else layer.depth_sqnr_db,
         "why": " / ".join(part for part in (layer.algorithm, layer.reason) if part),
     }
 
