@@ -23,6 +23,7 @@ from qcompiler.passes.normalize import Normalize
 from qcompiler.quant.codebook import TABLES
 from qcompiler.report.input_codes import InputCodes, input_codes
 from qcompiler.report.quantized_products import StoredWeight, read_products
+from qcompiler.report.running import RunningModel, RunningProduct
 
 REPORT = "report.json"
 NOBODY_SAYS = "stays float; the file does not say why"
@@ -51,6 +52,8 @@ class InspectedProduct:
         activations: how what it multiplies is rounded; None where that is float, or two products of the weight differ.
         block: of the model that it is in (``graph.blocks``), "" outside of any; of several nodes, that of the first.
         nodes: names of the nodes that read the weight; a tied one has several.
+        tensor: name of the constant that holds the weight, or its codes.
+        running: how it runs in a session; None where none was asked for (see ``inspect_session``).
         sqnr_db: of what the layer computes, against the float model, as the compile noted it; None where nothing is noted.
     """
 
@@ -75,7 +78,9 @@ class InspectedProduct:
     activations: InputCodes | None = None
     block: str = ""
     nodes: tuple[str, ...] = ()
+    tensor: str = ""
     sqnr_db: float | None = None
+    running: RunningProduct | None = None
 
     @property
     def is_tied(self) -> bool:
@@ -112,6 +117,7 @@ class Inspection:
         float_bytes: of float weights of products.
         bits_per_weight: over the quantized weights; None without any.
         operators: nodes of each type, most frequent first.
+        session: how it runs; None where that was not asked for.
     """
 
     model: str
@@ -129,6 +135,7 @@ class Inspection:
     bits_per_weight: float | None
     nodes: int
     operators: dict[str, int]
+    session: RunningModel | None = None
 
 
 def inspect(path: str | Path) -> Inspection:
@@ -198,6 +205,7 @@ def _of_quantized(weight: StoredWeight) -> tuple[ir.Node, InspectedProduct]:
         weight.groups_rows,
         _input_codes(weight),
         nodes=_names(weight.nodes),
+        tensor=weight.tensor,
         sqnr_db=weight.sqnr_db,
     )
 
@@ -253,7 +261,19 @@ def _float(
     dtype = str(tensor.dtype.numpy())
     bits = int(tensor.dtype.bitwidth)
     return InspectedProduct(
-        name, role, op, shape, dtype, bits, None, None, None, int(tensor.nbytes), 0.0, reason
+        name,
+        role,
+        op,
+        shape,
+        dtype,
+        bits,
+        None,
+        None,
+        None,
+        int(tensor.nbytes),
+        0.0,
+        reason,
+        tensor=source.name or "",
     )
 
 

@@ -12,12 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompiler.errors import InputError
-from qcompiler.report.folded import folded
 from qcompiler.report.inspect_model import InspectedProduct, Inspection
+from qcompiler.report.session_lines import session_lines
 from qcompiler.report.sizes import counted, format_bytes, format_shape
 
 OPERATORS = 8  # types that are counted by name in the last line
 MANY = 60  # products; more are folded by block unless asked otherwise
+_CPU = "CPUExecutionProvider"
 LISTED = 3  # differing words in one cell of a folded line
 
 View = Literal["flat", "folded", "tree"]
@@ -61,6 +62,8 @@ def inspection_table(
         below.insert(
             0, "folded by block: --flat shows each product, --tree their modules, --filter REGEX some of them"
         )
+    if found.session is not None:
+        below += session_lines(found.session)
     return Group(_table(lines, view), "", *map(Text, below))
 
 
@@ -75,27 +78,36 @@ class _Line:
 
 def _flat(products: Sequence[InspectedProduct]) -> list[_Line]:
     """In graph order; those without a weight are counted in one line for each reason."""
-    return [_Line(row.name, [row]) for row in folded(products, _likeness)]
+    return _grouped(
+        products, lambda product: id(product) if product.dtype else (product.role, product.op, product.reason)
+    )
 
 
 def _folded(products: Sequence[InspectedProduct]) -> list[_Line]:
     """A line for each block and kind: what has role, operator, form and reason in common."""
+    return _grouped(
+        products,
+        lambda product: (
+            product.block if product.dtype else None, product.role, product.op, product.label,
+            product.activations is None, product.algorithm, product.reason, _runs(product),
+        ),
+    )  # fmt: skip
+
+
+def _grouped(
+    products: Sequence[InspectedProduct], likeness: Callable[[InspectedProduct], Hashable]
+) -> list[_Line]:
+    """A line for each group of products that are alike, those without a weight last."""
     groups: dict[Hashable, list[InspectedProduct]] = {}
     for product in products:
-        kind = (
-            product.block if product.dtype else None, product.role, product.op, product.label,
-            product.activations is None, product.algorithm, product.reason,
-        )  # fmt: skip
-        groups.setdefault(kind, []).append(product)
+        groups.setdefault(likeness(product), []).append(product)
     lines = []
     for members in sorted(groups.values(), key=lambda group: not group[0].dtype):
-        first = members[0]
-        if len(members) == 1:
+        first, more = members[0], len(members) - 1
+        if not more:
             name = first.name
-        elif first.dtype:
-            name = first.block or "outside blocks"
         else:
-            name = f"{first.name} and {len(members) - 1} more"
+            name = (first.block or "outside blocks") if first.dtype else f"{first.name} and {more} more"
         lines.append(_Line(name, members))
     return lines
 
@@ -149,10 +161,13 @@ def _grow(module: _Module, depth: int, lines: list[_Line]) -> None:
 
 def _table(lines: Sequence[_Line], view: View) -> Table:
     products = [product for line in lines for product in line.products]
+    runs = any(product.running is not None for product in products)
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns: list[tuple[str, bool, Callable[[_Line], str]]] = [
         ("role", False, lambda line: _words(product.role for product in line.products)),
-        ("op", False, lambda line: _words(product.op for product in line.products)),
+        ("runs as", False, lambda line: _words(map(_runs, line.products)))
+        if runs
+        else ("op", False, lambda line: _words(product.op for product in line.products)),
     ]
     if view == "folded":
         columns += [("weights", True, _count), ("numbers", True, _numbers)]
@@ -166,9 +181,11 @@ def _table(lines: Sequence[_Line], view: View) -> Table:
     columns += [("bytes", True, lambda line: _bytes(line.products)), ("share", True, _share)]
     if any(product.sqnr_db is not None for product in products):
         columns.append(("dB" if view == "flat" else "worst dB", True, _sqnr))
+    if runs:
+        columns.append(("time", True, _time))
     columns.append(("why", False, lambda line: "" if line.inner else _words(map(_why, line.products))))
     table.add_column("name", overflow="fold")
-    right = {"N x K", "weights", "numbers", "bytes", "share", "dB", "worst dB"}
+    right = {"N x K", "weights", "numbers", "time", "bytes", "share", "dB", "worst dB"}
     for name, unbroken, _ in columns:
         table.add_column(
             name, justify="right" if name in right else "left", overflow="fold", no_wrap=unbroken
@@ -220,12 +237,22 @@ def _sqnr(line: _Line) -> str:
 
 def _why(product: InspectedProduct) -> str:
     tied = "tied: one stored weight" if product.is_tied and product.dtype else ""
-    return " / ".join(part for part in (product.algorithm, product.reason, tied) if part)
+    island = product.running.island if product.running is not None else ""
+    return " / ".join(part for part in (island, product.algorithm, product.reason, tied) if part)
 
 
-def _likeness(product: InspectedProduct) -> tuple[str, ...] | None:
-    """Role, operator and reason of a product without a weight."""
-    return None if product.dtype else (product.role, product.op, product.reason)
+def _runs(product: InspectedProduct) -> str:
+    running = product.running
+    if running is None:
+        return ""
+    elsewhere = [provider for provider in running.providers if provider != _CPU]
+    kernels = "/".join(running.kernels) or "fused into another node"
+    return kernels + (f" on {'/'.join(elsewhere)}" if elsewhere else "")
+
+
+def _time(line: _Line) -> str:
+    share = sum(product.running.share for product in line.products if product.running is not None)
+    return f"{100 * share:.1f} %"
 
 
 def _totals(found: Inspection) -> list[str]:

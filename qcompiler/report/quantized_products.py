@@ -43,6 +43,7 @@ class StoredWeight:
         groups_rows: whether a group holds weights of several rows of one input channel.
         reason, algorithm: from the node's metadata; empty in models of other tools.
         sqnr_db: of the layer's output, likewise; None where nothing is noted.
+        tensor: name of the constant that holds the codes.
         product: which of its node's products it belongs to, where the node is several.
     """
 
@@ -65,6 +66,7 @@ class StoredWeight:
     groups_rows: bool = False
     product: int = 0
     sqnr_db: float | None = None
+    tensor: str = ""
 
     @property
     def size(self) -> int:
@@ -84,6 +86,7 @@ def read_products(model: ir.Model) -> list[StoredWeight]:
             continue
         source, stored = found
         stored.roles = [_role(reader, outputs)]
+        stored.tensor = source.name or ""
         known = weights.setdefault((source, stored.bits), stored)
         if known is not stored:
             known.nodes += stored.nodes

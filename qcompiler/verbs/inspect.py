@@ -23,14 +23,36 @@ from qcompiler.verbs.show import show
 @click.option(
     "--filter", "pattern", metavar="REGEX", type=Pattern(), help="Only what has it in a name or a block."
 )
+@click.option(
+    "--session",
+    is_flag=True,
+    help="Run it too: the kernel that each product runs on, its time, floats between integers.",
+)
+@click.option(
+    "--provider", "providers", metavar="NAME", multiple=True,
+    help="With --session: of ONNX Runtime, repeat for more; default CPUExecutionProvider.",
+)  # fmt: skip
 @json_option
 @traceback_option
-def inspect_verb(model: str, view: str | None, pattern: re.Pattern[str] | None, as_json: bool) -> None:
+def inspect_verb(
+    model: str,
+    view: str | None,
+    pattern: re.Pattern[str] | None,
+    session: bool,
+    providers: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """What is in MODEL: every product, how its weight is stored, and why."""
+    if providers and not session:
+        raise click.UsageError("--provider says where the model runs; give --session too")
     from qcompiler.report.inspect_model import inspect
     from qcompiler.report.inspection_table import inspection_table, matching
 
     found = inspect(model)
+    if session:
+        from qcompiler.report.inspect_session import inspect_session
+
+        found = inspect_session(found, providers or ("CPUExecutionProvider",))
     shown = None if pattern is None else matching(found, pattern)
     if as_json:
         show(asdict(found if shown is None else replace(found, products=shown)))
