@@ -1,11 +1,12 @@
 """What two models are compared on where every layer is looked at: the user's data, or invented as a compile would."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from qcompiler.calibration.data import tokenizer_beside
 from qcompiler.calibration.feeds import CalibrationFeeds, Progress, make_feeds
-from qcompiler.report.evaluate import EvaluationData
+from qcompiler.report.evaluate import Array, EvaluationData
 from qcompiler.report.sizes import counted
 from qcompiler.report.tapped_model import TappedModel
 
@@ -15,6 +16,10 @@ INVENTED = {
 }
 LAYERS = EvaluationData(windows=4, length=128)
 """Enough to tell layers apart: errors of a layer hardly depend on the data, and each chunk of values runs all of it."""
+
+
+ROWS = 8
+"""Of a feed's batch, likewise."""
 
 
 def comparison_feeds(
@@ -32,6 +37,7 @@ def comparison_feeds(
         tokenizer = tokenizer_beside(beside)
     source = str(data.text) if data.text is not None else data.data
     found = make_feeds(reference.model, source, tokenizer, data.windows, data.length, data.seed, progress)
+    found = replace(found, feeds=[_first_rows(feed, reference) for feed in found.feeds])
     if source is not None:
         return replace(found, warnings=[line for line in found.warnings if "calib.samples" not in line])
     what = INVENTED.get(found.description["source"], "no data")
@@ -39,6 +45,15 @@ def comparison_feeds(
         found,
         warnings=[f"{what} (seed {data.seed}); give --data or --text for figures that mean something"],
     )
+
+
+def _first_rows(feed: Mapping[str, Array], reference: TappedModel) -> Mapping[str, Array]:
+    """At most ROWS of a batch, where every input has the batch in front: every layer's values are as many times smaller."""
+    specs = {spec.name: spec for spec in reference.inputs if spec.name in feed}
+    batches = {spec.shape[0] if spec.shape else None for spec in specs.values()}
+    if len(batches) != 1 or not isinstance(next(iter(batches)), str):
+        return feed
+    return {name: array[:ROWS].copy() if name in specs else array for name, array in feed.items()}
 
 
 def described(feeds: CalibrationFeeds) -> str:

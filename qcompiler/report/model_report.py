@@ -1,5 +1,6 @@
 """Everything a report shows of one model, as plain dataclasses: what is in it, what its compile did, what it lost, and where."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,10 +118,9 @@ def make_report(
         floats,
         blocks=block_operators(source, model),
     )
-    report = replace(report, weights=_weights(report, model, source))
     if reference is not None and data is not None:
         report = _measured(report, place, reference, data, progress)
-    return report
+    return replace(report, weights=_weights(report, model, source))
 
 
 def _measured(
@@ -182,7 +182,11 @@ def _weights(report: ModelReport, model: ir.Model, source: ir.Model | None) -> l
     floats = {} if source is None else {weight.name: weight for weight in take_census(source).weights}
     stored = {weight.name: weight for weight in read_products(model)}
     ranked = sorted(
-        (layer for layer in report.layers if layer.name in stored), key=lambda layer: -(layer.error or 0.0)
+        (layer for layer in report.layers if layer.name in stored),
+        key=lambda layer: (
+            -(layer.error or 0.0),
+            math.inf if layer.depth_sqnr_db is None else layer.depth_sqnr_db,
+        ),
     )
     found: list[HistogramPair] = []
     for layer in ranked:
