@@ -67,6 +67,7 @@ class Options:
         allow_quantized: what is quantized already stays as it is; else it is an error.
         max_drop: the share, from 0 to below 1, of the float model's first classes on the calibration data that may differ
             (see ``report/drop``); the layers that hurt most stay float until it holds. None: no bound.
+        instruments: watch the passes from outside.
     """
 
     seed: int = 0
@@ -78,6 +79,7 @@ class Options:
     resume: bool = False
     allow_quantized: bool = False
     max_drop: float | None = None
+    instruments: tuple[Instrument, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -394,4 +396,5 @@ def _words(data: CalibrationFeeds | None) -> str:
 
 def _instruments(model: ir.Model, options: Options) -> list[Instrument]:
     dumps: list[Instrument] = [Dump(options.dump_ir)] if options.dump_ir is not None else []
-    return [*dumps, Verify(model)] if options.verify_each else dumps
+    checks: list[Instrument] = [Verify(model)] if options.verify_each else []
+    return [*dumps, *checks, *options.instruments]

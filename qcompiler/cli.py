@@ -13,6 +13,7 @@ import click
 
 from qcompiler.exit_status import CLOSED_PIPE, outcome
 from qcompiler.verbs.bench import bench_verb
+from qcompiler.verbs.bisect import bisect_verb
 from qcompiler.verbs.catalogue import recipes_verb, targets_verb
 from qcompiler.verbs.compile import compile_verb
 from qcompiler.verbs.diff import diff_verb
@@ -54,6 +55,7 @@ VERBS = (
     diff_verb,
     eval_verb,
     bench_verb,
+    bisect_verb,
     report_verb,
     recipes_verb,
     targets_verb,

@@ -315,3 +315,22 @@ def _first_behind(output: ir.Value, found: dict[str, Tap], furthest: int = _FURT
         level = [value for value in dict.fromkeys(behind) if value not in seen]
         seen.update(level)
     return None
+
+
+def read_values(reference: ir.Model, alignment: Alignment) -> set[str]:
+    """Names of the aligned values that the reference's products read, or that what they read is shortly computed from."""
+    known = {value.name for value in alignment.values}
+    found = set[str]()
+    for node in reference.graph:
+        if node.name not in alignment.shown:
+            continue
+        level = [value for value in node.inputs if value is not None]
+        for _ in range(_FURTHEST):
+            names = [
+                (value, name) for value in level for name in float_names(value.name or "") if name in known
+            ]
+            found.update(name for _, name in names)
+            met = {value for value, _ in names}
+            makers = [value.producer() for value in level if value not in met and not is_constant(value)]
+            level = [read for maker in makers if maker is not None for read in node_reads(maker)]
+    return found

@@ -14,7 +14,18 @@ ROOT = Path(__file__).parents[3]
 
 def test_help_of_every_verb_has_an_example(run: Command) -> None:
     listed = run("--help").out
-    for verb in ("compile", "inspect", "diff", "eval", "bench", "recipes", "targets", "doctor"):
+    for verb in (
+        "compile",
+        "inspect",
+        "diff",
+        "bisect",
+        "eval",
+        "bench",
+        "bisect",
+        "recipes",
+        "targets",
+        "doctor",
+    ):
         assert verb in listed
         assert "Example: qcompile" in run(verb, "--help").out
 
