@@ -22,6 +22,7 @@ from qcompiler.verbs.eval import eval_verb
 from qcompiler.verbs.inspect import inspect_verb
 from qcompiler.verbs.report import report_verb
 from qcompiler.verbs.show import show
+from qcompiler.verbs.trace import trace_verb
 
 
 class _DefaultVerb(click.Group):
@@ -56,6 +57,7 @@ VERBS = (
     eval_verb,
     bench_verb,
     bisect_verb,
+    trace_verb,
     report_verb,
     recipes_verb,
     targets_verb,

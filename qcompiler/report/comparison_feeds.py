@@ -23,12 +23,17 @@ ROWS = 8
 
 
 def comparison_feeds(
-    reference: TappedModel, data: EvaluationData, progress: Progress, beside: Path | None = None
+    reference: TappedModel,
+    data: EvaluationData,
+    progress: Progress,
+    beside: Path | None = None,
+    rows: int | None = ROWS,
 ) -> CalibrationFeeds:
     """Feeds that are complete for the reference; warnings say where they were invented.
 
     Args:
         beside: another model, whose folder may hold the tokenizer.
+        rows: of each batch, at most; None for all.
     Raises:
         CalibrationError: the data does not fit the reference.
     """
@@ -37,7 +42,12 @@ def comparison_feeds(
         tokenizer = tokenizer_beside(beside)
     source = str(data.text) if data.text is not None else data.data
     found = make_feeds(reference.model, source, tokenizer, data.windows, data.length, data.seed, progress)
-    found = replace(found, feeds=[_first_rows(feed, reference) for feed in found.feeds])
+    if rows is not None:
+        cut = [_first_rows(feed, reference, rows) for feed in found.feeds]
+        fewer = any(part is not feed for part, feed in zip(cut, found.feeds, strict=True))
+        found = replace(
+            found, feeds=cut, description={**found.description, **({"rows": rows} if fewer else {})}
+        )
     if source is not None:
         return replace(found, warnings=[line for line in found.warnings if "calib.samples" not in line])
     what = INVENTED.get(found.description["source"], "no data")
@@ -47,13 +57,15 @@ def comparison_feeds(
     )
 
 
-def _first_rows(feed: Mapping[str, Array], reference: TappedModel) -> Mapping[str, Array]:
-    """At most ROWS of a batch, where every input has the batch in front: every layer's values are as many times smaller."""
+def _first_rows(feed: Mapping[str, Array], reference: TappedModel, rows: int) -> Mapping[str, Array]:
+    """At most so many rows of a batch, where every input has the batch in front: every layer's values are as many times smaller."""
     specs = {spec.name: spec for spec in reference.inputs if spec.name in feed}
     batches = {spec.shape[0] if spec.shape else None for spec in specs.values()}
     if len(batches) != 1 or not isinstance(next(iter(batches)), str):
         return feed
-    return {name: array[:ROWS].copy() if name in specs else array for name, array in feed.items()}
+    if all(len(feed[name]) <= rows for name in specs):
+        return feed
+    return {name: array[:rows].copy() if name in specs else array for name, array in feed.items()}
 
 
 def described(feeds: CalibrationFeeds) -> str:
@@ -62,5 +74,6 @@ def described(feeds: CalibrationFeeds) -> str:
     what = counted(len(feeds.feeds), "feed") + (
         f" {source}" if source == "sampled from the model" else f" of {source}"
     )
-    tokens = feeds.description.get("length")
+    rows, tokens = feeds.description.get("rows"), feeds.description.get("length")
+    what += "" if rows is None else f", {rows} rows of each"
     return what if tokens is None else f"{what}, at most {tokens} tokens each"

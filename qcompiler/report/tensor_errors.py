@@ -113,8 +113,7 @@ def tensor_errors(
         raise InputError(
             f"{reference.path} and {other.path} have no value of one name in common; is it the model's own reference?"
         )
-    largest = max(feeds, key=lambda feed: sum(array.size for array in feed.values()))
-    chunks = list(_chunks(list(wanted.values()), other, largest, chunk_bytes))
+    chunks = list(chunks_of(list(wanted.values()), other, feeds, chunk_bytes))
     unread = other.plain().run(feeds[0])
     sums: dict[str, TensorDifference] = {}
     unfit: dict[str, str] = {}
@@ -153,11 +152,12 @@ def _outputs(reference: TappedModel, other: TappedModel, alignment: Alignment) -
     return [replace(known[name], other=Tap(name), reference=Tap(name)) for name in names]
 
 
-def _chunks(
-    values: Sequence[AlignedValue], model: TappedModel, feed: Mapping[str, Array], limit: int
+def chunks_of(
+    values: Sequence[AlignedValue], model: TappedModel, feeds: Feeds, limit: int
 ) -> Iterator[list[AlignedValue]]:
-    """Parts of the values, in order, that take at most ``limit`` bytes each in both models (one value may take more)."""
-    counts = model.element_counts([value.other for value in values], feed)
+    """Parts of the values, in order, that take at most ``limit`` bytes each in two models (one value may take more)."""
+    largest = max(feeds, key=lambda feed: sum(array.size for array in feed.values()))
+    counts = model.element_counts([value.other for value in values], largest)
     chunk: list[AlignedValue] = []
     room = limit
     for value, count in zip(values, counts, strict=True):

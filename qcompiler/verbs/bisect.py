@@ -42,7 +42,7 @@ from qcompiler.verbs.show import show
     metavar="X",
     help="In place of it: KL divergence of the outputs; with --recipe.",
 )
-@data_options
+@data_options()
 @json_option
 @traceback_option
 def bisect_verb(

@@ -13,7 +13,7 @@ from qcompiler.verbs.show import show
 @click.command("diff", epilog="Example: qcompile diff model.onnx model-w4a16-awq/model.onnx --text t.txt")
 @click.argument("reference")
 @click.argument("model")
-@data_options
+@data_options()
 @click.option("--worst", type=click.IntRange(1), default=10, show_default=True, help="Layers in the table.")
 @click.option("--speed", is_flag=True, help="Measure how fast both run too, in turn.")
 @json_option

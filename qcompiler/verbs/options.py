@@ -16,41 +16,38 @@ traceback_option = click.option(
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
-def data_options(verb: Verb) -> Verb:
-    """What models are run on where every layer is looked at."""
-    for option in reversed(
-        (
-            click.option("--text", metavar="FILE", help="UTF-8 text for a language model."),
-            click.option(
-                "--tokenizer", metavar="FILE", help="For text; default tokenizer.json beside a model."
-            ),
-            click.option(
-                "--data",
-                metavar="PATH",
-                help="Inputs for any model: .npz, folder of .npz, .jsonl or module:function.",
-            ),
-            click.option(
-                "--windows",
-                type=click.IntRange(1),
-                default=4,
-                show_default=True,
-                help="Windows of text, or feeds of data, that are used.",
-            ),
-            click.option(
-                "--length",
-                type=click.IntRange(2),
-                default=128,
-                show_default=True,
-                help="Tokens in a window.",
-            ),
-            click.option(
-                "--seed",
-                type=click.IntRange(0),
-                default=0,
-                show_default=True,
-                help="Of invented inputs, where neither --text nor --data is given.",
-            ),
-        )
-    ):
-        verb = option(verb)
-    return verb
+def data_options(windows: int = 4) -> Callable[[Verb], Verb]:
+    """What models are run on where every layer is looked at; ``windows`` is the default of that option."""
+    options = (
+        click.option("--text", metavar="FILE", help="UTF-8 text for a language model."),
+        click.option("--tokenizer", metavar="FILE", help="For text; default tokenizer.json beside a model."),
+        click.option(
+            "--data",
+            metavar="PATH",
+            help="Inputs for any model: .npz, folder of .npz, .jsonl or module:function.",
+        ),
+        click.option(
+            "--windows",
+            type=click.IntRange(1),
+            default=windows,
+            show_default=True,
+            help="Windows of text, or feeds of data, that are used.",
+        ),
+        click.option(
+            "--length", type=click.IntRange(2), default=128, show_default=True, help="Tokens in a window."
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Of invented inputs, where neither --text nor --data is given.",
+        ),
+    )
+
+    def add(verb: Verb) -> Verb:
+        for option in reversed(options):
+            verb = option(verb)
+        return verb
+
+    return add

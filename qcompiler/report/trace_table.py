@@ -1,0 +1,50 @@
+"""A trace on the terminal: one line a layer."""
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qcompiler.report.diff_table import decibel
+from qcompiler.report.sizes import format_shape
+from qcompiler.report.trace_model import Trace, TracedValue
+
+
+def trace_table(found: Trace) -> RenderableType:
+    """Layers in graph order, then where NaN or infinity comes from."""
+    saturates = any(value.saturated is not None for value in found.values)
+    compares = any(value.sqnr_db is not None for value in found.values)
+    beyond = any(value.nan or value.infinite for value in found.values)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("name", overflow="fold")
+    table.add_column("op")
+    columns = ["shape", "least", "greatest", "mean", "deviation", "zeros"]
+    columns += [
+        *(["saturated"] if saturates else []),
+        *(["SQNR"] if compares else []),
+        *(["NaN", "inf"] if beyond else []),
+    ]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for value in found.values:
+        cells = [value.title, value.op, format_shape(value.shape)]
+        cells += [f"{number:.3g}" for number in (value.least, value.greatest, value.mean, value.deviation)]
+        cells.append(_share(value.zeros))
+        cells += [_share(value.saturated)] if saturates else []
+        cells += ["" if value.sqnr_db is None else decibel(value.sqnr_db)] if compares else []
+        cells += [str(value.nan or ""), str(value.infinite or "")] if beyond else []
+        table.add_row(*map(escape, cells))
+    lines = [f"{found.model} on {found.data}"]
+    lines += [_first("NaN", found.first_nan)] if found.first_nan is not None else []
+    lines += [_first("infinity", found.first_infinite)] if found.first_infinite is not None else []
+    lines += [f"note: {note}" for note in found.notes]
+    return Group(table, "", *map(Text, lines))
+
+
+def _first(what: str, value: TracedValue) -> str:
+    count = value.nan if what == "NaN" else value.infinite
+    return f"first {what}: {value.name}, made by {value.op} {value.node} ({count} numbers)"
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2g} %" if share else "0"
