@@ -20,6 +20,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.calibration.borders import Borders
+from qcompiler.calibration.observers import NOT_FINITE
+from qcompiler.errors import CalibrationError
 from qcompiler.graph.convolution import bias_of
 from qcompiler.graph.extract import Piece, nodes_needed
 from qcompiler.graph.reads import node_reads
@@ -34,6 +36,8 @@ Progress = Callable[[str, int, int], None]
 
 class MeasureMeans(ir.passes.InPlacePass):
     """Finds the means of convolutions' outputs; the model is not changed.
+
+    Raises CalibrationError, naming the output, where one is not finite.
 
     Args:
         wanted: the convolutions.
@@ -58,6 +62,8 @@ class MeasureMeans(ir.passes.InPlacePass):
                 for value, array in made.items():
                     if array.size:
                         mean = _channel_means(array)
+                        if not np.isfinite(mean).all():
+                            raise CalibrationError(f"{value.name}: {NOT_FINITE}")
                         self.means[value] = self.means[value] + mean if value in self.means else mean
                         counts[value] += 1
             for value in self.means:
@@ -157,7 +163,8 @@ def _bases(node: ir.Node, ends: set[ir.Value]) -> set[ir.Value]:
 
 def _channel_means(array: Array) -> npt.NDArray[np.float64]:
     """Of [batch, channels, ..], at least one number each."""
-    means: npt.NDArray[np.float64] = array.mean(axis=(0, *range(2, array.ndim)), dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # of infinities; the caller looks
+        means: npt.NDArray[np.float64] = array.mean(axis=(0, *range(2, array.ndim)), dtype=np.float64)
     return means
 
 

@@ -225,7 +225,7 @@ def _load_npz(path: Path) -> Feed:
     except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise CalibrationError(f"{path}: not a readable .npz: {' '.join(str(error).split())}") from error
     if not feed:
-        raise CalibrationError(f"{path}: holds no arrays")
+        raise CalibrationError(f"{path}: holds no arrays; save it with numpy.savez(path, input_name=array)")
     return feed
 
 

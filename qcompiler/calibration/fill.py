@@ -202,7 +202,7 @@ def _check_shape(array: Array, spec: InputSpec, symbols: dict[str, int]) -> None
     got = list(array.shape)
     if array.ndim != len(spec.shape):
         raise CalibrationError(
-            f"{spec.name}: the model takes {spec.label}, the data has {array.ndim} dimensions {got}"
+            f"{spec.name}: the model takes {spec.label}, the data has {array.ndim} dimensions {got}; reshape it"
         )
     for axis, (size, wanted) in enumerate(zip(array.shape, spec.shape, strict=True)):
         if wanted is None:
@@ -210,9 +210,19 @@ def _check_shape(array: Array, spec: InputSpec, symbols: dict[str, int]) -> None
         known = wanted if isinstance(wanted, int) else symbols.setdefault(wanted, size)
         if size != known:
             why = "" if isinstance(wanted, int) else f" ({wanted} is {known} in another input)"
+            what = "transpose it" if _is_turned(got, spec) else "cut or pad it"
             raise CalibrationError(
-                f"{spec.name}: dimension {axis} must be {known}{why}, the data has {got}; cut or pad it"
+                f"{spec.name}: dimension {axis} must be {known}{why}, the data has {got}; {what}"
             )
+
+
+def _is_turned(got: Sequence[int], spec: InputSpec) -> bool:
+    """Whether the channels stand last in the data and second in the model: images as many libraries load them."""
+    turned = [got[0], got[-1], *got[1:-1]] if len(got) > 2 else list(got)
+    return turned != list(got) and all(
+        wanted in (size, None) or isinstance(wanted, str)
+        for size, wanted in zip(turned, spec.shape, strict=True)
+    )
 
 
 def _batch_and_sequence(ready: Feed, specs: Mapping[str, InputSpec], tokens: str | None) -> tuple[int, int]:

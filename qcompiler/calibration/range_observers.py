@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler.calibration.observers import NOT_FINITE
 from qcompiler.errors import CalibrationError
 from qcompiler.quant.histogram import Histogram
 from qcompiler.quant.range_choice import entropy_range, mse_range, percentile_range
@@ -214,7 +215,5 @@ def _blocks(array: Array, where: str) -> Iterator[npt.NDArray[np.float32]]:
     for block in iterator:
         # Both are NaN where there is one; of float64, what float32 does not hold has become infinite.
         if not (np.isfinite(block.min()) and np.isfinite(block.max())):
-            raise CalibrationError(
-                f"{where}: NaN or infinity in the activations; check the calibration data, or the float model on it"
-            )
+            raise CalibrationError(f"{where}: {NOT_FINITE}")
         yield block

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from qcompiler.algorithms.arrays import Device
 from qcompiler.calibration.collector import Collector
 from qcompiler.calibration.executor import Executor
+from qcompiler.calibration.observers import NOT_FINITE
 from qcompiler.calibration.segments import Segment
 from qcompiler.errors import CalibrationError
 from qcompiler.graph.reads import moved_by
@@ -85,7 +86,5 @@ class SegmentFunction:
         targets = [as_tensor(self._floats.array(index, value), self._device) for value in self._outputs]
         for value, target in zip(self._outputs, targets, strict=True):
             if not bool(torch.isfinite(target).all()):
-                raise CalibrationError(
-                    f"{value.name}: NaN or infinity in the activations; check the calibration data, or the float model on it"
-                )
+                raise CalibrationError(f"{value.name}: {NOT_FINITE}")
         return targets

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from qcompiler.errors import CalibrationError, InputError, SchemeError
 from qcompiler.graph.census import Census
 from qcompiler.graph.stored_quantized import SCALE_NAMES
@@ -230,7 +232,7 @@ def make_plan(census: Census, recipe: Recipe, may_be_empty: bool = False) -> Pla
         plan.skipped.append(SkippedProduct(alone.name, alone.role, alone.node.op_type, (), alone.reason, 0))
     if not plan.quantized and not may_be_empty:
         raise InputError(_nothing_to_do(plan))
-    plan.warnings += _grown(plan.quantized)
+    plan.warnings += [*_grown(plan.quantized), *_not_float32(plan.quantized)]
     return plan
 
 
@@ -247,6 +249,26 @@ def _check_convolution(weight: Weight, scheme: QuantScheme, settings: WeightSett
             f"{weight.name}: {settings.decided_by}: activations: {settings.activations} are for products with matrices; "
             "set activations: static or none for convolutions"
         )
+
+
+def _not_float32(quantized: Sequence[PlannedWeight]) -> list[str]:
+    """A line on the products whose activations no kernel rounds, for they are no float32."""
+    names = [
+        planned.weight.name
+        for planned in quantized
+        if planned.settings.activations in ("static", "tensor")
+        and not planned.scheme.is_float8
+        and planned.weight.dtype != ir.DataType.FLOAT
+        and any(use.role is not Role.EMBEDDING for use in planned.weight.uses)
+    ]
+    if not names:
+        return []
+    dtype = next(planned.weight.dtype.name for planned in quantized if planned.weight.name == names[0])
+    listed = ", ".join(names[:3]) + (", .." if names[3:] else "")
+    return [
+        f"activations of {len(names)} of {len(quantized)} products stay {dtype} ({listed}): integer kernels take float32; "
+        "give the model exported in float32"
+    ]
 
 
 def _grown(quantized: Sequence[PlannedWeight]) -> list[str]:
@@ -326,4 +348,7 @@ def _nothing_to_do(plan: Plan) -> str:
     listed = "; ".join(
         f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:3]
     )
-    return f"nothing to quantize: all {len(plan.skipped)} products are left alone ({listed})"
+    return (
+        f"nothing to quantize: all {len(plan.skipped)} products are left alone ({listed}); "
+        "take another recipe (qcompile recipes), or say in rules what becomes of them"
+    )
