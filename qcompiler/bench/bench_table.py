@@ -5,7 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.bench.result import Benchmark, LoadResult, Loads, Spread, TimesAsFast, WorkloadResult
+from qcompiler.bench.result import Benchmark, LoadResult, Loads, Since, Spread, TimesAsFast, WorkloadResult
 
 
 def bench_table(found: Benchmark) -> RenderableType:
@@ -27,6 +27,11 @@ def bench_table(found: Benchmark) -> RenderableType:
     parts: list[RenderableType] = [facts, "", _times(found)]
     if found.loads is not None:
         parts += ["", _memory(found.loads)]
+    if found.since is not None:
+        parts += ["", _since(found.since)]
+    for workload in found.workloads:
+        if workload.model.operators:
+            parts += ["", _operators(workload)]
     return Group(*parts, *(Text(f"note: {note}") for note in found.notes))
 
 
@@ -46,6 +51,63 @@ def _times(found: Benchmark) -> Table:
             title = "load" if place == 0 else _count(found.loads.pairs, "processes")
             ratio = [_ratio(found.loads.times_as_fast) if place == 0 else ""] if both else []
             table.add_row(title, who if both else "", *_spread(loads.seconds), "", *ratio)
+    return table
+
+
+def _since(since: Since) -> Group:
+    versions = ", ".join(
+        f"{name} {version}"
+        for name, version in (("ONNX Runtime", since.onnxruntime), ("qcompiler", since.qcompiler))
+        if version
+    )
+    table = _table(f"since {since.path}", "", "then", "now", "times as fast")
+    for change in since.changes:
+        unsure = "" if change.apart else " (within the spread)"
+        table.add_row(
+            escape(change.name),
+            "",
+            format_time(change.then),
+            format_time(change.now),
+            f"{change.times_as_fast:.2f}{unsure}",
+        )
+    lines = (
+        [f"then with {versions}; not in turn: what else the machine did then and now counts"]
+        if versions
+        else []
+    )
+    lines += [f"not compared: {', '.join(since.left_out)}"] if since.left_out else []
+    return Group(table, *map(Text, lines))
+
+
+OPERATORS = 12
+"""That are shown for each side; the rest is one line."""
+
+
+def _operators(workload: WorkloadResult) -> Table:
+    """Where the time of a run goes, each side by itself."""
+    table = _table(f"{workload.name}, operator", "", "nodes", "time", "share")
+    for who, runs in (("model", workload.model), ("against", workload.against)):
+        if runs is None:
+            continue
+        shown, rest = runs.operators[:OPERATORS], runs.operators[OPERATORS:]
+        for operator in shown:
+            side = who if workload.against is not None else ""
+            table.add_row(
+                escape(operator.op),
+                side,
+                str(operator.nodes),
+                format_time(operator.seconds),
+                f"{operator.share:.1%}",
+            )
+        if rest:
+            seconds, share = sum(each.seconds for each in rest), sum(each.share for each in rest)
+            table.add_row(
+                f"{len(rest)} others",
+                "",
+                str(sum(each.nodes for each in rest)),
+                format_time(seconds),
+                f"{share:.1%}",
+            )
     return table
 
 

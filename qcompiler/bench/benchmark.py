@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import onnxruntime as ort
@@ -10,11 +10,13 @@ import onnxruntime as ort
 from qcompiler.bench.alternate import WARM_UP, alternate, rounds_within
 from qcompiler.bench.contender import Contender, timed_run
 from qcompiler.bench.loading import measure_loads
+from qcompiler.bench.operator_times import operator_times
 from qcompiler.bench.pairing import Side, pair_up
 from qcompiler.bench.result import Benchmark, Runs, Spread, TimesAsFast, WorkloadResult
 from qcompiler.bench.workloads import Sizes, Workload, check_dims, make_workloads
 from qcompiler.errors import InputError
 from qcompiler.graph.session_errors import SESSION_ERRORS
+from qcompiler.report.manifest import installed_version
 
 Progress = Callable[[str, int, int], None]
 
@@ -29,6 +31,7 @@ class BenchSettings:
         runs: of each model on each workload; None for as many as fit ``seconds``, 10 to 1000.
         seconds: about, for each workload; of both models together.
         loads: of each model, in fresh processes; 0 for none.
+        operators: whether some more runs are profiled, operator by operator.
     """
 
     sizes: Sizes = field(default_factory=Sizes)
@@ -36,6 +39,7 @@ class BenchSettings:
     runs: int | None = None
     seconds: float = 10.0
     loads: int = 5
+    operators: bool = False
 
 
 def measure(
@@ -62,13 +66,24 @@ def measure(
     workloads = _common(sides, made, notes)
     notes += _unused(settings.sizes, workloads[0])
     results = _measure_runs([side.contender for side in sides], workloads, settings, tell)
+    if settings.operators:
+        results = _with_operators([side.contender for side in sides], workloads, results, tell)
     loads = None
     if settings.loads:
         loads = measure_loads(
             [side.contender for side in sides], workloads, settings.loads, partial(tell, "loading")
         )
     other = sides[1].measured if len(sides) > 1 else None
-    return Benchmark(sides[0].measured, other, settings.threads, ort.__version__, results, loads, notes)
+    return Benchmark(
+        sides[0].measured,
+        other,
+        settings.threads,
+        ort.__version__,
+        results,
+        loads,
+        notes,
+        installed_version("qcompiler") or "",
+    )
 
 
 def _measure_runs(
@@ -91,6 +106,23 @@ def _measure_runs(
         times = alternate(takes, rounds, partial(tell, name))
         results.append(_result(pair, times))
     return results
+
+
+def _with_operators(
+    contenders: Sequence[Contender],
+    workloads: Sequence[Sequence[Workload]],
+    results: Sequence[WorkloadResult],
+    tell: Progress,
+) -> list[WorkloadResult]:
+    """The results with where the time goes; profiling slows runs, so these are others than the timed ones."""
+    found = []
+    for place, (result, pair) in enumerate(zip(results, zip(*workloads, strict=True), strict=True)):
+        tell(f"profiling {result.name}", place, len(results))
+        ours, *theirs = (operator_times(*each) for each in zip(contenders, pair, strict=True))
+        model = replace(result.model, operators=ours)
+        against = result.against and replace(result.against, operators=theirs[0])
+        found.append(replace(result, model=model, against=against))
+    return found
 
 
 def _checked_run(
@@ -131,7 +163,7 @@ def _result(pair: Sequence[Workload], times: Sequence[Sequence[float]]) -> Workl
 
 def _runs(tokens: int | None, seconds: Sequence[float]) -> Runs:
     spread = Spread.of(seconds)
-    return Runs(spread, None if tokens is None else tokens / spread.median)
+    return Runs(spread, None if tokens is None else tokens / spread.median, list(seconds))
 
 
 def _common(sides: Sequence[Side], made: list[list[Workload]], notes: list[str]) -> list[list[Workload]]:

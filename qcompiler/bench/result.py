@@ -44,11 +44,34 @@ class TimesAsFast:
 
 
 @dataclass(frozen=True)
+class OperatorTime:
+    """All nodes of one operator in the graph that ONNX Runtime really runs.
+
+    Attributes:
+        op: with its domain, unless that is ONNX's own.
+        seconds: of all of them in one run, while it was profiled; share: of all nodes' time.
+    """
+
+    op: str
+    nodes: int
+    seconds: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Runs:
-    """The runs of one model; tokens_per_second is None where it takes no tokens."""
+    """The runs of one model.
+
+    Attributes:
+        tokens_per_second: None where it takes no tokens.
+        every: seconds of each run, in order.
+        operators: where the time went, the most first; empty where that was not asked for.
+    """
 
     seconds: Spread
     tokens_per_second: float | None
+    every: list[float] = field(default_factory=list)
+    operators: list[OperatorTime] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -115,9 +138,10 @@ class Benchmark:
 
     Attributes:
         threads: of each session; None where it was left to ONNX Runtime.
-        onnxruntime: its version.
+        onnxruntime, qcompiler: their versions.
         loads: None where none were asked for.
         notes: what a reader should know.
+        since: beside an earlier benchmark; None where none was given.
     """
 
     model: Measured
@@ -127,3 +151,39 @@ class Benchmark:
     workloads: list[WorkloadResult]
     loads: LoadResult | None
     notes: list[str] = field(default_factory=list)
+    qcompiler: str = ""
+    since: "Since | None" = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One workload then and now.
+
+    Attributes:
+        then, now: seconds, median.
+        times_as_fast: then / now: above 1 it is faster now.
+        apart: whether the middle 80 % of runs then and now do not overlap; else the change may be the machine's.
+    """
+
+    name: str
+    then: float
+    now: float
+    times_as_fast: float
+    apart: bool
+
+
+@dataclass(frozen=True)
+class Since:
+    """An earlier benchmark's JSON beside this one's model; not in turn, so what else the machine did then and now counts.
+
+    Attributes:
+        path: of the JSON; onnxruntime, qcompiler: the versions of then.
+        changes: of workloads of the same name and shapes.
+        left_out: workloads that only one has, or of other shapes.
+    """
+
+    path: str
+    onnxruntime: str
+    qcompiler: str
+    changes: list[Change]
+    left_out: list[str]

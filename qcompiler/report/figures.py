@@ -137,6 +137,27 @@ def _told(size: float, loss: float, measure: str) -> str:
     return f"{size / 1e6:.4g} MB, {measure} {loss:.3g}"
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One of several figures side by side: its title, and numbers by the name of their line."""
+
+    title: str
+    lines: Sequence[tuple[str, Sequence[float]]]
+
+
+def shares_within(panels: Sequence[Panel], xlabel: str, ylabel: str, surface: Surface = "inline") -> str:
+    """The share of numbers that are at most x, for each line of each panel."""
+    with _drawing(2.8, surface=surface, columns=len(panels)) as (every, svg):
+        for axes, panel in zip(every, panels, strict=True):
+            for place, (name, values) in enumerate(panel.lines):
+                axes.ecdf(values, label=name, color=SERIES[place % len(SERIES)], linewidth=1.2)
+            axes.set(title=panel.title, xlabel=xlabel, ylabel=ylabel)
+            axes.title.set_color(_TEXT)
+            if len(panel.lines) > 1:
+                axes.legend(frameon=False, fontsize=8, labelcolor=_TEXT)
+    return svg.text
+
+
 class _Svg:
     """A figure's text, once it is drawn, and what its marks tell."""
 
@@ -168,26 +189,35 @@ _SETTINGS: Any = {
 
 
 @contextmanager
-def _drawing(height: float, width: float = WIDTH, surface: Surface = "inline") -> Iterator[tuple[Any, _Svg]]:
+def _drawing(
+    height: float, width: float = WIDTH, surface: Surface = "inline", columns: int | None = None
+) -> Iterator[tuple[Any, _Svg]]:
+    """Axes to draw on (with ``columns`` a list of them), and the text that they become on the way out."""
     svg = _Svg()
     with rc_context(_SETTINGS):
         figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots()
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(_LINES)
-        axes.tick_params(colors=_TEXT, which="both", labelsize=8)
-        axes.xaxis.label.set_color(_TEXT)
-        axes.yaxis.label.set_color(_TEXT)
-        axes.grid(axis="y", color=_LINES, linewidth=0.5)
-        axes.set_axisbelow(True)
-        axes.patch.set_alpha(0)
+        every = figure.subplots(1, columns or 1, squeeze=False)[0]
+        for axes in every:
+            _plain(axes)
         if surface == "inline":
             figure.patch.set_alpha(0)
-        yield axes, svg
+        yield (every[0] if columns is None else list(every)), svg
         target = io.StringIO()
         figure.savefig(
             target, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
         svg.finish(target.getvalue(), surface)
+
+
+def _plain(axes: Any) -> None:
+    """Two sides, in the page's colours, and lines across."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_LINES)
+    axes.tick_params(colors=_TEXT, which="both", labelsize=8)
+    axes.xaxis.label.set_color(_TEXT)
+    axes.yaxis.label.set_color(_TEXT)
+    axes.grid(axis="y", color=_LINES, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.patch.set_alpha(0)

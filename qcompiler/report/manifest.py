@@ -39,11 +39,12 @@ def make_fingerprint(
         "function_body": function_body and not mapped_weights,
         "mapped_weights": mapped_weights,
         "machine": platform.machine(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "versions": {name: found for name in PACKAGES if (found := installed_version(name)) is not None},
     }
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Of a package; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

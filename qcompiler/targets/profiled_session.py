@@ -87,10 +87,18 @@ class ProfiledSession:
 
 
 def profile(
-    model: Path, feed: Mapping[str, npt.NDArray[Any]], providers: Sequence[str], runs: int = RUNS
+    model: Path,
+    feed: Mapping[str, npt.NDArray[Any]],
+    providers: Sequence[str],
+    runs: int = RUNS,
+    threads: int | None = None,
+    library: bool = True,
 ) -> ProfiledSession:
     """Create a session on the model file and run it on ``feed``.
 
+    Args:
+        threads: None leaves them to ONNX Runtime.
+        library: whether our operators are registered, where they were built.
     Raises:
         InputError: ONNX Runtime cannot load or run it, or a provider is not there.
         ResourceError: the temporary folder has no room for a copy of the model.
@@ -104,7 +112,9 @@ def profile(
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as temporary:
         folder = Path(temporary)
         require_free(folder, sum(file.stat().st_size for file in files_of(model).values()))
-        options, library = _options(folder)
+        options, registered = _options(folder, library)
+        if threads is not None:
+            options.intra_op_num_threads = threads
         try:
             session = ort.InferenceSession(os.fspath(model), options, providers=list(providers))
             for _ in range(runs + 1):
@@ -117,7 +127,7 @@ def profile(
             kernels = _kernel_events(Path(events), runs)
     return ProfiledSession(
         session.get_providers(),
-        library,
+        registered,
         list(_nodes(optimized.graph, kernels)),
         {tensor.name: len(tensor.dims) for tensor in optimized.graph.initializer},
         [value.name for value in optimized.graph.input],
@@ -133,7 +143,7 @@ def short(error: Exception) -> str:
     return line if len(line) <= 300 else f"{line[:297]}..."
 
 
-def _options(folder: Path) -> tuple[ort.SessionOptions, bool]:
+def _options(folder: Path, wanted: bool) -> tuple[ort.SessionOptions, bool]:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.enable_profiling = True
@@ -142,11 +152,12 @@ def _options(folder: Path) -> tuple[ort.SessionOptions, bool]:
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_file_name", "optimized.data"
     )
-    library = False
+    if not wanted:
+        return options, False
     with suppress(ResourceError):  # not built here: a model that needs it fails to load
         register(options)
-        library = True
-    return options, library
+        return options, True
+    return options, False
 
 
 def _kernel_events(path: Path, runs: int) -> dict[str, tuple[str, float]]:

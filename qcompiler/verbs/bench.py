@@ -1,6 +1,7 @@
 """``qcompile bench``: how fast a model is, beside another."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -49,23 +50,37 @@ from qcompiler.verbs.show import show
     show_default=True,
     help="In fresh processes, of each model; 0 for none.",
 )
+@click.option("--operators", is_flag=True, help="Also profile some runs: where the time goes, by operator.")
+@click.option("--plot", metavar="FILE.svg", help="Draw how runs spread.")
+@click.option(
+    "--since", metavar="OLD.json", help="Beside an earlier qcompile bench --json, of another version, say."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of made-up inputs.")
 @json_option
 @traceback_option
 def bench_verb(
     model: str, against: str | None, tokens: int | None, past: int | None, dims: tuple[tuple[str, int], ...], data: str | None,
-    threads: int | None, runs: int | None, seconds: float | None, loads: int, seed: int, as_json: bool,
+    threads: int | None, runs: int | None, seconds: float | None, loads: int, operators: bool, plot: str | None, since: str | None,
+    seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Latency, tokens/s, load time and peak memory of MODEL, in turn with another."""
     if runs is not None and seconds is not None:
         raise click.UsageError("--runs and --seconds exclude each other; give one")
     from qcompiler.bench.bench_table import bench_table
     from qcompiler.bench.benchmark import BenchSettings, measure
+    from qcompiler.bench.since import beside_earlier, read_earlier
     from qcompiler.bench.workloads import Sizes
     from qcompiler.report.progress import progress_shown
 
     sizes = Sizes(tokens, past, dict(dims), data, seed)
-    settings = BenchSettings(sizes, threads, runs, 10.0 if seconds is None else seconds, loads)
+    settings = BenchSettings(sizes, threads, runs, 10.0 if seconds is None else seconds, loads, operators)
+    earlier = None if since is None else read_earlier(Path(since))
     with progress_shown(quiet=as_json) as progress:
         found = measure(model, against, settings, progress)
+    if since is not None and earlier is not None:
+        found = beside_earlier(found, Path(since), earlier)
+    if plot is not None:
+        from qcompiler.bench.bench_plot import write_plot
+
+        write_plot(found, Path(plot))
     show(asdict(found) if as_json else bench_table(found))

@@ -1,7 +1,7 @@
 """Benchmarks of small models: who is measured against whom, in which order, and what the result holds; never how fast."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ import pytest
 import qcompiler
 from qcompiler import runtime
 from qcompiler.bench import benchmark, contender
+from qcompiler.bench.bench_plot import bench_plot
 from qcompiler.bench.benchmark import BenchSettings, measure
-from qcompiler.bench.result import Spread
+from qcompiler.bench.result import Benchmark, Spread
+from qcompiler.bench.since import beside_earlier, read_earlier
 from qcompiler.bench.workloads import Sizes
 from qcompiler.errors import InputError, ResourceError
+from qcompiler.report.json_text import to_json
 from tests import command_models as models
 from tests.small_models import make_model, save_model, weight
 
@@ -210,3 +213,60 @@ def test_the_result_is_plain_values(tmp_path: Path) -> None:
             assert value is None or type(value) in (str, int, float, bool), value
 
     check(asdict(measure(models.mlp(tmp_path), models.mlp(tmp_path), QUICK)))
+
+
+def test_where_the_time_goes_is_told_for_each_side_by_operator(tmp_path: Path) -> None:
+    path = _compiled(models.decoder(tmp_path), tmp_path / "out")
+    found = measure(path.parent, settings=replace(QUICK, operators=True))
+    (prefill,) = found.workloads
+    assert prefill.against is not None
+    ours, theirs = prefill.model.operators, prefill.against.operators
+    assert any(operator.op.startswith("ai.qcompiler::MatMulNBits") for operator in ours)
+    assert any(operator.op == "com.microsoft::MatMulNBits" for operator in theirs)
+    for side in (ours, theirs):
+        assert sum(operator.share for operator in side) == pytest.approx(1.0)
+        assert [operator.seconds for operator in side] == sorted((o.seconds for o in side), reverse=True)
+    assert len(prefill.model.every) == 3
+
+
+def _earlier(found: Benchmark, path: Path, factor: float) -> Path:
+    """The same benchmark as JSON, each time so many times as long."""
+    told = asdict(found)
+    for workload in told["workloads"]:
+        workload["model"]["seconds"] = {
+            key: factor * value for key, value in workload["model"]["seconds"].items()
+        }
+    path.write_text(to_json(told))
+    return path
+
+
+def test_beside_an_earlier_one(tmp_path: Path) -> None:
+    found = measure(models.decoder(tmp_path), settings=QUICK)
+    path = _earlier(found, tmp_path / "then.json", 1000.0)
+    since = beside_earlier(found, path, read_earlier(path)).since
+    assert since is not None and since.left_out == []
+    (change,) = since.changes
+    assert change.times_as_fast == pytest.approx(1000.0) and change.apart
+    same = _earlier(found, tmp_path / "same.json", 1.0)
+    again = beside_earlier(found, same, read_earlier(same)).since
+    assert again is not None and not again.changes[0].apart
+    other = measure(tmp_path / "float.onnx", settings=replace(QUICK, sizes=Sizes(tokens=5)))
+    beside = beside_earlier(other, path, read_earlier(path)).since
+    assert beside is not None and beside.changes == [] and beside.left_out == ["prefill"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"workloads": [{"name": "prefill"}]}'])
+def test_what_is_no_earlier_benchmark_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "then.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="no JSON of qcompile bench"):
+        read_earlier(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_earlier(tmp_path / "nowhere.json")
+
+
+def test_every_run_is_drawn(tmp_path: Path) -> None:
+    found = measure(models.decoder(tmp_path), settings=QUICK)
+    drawn = bench_plot(found)
+    assert drawn.startswith("<svg") and "share of runs" in drawn and "prefill" in drawn
+    assert "currentColor" not in drawn  # a file of its own has no page to take colours from
