@@ -32,15 +32,18 @@ from qcompiler.recipe import Recipe
 from qcompiler.recipe.plan import Plan
 from qcompiler.recipe.setting import Setting
 from qcompiler.report.compile_report import CompileReport
+from qcompiler.report.compiled_model import CompiledModel
 from qcompiler.report.compiled_page import write_compiled_page
 from qcompiler.report.manifest import make_fingerprint, make_manifest
 from qcompiler.report.memory import PeakMemory
 from qcompiler.report.memory_forecast import border_limit
-from qcompiler.report.sizes import counted, format_bytes
+from qcompiler.report.sizes import counted
 from qcompiler.runtime import register
 from qcompiler.targets import Target, find_target
 from qcompiler.targets.running_nodes import running_quantized
 from qcompiler.within_drop import Bounded, compile_within
+
+__all__ = ["CompiledModel", "DryRun", "Options", "compile", "dry_run"]
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_MEMORY = 4 << 30
@@ -80,25 +83,6 @@ class Options:
     allow_quantized: bool = False
     max_drop: float | None = None
     instruments: tuple[Instrument, ...] = ()
-
-
-@dataclass(frozen=True)
-class CompiledModel:
-    """A finished compile."""
-
-    folder: Path
-    report: CompileReport
-
-    @property
-    def path(self) -> Path:
-        """The ONNX file."""
-        return self.folder / model_file.MODEL_NAME
-
-    def __repr__(self) -> str:
-        """One line; the report's own has every weight."""
-        report = self.report
-        change = f"{format_bytes(report.float_bytes)} -> {format_bytes(report.bytes)}"
-        return f"<CompiledModel {self.path}: {report.recipe}, {counted(len(report.layers), 'weight')} quantized, {change}>"
 
 
 @dataclass(frozen=True)

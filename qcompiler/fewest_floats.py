@@ -5,7 +5,7 @@ The model is compiled with the k most felt layers float, k doubling until the bo
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from qcompiler.errors import PromiseError
@@ -14,27 +14,6 @@ from qcompiler.recipe.rules import Match, Rule
 from qcompiler.report.sizes import counted
 
 Made = TypeVar("Made")
-
-
-@dataclass(frozen=True)
-class Fallback:
-    """What ``--max-drop`` did.
-
-    Attributes:
-        max_drop: the share that is allowed.
-        measure: what of.
-        drop: the result's.
-        layers: names of the weights that went back to float, the most felt first.
-        losses: what the model loses by each of them alone (see ``passes/product_sensitivity``).
-        tried: for each compile in turn how many layers were float, and the drop that was measured.
-    """
-
-    max_drop: float
-    measure: str
-    drop: float
-    layers: tuple[str, ...]
-    losses: tuple[float, ...]
-    tried: tuple[tuple[int, float], ...]
 
 
 def fewest_floats(

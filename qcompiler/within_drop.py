@@ -2,19 +2,20 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from qcompiler.calibration.feeds import CalibrationFeeds, Progress
-from qcompiler.fewest_floats import Fallback, as_percent, fewest_floats, with_floats
+from qcompiler.fewest_floats import as_percent, fewest_floats, with_floats
 from qcompiler.passes.measured_outputs import find_ends
 from qcompiler.passes.quantize_weights import CalibrationRun
 from qcompiler.pipeline import rank_by_loss
 from qcompiler.recipe import Recipe
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.drop import DropMeter
+from qcompiler.report.fallback import Fallback
 
 Compile = Callable[[Recipe, Path], CompileReport]
 """Compiles with a recipe into a folder that is not there yet."""
@@ -90,7 +91,7 @@ def compile_within(
         tuple(loss for _, loss in ranked[:count]),
         tuple(tried),
     )
-    return replace(report, fallback=asdict(fallback))
+    return replace(report, fallback=fallback)
 
 
 def _names(ranked: Sequence[tuple[str, float]]) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def compile_model(arguments: dict[str, Any]) -> dict[str, Any]:
         "peak_anonymous_bytes": report.peak_anonymous_bytes,
         "bytes": report.bytes,
         "warnings": report.warnings,
-        "passes": {entry["name"]: entry["seconds"] for entry in report.passes},
+        "passes": {entry.name: entry.seconds for entry in report.passes},
     }
 
 

@@ -31,7 +31,8 @@ def kl_divergence(reference_logits: Array, logits: Array) -> float:
 
 def kl_of_rows(reference_logits: npt.NDArray[Any], logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """KL as above of each row, float64 [rows] from NumPy arrays [..., classes], in nats."""
-    return np.concatenate(list(_row_kls(reference_logits, logits)))
+    found: npt.NDArray[np.float64] = np.concatenate(list(_row_kls(reference_logits, logits)))
+    return found.clip(min=0.0)  # rounding may leave less
 
 
 def _row_kls(reference_logits: Array, logits: Array) -> Iterator[Any]:

@@ -6,7 +6,11 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from qcompiler.passes.assign_bits import MixedResult
+from qcompiler.passes.layer_result import LayerResult
+from qcompiler.passes.rotate import RotationResult
 from qcompiler.report.compile_report import CompileReport
+from qcompiler.report.fallback import Fallback
 from qcompiler.report.sizes import (
     counted,
     format_bytes,
@@ -28,15 +32,15 @@ def compile_summary(report: CompileReport, output: str) -> RenderableType:
     for key, value in _facts(report, output):
         facts.add_row(key, escape(value))
     parts: list[RenderableType] = []
-    worst = sorted(report.layers, key=lambda layer: -layer["output_error"])[:WORST]
+    worst = sorted(report.layers, key=lambda layer: -layer.output_error)[:WORST]
     if worst:
         parts += [_worst_table(worst, len(report.layers)), ""]
-    if report.mixed:
+    if report.mixed is not None:
         parts += [_trade_table(report.mixed), ""]
     return Group(*parts, facts)
 
 
-def _worst_table(layers: list[dict[str, Any]], count: int) -> Table:
+def _worst_table(layers: list[LayerResult], count: int) -> Table:
     title = "layers by error of their output, worst first" + (
         f" ({len(layers)} of {count})" if count > len(layers) else ""
     )
@@ -51,23 +55,23 @@ def _worst_table(layers: list[dict[str, Any]], count: int) -> Table:
     table.add_column("SQNR", justify="right", no_wrap=True)
     for layer in layers:
         table.add_row(
-            escape(layer["name"]),
-            layer["role"],
-            format_shape(layer["shape"]),
-            " + ".join(part for part in (layer["scheme"], layer["beside"]) if part),
-            f"{layer['output_error']:.2e}",
-            f"{layer['sqnr_db']:.1f} dB",
+            escape(layer.name),
+            layer.role,
+            format_shape(layer.shape),
+            " + ".join(part for part in (layer.scheme, layer.beside) if part),
+            f"{layer.output_error:.2e}",
+            f"{layer.sqnr_db:.1f} dB",
         )
     return table
 
 
-def _trade_table(mixed: dict[str, Any]) -> Table:
+def _trade_table(mixed: MixedResult) -> Table:
     title = "other budgets (all: report.html)"
     table = Table(
         box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style=""
     )
     table.add_column("weights", justify="right", no_wrap=True)
-    table.add_column(f"predicted {mixed['measure']}", justify="right", no_wrap=True)
+    table.add_column(f"predicted {mixed.measure}", justify="right", no_wrap=True)
     table.add_column("")
     for size, loss, chosen in trade_rows(mixed):
         table.add_row(format_bytes(size), f"{loss:.3g}", "chosen" if chosen else "")
@@ -76,14 +80,14 @@ def _trade_table(mixed: dict[str, Any]) -> Table:
 
 def _runs_as_nothing(report: CompileReport) -> str:
     """Why no weight is read by an operator of the target."""
-    if any(record["name"].startswith("lower_") for record in report.passes):
+    if any(record.name.startswith("lower_") for record in report.passes):
         return "plain ONNX: no kernel reads the weights (the report says why)"
     return "not checked: stopped before the target's operators"
 
 
 def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
-    weights = sum(layer["shape"][0] * layer["shape"][1] for layer in report.layers)
-    stored = sum(layer["stored_bytes"] for layer in report.layers)
+    weights = sum(layer.shape[0] * layer.shape[1] for layer in report.layers)
+    stored = sum(layer.stored_bytes for layer in report.layers)
     change = size_change(report.float_bytes, report.bytes, 2)
     running = ", ".join(f"{count} {op}" for op, count in sorted(report.running.items()))
     facts = [
@@ -103,43 +107,43 @@ def _facts(report: CompileReport, output: str) -> list[tuple[str, str]]:
     return [*facts, *(("warning", warning) for warning in report.warnings)]
 
 
-def _rotated(rotation: dict[str, Any]) -> list[tuple[str, str]]:
+def _rotated(rotation: RotationResult | None) -> list[tuple[str, str]]:
     """Each residual stream that was rotated, and how many layers' heads."""
-    if not rotation:
+    if rotation is None:
         return []
-    lines = [f"stream of {stream}" for stream in rotation["streams"]]
-    if rotation["heads"]:
-        lines.append(f"heads of {counted(rotation['heads'], 'layer')}")
+    lines = [f"stream of {stream}" for stream in rotation.streams]
+    if rotation.heads:
+        lines.append(f"heads of {counted(rotation.heads, 'layer')}")
     return [("rotated", line) for line in lines or ["nothing"]]
 
 
-def _mixed(mixed: dict[str, Any]) -> list[tuple[str, str]]:
+def _mixed(mixed: MixedResult | None) -> list[tuple[str, str]]:
     """How many layers got how many bits, and the predicted loss."""
-    if not mixed:
+    if mixed is None:
         return []
-    counts = ", ".join(f"{mixed['chosen'].count(bits)} at {bits} bits" for bits in mixed["bits"])
+    counts = ", ".join(f"{mixed.chosen.count(bits)} at {bits} bits" for bits in mixed.bits)
     return [
         (
             "mixed",
-            f"{counts}, by {mixed['sensitivity']}; predicted {mixed['measure']} {mixed['loss']:.3g} with round to nearest's error",
+            f"{counts}, by {mixed.sensitivity}; predicted {mixed.measure} {mixed.loss:.3g} with round to nearest's error",
         ),
     ]
 
 
-def _fallback(fallback: dict[str, Any]) -> list[tuple[str, str]]:
+def _fallback(fallback: Fallback | None) -> list[tuple[str, str]]:
     """The drop, the layers that went back to float in order, and what was tried."""
-    if not fallback:
+    if fallback is None:
         return []
-    tried = ", ".join(f"{count} float {drop:.3%}" for count, drop in fallback["tried"])
+    tried = ", ".join(f"{count} float {drop:.3%}" for count, drop in fallback.tried)
     facts = [
         (
             "drop",
-            f"{fallback['drop']:.3%} of {fallback['max_drop']:.3%} allowed, {fallback['measure']} (tried: {tried})",
+            f"{fallback.drop:.3%} of {fallback.max_drop:.3%} allowed, {fallback.measure} (tried: {tried})",
         )
     ]
-    if fallback["layers"]:
+    if fallback.layers:
         facts.append(
-            ("back to float", f"{counted(len(fallback['layers']), 'layer')}: {', '.join(fallback['layers'])}")
+            ("back to float", f"{counted(len(fallback.layers), 'layer')}: {', '.join(fallback.layers)}")
         )
     return facts
 

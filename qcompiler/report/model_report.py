@@ -1,8 +1,8 @@
 """Everything a report shows of one model, as plain dataclasses: what is in it, what its compile did, what it lost, and where."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qcompiler.calibration.data import text_decoder, tokenizer_beside
 from qcompiler.graph import model_file
 from qcompiler.graph.census import take_census
+from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.normalize import Normalize
 from qcompiler.report.block_operators import BlockOperators, block_operators
 from qcompiler.report.compile_report import CompileReport
@@ -86,6 +87,35 @@ class ModelReport:
     blocks: list[BlockOperators] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def plain(self) -> dict[str, Any]:
+        """As ``qcompile report --json`` prints it: dictionaries, lists and numbers."""
+        return asdict(self) | {"compiled": None if self.compiled is None else self.compiled.plain()}
+
+    def _repr_html_(self) -> str | None:
+        """For notebooks: what sums it up, and the worst layers; None where jinja2 is not installed."""
+        try:
+            from qcompiler.report.page.page import summary_html
+        except ImportError:
+            return None  # the compiler's own extra; notebooks then show what repr() says
+        return summary_html(self)
+
+
+def outline(path: Path) -> ModelReport:
+    """What the graph at ``path`` and the files beside it say; no weight is read, nothing is run.
+
+    Raises:
+        InputError: the model cannot be read.
+    """
+    place = model_file.model_path(path)
+    inspection, compiled = inspect(place), CompileReport.read(place.with_name(REPORT))
+    return ModelReport(
+        inspection,
+        _layers(inspection, compiled),
+        compiled,
+        _text(place.with_name("recipe.yaml")),
+        _text(place.with_name("manifest.json")),
+    )
+
 
 def make_report(
     path: Path,
@@ -104,20 +134,11 @@ def make_report(
     """
     place = model_file.model_path(path)
     progress("looking into the model", 0, 1)
-    inspection = inspect(place)
-    compiled = CompileReport.read(place.with_name(REPORT))
+    found = outline(place)
     floats = None if reference is None else inspect(reference)
     model = _normalized(place)
     source = None if reference is None else _normalized(model_file.model_path(reference))
-    report = ModelReport(
-        inspection,
-        _layers(inspection, compiled),
-        compiled,
-        _text(place.with_name("recipe.yaml")),
-        _text(place.with_name("manifest.json")),
-        floats,
-        blocks=block_operators(source, model),
-    )
+    report = replace(found, reference=floats, blocks=block_operators(source, model))
     if reference is not None and data is not None:
         report = _measured(report, place, reference, data, progress)
     return replace(report, weights=_weights(report, model, source))
@@ -162,18 +183,16 @@ def _with_depth(layers: list[LayerRow], measures: LayerMeasures) -> list[LayerRo
 
 
 def _layers(inspection: Inspection, compiled: CompileReport | None) -> list[LayerRow]:
-    results: Mapping[str, Mapping[str, Any]] = (
-        {} if compiled is None else {layer["name"]: layer for layer in compiled.layers}
-    )
+    results = {} if compiled is None else {layer.name: layer for layer in compiled.layers}
     return [_row(product, results.get(product.name)) for product in inspection.products]
 
 
-def _row(product: InspectedProduct, result: Mapping[str, Any] | None) -> LayerRow:
+def _row(product: InspectedProduct, result: LayerResult | None) -> LayerRow:
     return LayerRow(
         product.name, product.block, product.role, product.op, product.shape, product.label, product.granularity is not None,
         product.bytes, product.share,
-        None if result is None else result["output_error"], None if result is None else result["sqnr_db"],
-        product.algorithm or ("" if result is None else str(result["algorithm"])), product.reason,
+        None if result is None else result.output_error, None if result is None else result.sqnr_db,
+        product.algorithm or ("" if result is None else result.algorithm), product.reason,
     )  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """``qcompile MODEL``: quantize a model into a folder."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -119,7 +118,7 @@ def compile_verb(
             tell=lambda line: click.echo(line, err=True),
         )  # fmt: skip
     if as_json:
-        show({**asdict(result.report), "output": str(result.path)})
+        show({**result.report.plain(), "output": str(result.path)})
         return
     from qcompiler.report.compile_summary import compile_summary
 

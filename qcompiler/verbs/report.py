@@ -1,6 +1,5 @@
 """``qcompile report``: an HTML page on any model."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -68,4 +67,4 @@ def report_verb(
             progress,
         )
         write_page(found, place)
-    show({"page": str(place), **asdict(found)} if as_json else f"{place}")
+    show({"page": str(place), **found.plain()} if as_json else f"{place}")

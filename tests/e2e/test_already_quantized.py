@@ -95,7 +95,7 @@ def test_the_rest_is_quantized(quantize: Compile, tmp_path: Path) -> None:
     model, x = _by_ort(tmp_path, QuantFormat.QDQ, ["first"]), _images(16, 9)
     data = [{"x": _images(8, 0)}]
     compiled = quantize(model, "w8a8-static", calibration=data, options=ALLOWED)
-    assert {layer["name"] for layer in compiled.report.layers} == {"k2", "w"}
+    assert {layer.name for layer in compiled.report.layers} == {"k2", "w"}
     assert compiled.report.running == {"QLinearConv": 2, "MatMulIntegerToFloat": 1}
     assert relative_error(run(_model(), {"x": x})["y"], run(compiled.path, {"x": x})["y"]) < ROUNDED
 
@@ -112,7 +112,7 @@ def test_trained_with_quantization(recipe: str, quantize: Compile) -> None:
     model, x = _trained(), _images(16, 9)
     compiled = quantize(model, recipe, calibration=[{"x": _images(8, 0)}], options=ALLOWED)
     assert compiled.report.running["QLinearConv"] == 1
-    assert [layer["name"] for layer in compiled.report.layers] == ["w"]
+    assert [layer.name for layer in compiled.report.layers] == ["w"]
     assert relative_error(run(model, {"x": x})["y"], run(compiled.path, {"x": x})["y"]) < ROUNDED
 
 

@@ -34,8 +34,8 @@ def test_it_runs_in_integers_with_data_and_without(quantize: Compile) -> None:
     how = [*PLAIN, "calib.correct_biases=analytical"]
     made = quantize(model, "w8a8-static", calibration=[{"x": _images(16, 0)}], settings=how)
     assert made.report.running["QLinearConv"] == 2
-    (entry,) = [entry for entry in made.report.passes if entry["name"] == "correct_biases_analytically"]
-    assert entry["modified"] and [line.partition(":")[0] for line in entry["reasons"]] == ["c", "t"]
+    (entry,) = [entry for entry in made.report.passes if entry.name == "correct_biases_analytically"]
+    assert entry.modified and [line.partition(":")[0] for line in entry.reasons] == ["c", "t"]
     # 8 bits for a whole weight and a tensor, in three layers
     assert relative_error(run(model, {"x": x})["y"], run(made.path, {"x": x})["y"]) < 0.05
     again = quantize(model, "w8a8-static", calibration=Path(made.folder) / "calibration.json", settings=how)

@@ -39,7 +39,7 @@ def test_both_branches(how: str, target: str, up: bool, quantize: Compile) -> No
     model = _branches()
     compiled = quantize(model, "w8a8-dynamic", target=target, settings=[f"activations={how}"])
     assert sum(compiled.report.running.values()) == 3
-    assert not any("stay float" in note for layer in compiled.report.layers for note in layer["notes"])
+    assert not any("stay float" in note for layer in compiled.report.layers for note in layer.notes)
     feed = {"x": _x(), "up": np.array(up)}
     assert relative_error(run(model, feed)["y"], run(compiled.path, feed)["y"]) < ROUNDED
 

@@ -79,7 +79,7 @@ def test_weights_that_are_rounded_by_statistics_go_without(quantize: Compile, tm
     (told,) = [line for line in again.report.warnings if "has ranges and no data" in line]
     assert "scales of 2 weights (gptq) come from the weights alone" in told
     assert again.report.running == first.report.running == {"QLinearConv": 1, "MatMulIntegerToFloat": 1}
-    assert all(any("no data" in note for note in layer["notes"]) for layer in again.report.layers)
+    assert all(any("no data" in note for note in layer.notes) for layer in again.report.layers)
     x = _images(9)[0]
     assert relative_error(run(_model(), x)["y"], run(again.path, x)["y"]) < STATIC
     planned = dry_run(save_model(_model(), tmp_path), "w8a8-static", calibration=str(_file(first))).plan

@@ -70,10 +70,10 @@ def test_lowered_middle_form_and_numpy_agree(
         results[stop] = run(made.path, {"x": _x(5, k, dtype=dtype)})
         if stop is None:
             assert made.report.running == ({} if codebook == "e2m1" else {"MatMulBnb4": 3})
-            assert [layer["scheme"] for layer in made.report.layers] == [
+            assert [layer.scheme for layer in made.report.layers] == [
                 f"{codebook} g{group}{' dq' * double}" for group in (32, 32, 16)
             ]
-            told = [bool(layer["notes"]) for layer in made.report.layers]
+            told = [bool(layer.notes) for layer in made.report.layers]
             assert told == [codebook == "e2m1"] * 3
             continue
         loaded = model_file.load(made.path)
@@ -96,7 +96,7 @@ def test_a_tied_embedding_stays_plain_and_says_why(tmp_path: Path) -> None:
     settings = ["head={bits: 4, dtype: nf4, group_size: 64, algorithm: rtn}"]
     made = compile(path, "w4a16-rtn", settings=settings, output=tmp_path / "out")
     (layer,) = made.report.layers
-    assert any("nf4: no kernel looks up rows" in note for note in layer["notes"])
+    assert any("nf4: no kernel looks up rows" in note for note in layer.notes)
     feed = {"i": np.arange(6, dtype=np.int64)[None]}
     assert_equal_outputs(run(path, feed), run(made.path, feed), FOUR_BIT)
     ahead = dry_run(path, "w4a16-rtn", settings=settings)

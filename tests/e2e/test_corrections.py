@@ -108,13 +108,13 @@ def test_more_rank_is_better_and_counted(tmp_path: Path) -> None:
         setting = f"algorithm=[mse, {{name: lorc, rank: {rank}}}]"
         made = _compile(_mlp(), tmp_path, setting, name=str(rank), calibration=[{"x": _x(90, 64)}])
         linear, head = made.report.layers
-        assert (linear["beside"], head["beside"]) == (f"rank {rank}", "")
-        errors.append(linear["output_error"])
-        sizes.append(linear["stored_bytes"])
+        assert (linear.beside, head.beside) == (f"rank {rank}", "")
+        errors.append(linear.output_error)
+        sizes.append(linear.stored_bytes)
         product = inspect(made.path).products[0]
-        assert product.label == f"int2 g32 sym + rank {rank}" and product.bytes == linear["stored_bytes"]
+        assert product.label == f"int2 g32 sym + rank {rank}" and product.bytes == linear.stored_bytes
         ahead = dry_run(tmp_path / "float.onnx", "w4a16-rtn", settings=[*ENDS, setting])
-        assert ahead.plan.quantized[0].stored_bytes == linear["stored_bytes"]
+        assert ahead.plan.quantized[0].stored_bytes == linear.stored_bytes
     assert errors == sorted(errors, reverse=True)
     assert np.diff(sizes).tolist() == [12 * 128 * 4, 16 * 128 * 4]
 
@@ -140,13 +140,13 @@ def test_outliers_run_as_they_are_stored(symmetric: str, setting: str, dtype: An
         for rows in (2, 90):
             results[stop, rows] = run(made.path, {"x": _x(rows, 64, dtype=dtype)}, optimize=stop is None)["y"]
         linear = made.report.layers[0]
-        assert linear["beside"].endswith("2 % outliers")
-        assert any("SparseMatMul" in note and "no stock kernel" in note for note in linear["notes"])
+        assert linear.beside.endswith("2 % outliers")
+        assert any("SparseMatMul" in note and "no stock kernel" in note for note in linear.notes)
         product = inspect(made.path).products[0]
         kind = "sym" if symmetric == "true" else "asym"
-        assert set(product.label.split(" + ")) == {f"int2 g32 {kind}", *linear["beside"].split(" + ")}
+        assert set(product.label.split(" + ")) == {f"int2 g32 {kind}", *linear.beside.split(" + ")}
         # DequantizeLinear packs zero points of 2 bits without a gap, the kernel begins each row with a byte.
-        assert product.bytes == linear["stored_bytes"] or stop is not None
+        assert product.bytes == linear.stored_bytes or stop is not None
     onnx.checker.check_model(onnx.load(tmp_path / "None" / "model.onnx"))
     for rows in (2, 90):
         # The same weights in other nodes; float16 is rounded at each.
@@ -197,10 +197,10 @@ def test_a_compiled_model_has_nothing_left(setting: str, tmp_path: Path) -> None
 def test_a_tied_weight_goes_without_and_says_why(tmp_path: Path) -> None:
     path = models.decoder(tmp_path)
     made = _compile(path, tmp_path, LORC, "head={bits: 8, group_size: 32, algorithm: [mse, lorc]}")
-    tied = next(layer for layer in made.report.layers if layer["role"] == "head")
-    assert tied["beside"] == "" and tied["algorithm"] == "mse"
-    assert any("no lorc: rows of the weight are gathered" in note for note in tied["notes"])
-    assert [layer["beside"] for layer in made.report.layers if layer["role"] == "linear"] == ["rank 16"] * 2
+    tied = next(layer for layer in made.report.layers if layer.role == "head")
+    assert tied.beside == "" and tied.algorithm == "mse"
+    assert any("no lorc: rows of the weight are gathered" in note for note in tied.notes)
+    assert [layer.beside for layer in made.report.layers if layer.role == "linear"] == ["rank 16"] * 2
 
 
 @pytest.mark.parametrize("steps", ["awq, gptq, {name: lorc, rank: 4}", "awq, spqr"])
@@ -248,7 +248,7 @@ def test_a_users_refinement_works_on_what_the_quantizer_gave(
             "rules=[{match: {name: v}, quantize: false}]",
             name=str(name),
         )
-        assert made.report.layers[0]["algorithm"].count("halved") == name
+        assert made.report.layers[0].algorithm.count("halved") == name
         model = onnx.load(made.path)
         (product,) = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
         (scale,) = [entry for entry in model.graph.initializer if entry.name == product.input[2]]

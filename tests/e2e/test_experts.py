@@ -91,7 +91,7 @@ def test_experts_without_data_are_told_of(done: CompiledModel) -> None:
         f"{stack}: calibration never reached 1 of 4 experts (3): scales come from the weights alone; give more data"
         for stack in ("up_proj", "down_proj")
     ]
-    noted = {layer["name"] for layer in done.report.layers if quantize_weights.UNREACHED in layer["notes"]}
+    noted = {layer.name for layer in done.report.layers if quantize_weights.UNREACHED in layer.notes}
     assert noted == {"up_proj.3", "down_proj.3"}
     reported = json.loads((done.folder / "report.json").read_text())
     assert reported["warnings"] == done.report.warnings
@@ -99,12 +99,10 @@ def test_experts_without_data_are_told_of(done: CompiledModel) -> None:
 
 def test_what_is_known_of_an_expert_comes_from_its_own_rows(model: Path, done: CompiledModel) -> None:
     """Without data an expert gets the codes of a search without weights; with data, others."""
-    free = {
-        layer["name"]: layer for layer in compiled(model, model.parent / "mse", "w4a16-gptq").report.layers
-    }
+    free = {layer.name: layer for layer in compiled(model, model.parent / "mse", "w4a16-gptq").report.layers}
     for index in range(EXPERTS):
         layer = free[f"up_proj.{index}"]
-        assert (layer["output_error"] == layer["weight_error"]) == (index == 3)
+        assert (layer.output_error == layer.weight_error) == (index == 3)
 
 
 def test_inspect_shows_experts_before_and_after(model: Path, done: CompiledModel) -> None:

@@ -97,7 +97,7 @@ def test_before_lowering_it_is_plain_qdq(tmp_path: Path) -> None:
 
 def test_report_and_inspect_name_the_type(tmp_path: Path) -> None:
     made = _compile(tmp_path)
-    assert [layer["scheme"] for layer in made.report.layers] == ["e4m3 channel"] * 2
+    assert [layer.scheme for layer in made.report.layers] == ["e4m3 channel"] * 2
     found = inspect(made.path).products
     assert [(product.dtype, product.label) for product in found] == [("float8e4m3fn", "e4m3 channel")] * 2
     with pytest.raises(InputError, match="already quantized"):
@@ -154,7 +154,7 @@ def test_convolutions_stay_float_and_say_so(tmp_path: Path) -> None:
     made = compile(path, "fp8", calibration=[{"x": x}], output=tmp_path / "out")
     assert [product.dtype for product in inspect(made.path).products] == ["float32", "float8e4m3fn"]
     assert any(
-        "a convolution: its integer kernels take integers" in left["reason"] for left in made.report.skipped
+        "a convolution: its integer kernels take integers" in left.reason for left in made.report.skipped
     )
 
 
@@ -199,7 +199,7 @@ def test_a_stopped_compile_goes_on_with_the_same_bytes(
 def test_what_the_recipe_says_of_a_tensor_holds(tmp_path: Path) -> None:
     left = _compile(tmp_path, "tensors={x: {quantize: false}}")
     assert "QuantizeLinear" not in op_types(ir.load(left.path))
-    assert any("the recipe leaves x float" in note for layer in left.report.layers for note in layer["notes"])
+    assert any("the recipe leaves x float" in note for layer in left.report.layers for note in layer.notes)
     narrow = _compile(tmp_path / "narrow", "tensors={x: {range: [-1.0, 0.5]}}")
     model = ir.load(narrow.path)
     (rounding,) = [node for node in model.graph if node.op_type == "QuantizeLinear"]

@@ -81,13 +81,12 @@ def test_what_runs_is_what_hqq_found(bits: int, kind: str, group: int, dtype: An
     stored = {1: 2, 3: 4}.get(bits, bits)
     assert [product.label for product in seen] == [f"int{stored} g{group}-out {kind}"] * 2
     assert [product.shape for product in seen] == [(75, 48), (64, 75)]
-    assert [layer["scheme"] for layer in made.report.layers] == [scheme.label] * 2
+    assert [layer.scheme for layer in made.report.layers] == [scheme.label] * 2
     # A file's uintB tensors pad no row and no short group to whole bytes.
     assert all(
-        product.bytes <= layer["stored_bytes"]
-        for product, layer in zip(seen, made.report.layers, strict=True)
+        product.bytes <= layer.stored_bytes for product, layer in zip(seen, made.report.layers, strict=True)
     )
-    assert all(any("no kernel reads groups of rows" in note for note in layer["notes"]) for layer in made.report.layers)  # fmt: skip
+    assert all(any("no kernel reads groups of rows" in note for note in layer.notes) for layer in made.report.layers)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,7 +103,7 @@ def test_an_embedding_tied_to_its_head(kind: str, tmp_path: Path) -> None:
     assert made.report.running == {"MatMulNBits": 1}
     labels = {product.role: product.label for product in inspect(made.path).products}
     assert labels["embedding/head"] == f"int8 g16-out {kind}"
-    told = [note for layer in made.report.layers for note in layer["notes"]] + list(made.report.warnings)
+    told = [note for layer in made.report.layers for note in layer.notes] + list(made.report.warnings)
     assert sum("plain ONNX" in line for line in told) == 1
     feed = {"i": np.arange(6, dtype=np.int64)[None]}
     # 8 bits move a weight by 0.4 % of its spread, in four products; int8 activations add as much

@@ -192,8 +192,8 @@ def test_tied_embedding_and_head_are_one_tensor(
     settings = [f"head.bits={bits}", f"head.symmetric={str(symmetric).lower()}", "head.algorithm=rtn"]
     compiled = quantize(model, settings=settings)
     assert compiled.report.running == {"MatMulNBits": 2, "GatherBlockQuantized": 1}
-    tied = next(layer for layer in compiled.report.layers if layer["role"] == "head")
-    assert any("tied" in note for note in tied["notes"])
+    tied = next(layer for layer in compiled.report.layers if layer.role == "head")
+    assert any("tied" in note for note in tied.notes)
     stored = [i for i in loaded_model(compiled).graph.initializer if i.data_type == onnx.TensorProto.UINT8]
     large = [
         i

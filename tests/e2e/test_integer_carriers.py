@@ -124,4 +124,4 @@ def test_a_transposed_convolution_stays_float_and_says_why(quantize: Compile) ->
     model = make_model(f"g (float[B,3,8,8] x) => (float[B,4,H,W] y) {{ {body} }}", constants)
     compiled = quantize(model, "w8a8-static", calibration=[{"x": _feed(0)["x"]}])
     (left,) = compiled.report.skipped
-    assert left["op"] == "ConvTranspose" and "no integer kernel for one" in left["reason"]
+    assert left.op == "ConvTranspose" and "no integer kernel for one" in left.reason

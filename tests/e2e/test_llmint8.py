@@ -81,7 +81,7 @@ def test_products_of_one_input_share_mask_rows_and_channels(target: str, tmp_pat
 @pytest.mark.parametrize("target", ["ort", "qcompiler"])
 def test_the_report_and_inspect_say_how_many(target: str, tmp_path: Path) -> None:
     made = _compile(tmp_path, "head=float", target=target)
-    assert [layer["beside"] for layer in made.report.layers] == ["2 outlier columns"] * 2
+    assert [layer.beside for layer in made.report.layers] == ["2 outlier columns"] * 2
     found = inspect(made.path)
     assert [(product.bits, product.beside) for product in found.products] == [(8, "2 outlier columns")] * 2
 
@@ -101,7 +101,7 @@ def test_without_outliers_nothing_is_added(tmp_path: Path) -> None:
     made = _compile(tmp_path, "head=float", "algorithm={name: llmint8, threshold: 1000}")
     ops = op_types(ir.load(made.path))
     assert "Gather" not in ops and "MatMul" not in ops
-    assert [layer["beside"] for layer in made.report.layers] == ["", ""]
+    assert [layer.beside for layer in made.report.layers] == ["", ""]
 
 
 def test_levels_with_one_scale_for_all_rows(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_stopped_compile_goes_on_with_the_same_bytes(
         made = compile(
             path, "w8a8-llmint8", settings=settings, calibration=data, output=tmp_path / name, options=options
         )
-        assert any(layer["beside"] for layer in made.report.layers)
+        assert any(layer.beside for layer in made.report.layers)
         return made
 
     assert_goes_on_with_the_same_bytes(compile_to, at, monkeypatch)

@@ -88,13 +88,13 @@ def test_lowered_middle_form_and_numpy_agree(
             options=Options(verify_each=True, stop_after=stop),
         )
         results[stop] = run(made.path, {"x": _x(2, 5, k, dtype=dtype)})
-        assert [layer["scheme"] for layer in made.report.layers] == [kind.format(32)] * 3 + [kind.format(16)]
+        assert [layer.scheme for layer in made.report.layers] == [kind.format(32)] * 3 + [kind.format(16)]
         seen = inspect(made.path)
         quantized = [product for product in seen.products if product.granularity is not None]
-        assert [product.label for product in quantized] == [layer["scheme"] for layer in made.report.layers]
+        assert [product.label for product in quantized] == [layer.scheme for layer in made.report.layers]
         assert [product.role for product in quantized] == ["linear"] * 3 + ["head"]
         assert [product.bytes for product in quantized] == [
-            layer["stored_bytes"] for layer in made.report.layers
+            layer.stored_bytes for layer in made.report.layers
         ]
         assert len(seen.products) == 4
         if stop is None:
@@ -148,7 +148,7 @@ def test_an_embedding_stays_plain_and_says_why(tmp_path: Path) -> None:
     settings = ["embedding={bits: 4, symmetric: false, zero_point: float, group_size: 32, algorithm: rtn}"]
     made = compile(path, "w4a16-rtn", settings=settings, output=tmp_path / "out")
     (layer,) = made.report.layers
-    assert any("no kernel looks up rows" in note for note in layer["notes"])
+    assert any("no kernel looks up rows" in note for note in layer.notes)
     feed = {"i": np.arange(6, dtype=np.int64)[None]}
     assert relative_error(run(path, feed)["y"], run(made.path, feed)["y"]) < 0.2  # 4 bits
     ahead = dry_run(path, "w4a16-rtn", settings=settings)
@@ -178,10 +178,10 @@ def test_an_embedding_of_two_levels_stays_plain_and_computes(
         calibration=[{"i": np.arange(8, dtype=np.int64)[None]}],
     )
     (layer,) = made.report.layers
-    assert any("no kernel looks up rows" in note for note in layer["notes"])
+    assert any("no kernel looks up rows" in note for note in layer.notes)
     assert made.report.running == {}
     (seen,) = inspect(made.path).products
-    assert (seen.label, seen.bytes) == (layer["scheme"], layer["stored_bytes"])
+    assert (seen.label, seen.bytes) == (layer.scheme, layer.stored_bytes)
     gather = next(node for node in model_file.load(made.path).graph if node.op_type == "Gather")
     table = read_weight(gather.inputs[0].producer())
     assert table is not None
@@ -220,7 +220,7 @@ def test_a_low_rank_part_is_beside_the_offsets(tmp_path: Path) -> None:
     )
     (product,) = inspect(made.path).products
     assert product.label == "int4 g16 asym float-zp + rank 4"
-    assert product.bytes == made.report.layers[0]["stored_bytes"]
+    assert product.bytes == made.report.layers[0].stored_bytes
     assert (
         relative_error(run(path, {"x": _x(3, 64)})["z"], run(made.path, {"x": _x(3, 64)})["z"]) < 0.2
     )  # 4 bits

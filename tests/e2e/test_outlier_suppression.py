@@ -50,7 +50,7 @@ def test_channels_to_one_side_cost_little(level: str, tmp_path: Path) -> None:
     algorithm = "[{name: outlier-suppression, shift: true}, rtn]"
     shifted, made = _error(tmp_path / "shifted", algorithm, level)
     assert shifted < 0.2 * plain  # steps of a range of some 6 in place of one of 120
-    notes = [note for layer in made.report.layers for note in layer["notes"]]
+    notes = [note for layer in made.report.layers for note in layer.notes]
     assert sum("shift taken by a norm" in note for note in notes) == 2
 
 

@@ -54,7 +54,7 @@ def test_three_bits_are_stored_in_three(settings: list[str], quantize: Compile) 
     short, held = ([p.bytes for p in inspect(c.path).products] for c in (ours, stock))
     assert all(a < b for a, b in zip(short, held, strict=True))
     assert {(p.bits, p.dtype) for p in inspect(ours.path).products} == {(3, "uint3")}
-    assert sum(layer["stored_bytes"] for layer in ours.report.layers) == sum(short)
+    assert sum(layer.stored_bytes for layer in ours.report.layers) == sum(short)
 
 
 def test_a_tied_weight_is_stored_once(quantize: Compile) -> None:
@@ -240,7 +240,7 @@ def test_mapped_weights_are_the_same_numbers(settings: list[str], quantize: Comp
     before, after = ([replace(p, bytes=0) for p in inspect(made.path).products] for made in compiled)
     assert before == after
     stored = sum(p.bytes for p in inspect(lines.path).products)
-    assert sum(layer["stored_bytes"] for layer in lines.report.layers) == stored
+    assert sum(layer.stored_bytes for layer in lines.report.layers) == stored
     manifests = [json.loads((made.folder / "manifest.json").read_text()) for made in compiled]
     assert [(m["function_body"], m["mapped_weights"]) for m in manifests] == [(True, False), (False, True)]
 

@@ -34,7 +34,7 @@ def test_groups_that_do_not_divide_k(k: int, fallback: str, quantize: Compile) -
     )
     compiled = quantize(model, settings=["group_size=64", f"group_fallback={fallback}"])
     (layer,) = compiled.report.layers
-    assert any(f"does not divide K={k}" in note for note in layer["notes"])
+    assert any(f"does not divide K={k}" in note for note in layer.notes)
     expected = {96: 32, 100: 64, 40: 64, 17: 64}[k] if fallback == "adjust" else 64
     (node,) = [n for n in loaded_model(compiled).graph.node if n.op_type == "MatMulNBits"]
     assert onnx.helper.get_node_attr_value(node, "block_size") == expected
@@ -120,16 +120,14 @@ def test_a_users_own_algorithm(quantize: Compile, monkeypatch: pytest.MonkeyPatc
 
 def test_float_head_and_embedding(quantize: Compile) -> None:
     compiled = quantize(tied_decoder(), settings=["head=float"])
-    assert [layer["name"] for layer in compiled.report.layers] == ["w"]
+    assert [layer.name for layer in compiled.report.layers] == ["w"]
     untied = make_model(
         "g (int64[B,S] input_ids) => (float[B,S,64] z) { e = Gather(table, input_ids) h = MatMul(e, w) z = Relu(h) }",
         {"table": weight(80, 64, scale=1.0), "w": weight(64, 64, seed=1)},
     )
     compiled = quantize(untied, settings=["embedding=float"])
-    assert [layer["name"] for layer in compiled.report.layers] == ["w"]
-    assert any(
-        skip["name"] == "table" and "float in recipe" in skip["reason"] for skip in compiled.report.skipped
-    )
+    assert [layer.name for layer in compiled.report.layers] == ["w"]
+    assert any(skip.name == "table" and "float in recipe" in skip.reason for skip in compiled.report.skipped)
 
 
 def test_a_rule_leaves_a_weight_alone(quantize: Compile) -> None:
@@ -137,6 +135,6 @@ def test_a_rule_leaves_a_weight_alone(quantize: Compile) -> None:
         "bits: 8\nrules: [{match: w1, quantize: false, reason: too small}]\nhead: {algorithm: rtn}", "t", "t"
     )
     compiled = quantize(two_layers(), recipe)
-    assert [layer["name"] for layer in compiled.report.layers] == ["w2"]
-    assert any(skip["name"] == "w1" and "too small" in skip["reason"] for skip in compiled.report.skipped)
+    assert [layer.name for layer in compiled.report.layers] == ["w2"]
+    assert any(skip.name == "w1" and "too small" in skip.reason for skip in compiled.report.skipped)
     assert count_of(compiled, "MatMul") == 1

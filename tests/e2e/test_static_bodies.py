@@ -74,7 +74,7 @@ def test_a_convolution_in_one_branch_and_a_matrix_in_the_other(
         model, "w8a8-static", target=target, calibration=[_image(seed, up=seed % 2 == 0) for seed in range(6)]
     )
     assert compiled.report.running["QLinearConv"] == 4 and sum(compiled.report.running.values()) == 5
-    assert not any("stay float" in note for layer in compiled.report.layers for note in layer["notes"])
+    assert not any("stay float" in note for layer in compiled.report.layers for note in layer.notes)
     for up in (True, False):
         feed = _image(9, up)
         assert relative_error(run(model, feed)["y"], run(compiled.path, feed)["y"]) < STATIC

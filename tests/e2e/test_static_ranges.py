@@ -134,7 +134,7 @@ def test_a_matrix_that_no_integer_kernel_reads_keeps_float_activations(
         "MatMulNBits": 1,
         "MatMulIntegerToFloat": 1,
     }  # the head has a scale for each output
-    (notes,) = [layer["notes"] for layer in compiled.report.layers if layer["name"].startswith("w1")]
+    (notes,) = [layer.notes for layer in compiled.report.layers if layer.name.startswith("w1")]
     assert any("activations stay float" in note and why in note for note in notes)
     error = 0.2 if "bits=4" in settings else STATIC  # of 4 bits: max|w| / 8, a tenth of the spread
     assert relative_error(run(model, {"x": x})["y"], run(compiled.path, {"x": x})["y"]) < error
@@ -146,7 +146,7 @@ def test_float16_has_no_integer_kernels(quantize: Compile, recipe: str, settings
     model = make_model(f"g (float16[B,64] x) => (float16[B,32] y) {{ {MLP} }}", constants)
     x = np.random.default_rng(9).standard_normal((32, 64)).astype(np.float16)
     compiled = quantize(model, recipe, calibration=[{"x": x}], settings=settings)
-    assert any("they are FLOAT16" in note for layer in compiled.report.layers for note in layer["notes"])
+    assert any("they are FLOAT16" in note for layer in compiled.report.layers for note in layer.notes)
     assert relative_error(run(model, {"x": x})["y"], run(compiled.path, {"x": x})["y"]) < STATIC
 
 

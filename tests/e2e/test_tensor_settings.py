@@ -46,7 +46,7 @@ def _zero_points(compiled: CompiledModel) -> dict[str, Array]:
 
 
 def _notes(compiled: CompiledModel) -> list[str]:
-    return [note for layer in compiled.report.layers for note in layer["notes"]]
+    return [note for layer in compiled.report.layers for note in layer.notes]
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "int16"])

@@ -35,9 +35,7 @@ def test_experts_are_quantized_from_what_reached_them(
         )
         kl[recipe] = tiny_moe.measure(done.path)["kl_to_float"]
         experts = [
-            layer
-            for layer in done.report.layers
-            if ".mlp." in layer["name"] and "router" not in layer["name"]
+            layer for layer in done.report.layers if ".mlp." in layer.name and "router" not in layer.name
         ]
         assert len(experts) == 2 * tiny_moe.CONFIG.layers * tiny_moe.EXPERTS
     told = [line for line in done.report.warnings if "never reached 1 of 4 experts (3)" in line]

@@ -1,5 +1,6 @@
 """A `ModelReport` as HTML: numbers become words, tables and figures here; how they lie on the page is in the templates."""
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ from qcompiler.report.worst_tokens import WorstToken
 
 NAME = "report.html"
 FOLDER = Path(__file__).parent
+WORST = 5
+ENDLESS = 1e9
 MARK = '<meta name="generator" content="qcompiler">'
 """In every page of ours, by which it is known to be one."""
 NO_ERRORS = "No errors were measured: give the float model (--reference MODEL) and data (--data PATH, or --text FILE) to see them."
@@ -57,6 +60,7 @@ class _Page:
     tiles: list[Tile]
     warnings: list[str]
     rows: list[dict[str, Any]]
+    worst: list[dict[str, Any]]
     facts: list[str]
     blocks: list[dict[str, Any]]
     has_reference: bool
@@ -148,7 +152,7 @@ def page_html(report: ModelReport) -> str:
 
 
 def summary_html(report: ModelReport) -> str:
-    """Tiles alone, for notebooks."""
+    """Tiles and the worst layers, for notebooks: no script, no figure, nothing that a notebook's own style would meet."""
     return _templates().get_template("summary.html.j2").render(page=_page(report, drawn=False))
 
 
@@ -171,6 +175,7 @@ def _page(report: ModelReport, drawn: bool = True) -> _Page:
         tiles=tiles(report),
         warnings=[*([] if compiled is None else compiled.warnings), *report.notes],
         rows=[_row(layer) for layer in report.layers if layer.bytes or layer.error is not None],
+        worst=[_row(layer) for layer in _worst(report)],
         facts=_facts(report),
         blocks=_blocks(report),
         has_reference=report.reference is not None,
@@ -198,6 +203,7 @@ def _page(report: ModelReport, drawn: bool = True) -> _Page:
 def _draw(page: _Page, report: ModelReport) -> None:
     """Fills in the figures."""
     measured, page.error_meaning = _errors(report)
+    measured = [layer for layer in measured if math.isfinite(layer.error or 0.0)]
     if measured:
         bars = [figures.Bar(layer.error or 0.0, layer.role, _told(layer)) for layer in measured]
         page.error_bars = Markup(figures.bars(bars, "relative squared error", "layer"))
@@ -205,11 +211,9 @@ def _draw(page: _Page, report: ModelReport) -> None:
     page.weights = [_histogram(pair, "weight") for pair in report.weights]
     if report.measures is not None:
         _draw_measures(page, report.measures)
-    mixed = {} if report.compiled is None else report.compiled.mixed
-    if mixed:
-        page.trade = Markup(figures.trade(
-            [(size, loss) for size, loss in mixed["trade"]], (mixed["bytes"], mixed["loss"]), mixed["measure"]
-        ))  # fmt: skip
+    mixed = None if report.compiled is None else report.compiled.mixed
+    if mixed is not None:
+        page.trade = Markup(figures.trade(mixed.trade, (mixed.bytes, mixed.loss), mixed.measure))
         page.trade_meaning = "Each point is the best choice of bits for another budget; losses are predicted from measured sensitivities."
 
 
@@ -335,17 +339,33 @@ def _row(layer: LayerRow) -> dict[str, Any]:
         "bytes": layer.bytes,
         "size": format_bytes(layer.bytes) if layer.bytes else "",
         "error": "" if layer.error is None else f"{layer.error:.2e}",
-        "error_value": -1 if layer.error is None else layer.error,
-        "sqnr": "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
-        "sqnr_value": 1e9 if layer.sqnr_db is None else layer.sqnr_db,
-        "depth": "" if layer.depth_sqnr_db is None else f"{layer.depth_sqnr_db:.1f}",
-        "depth_value": 1e9 if layer.depth_sqnr_db is None else layer.depth_sqnr_db,
+        "error_value": -1 if layer.error is None else min(layer.error, ENDLESS),
+        "sqnr": _decibels(layer.sqnr_db),
+        "sqnr_value": _sorted_by(layer.sqnr_db),
+        "depth": _decibels(layer.depth_sqnr_db),
+        "depth_value": _sorted_by(layer.depth_sqnr_db),
         "why": " / ".join(part for part in (layer.algorithm, layer.reason) if part),
     }
 
 
+def _worst(report: ModelReport) -> list[LayerRow]:
+    """Those with the largest errors, if any were measured."""
+    measured = [layer for layer in _errors(report)[0] if layer.quantized]
+    return sorted(measured, key=lambda layer: -(layer.error or 0.0))[:WORST]
+
+
+def _decibels(value: float | None) -> str:
+    """Without unit; infinite where nothing was lost, empty where nothing was measured."""
+    return "" if value is None else f"{value:.1f}".replace("inf", "∞")
+
+
+def _sorted_by(decibels: float | None) -> float:
+    """What stands for it where the page's script sorts, which knows no infinity."""
+    return ENDLESS if decibels is None else max(-ENDLESS, min(decibels, ENDLESS))
+
+
 def _told(layer: LayerRow) -> str:
-    sqnr = "" if layer.sqnr_db is None else f", {layer.sqnr_db:.1f} dB"
+    sqnr = "" if layer.sqnr_db is None else f", {_decibels(layer.sqnr_db)} dB"
     return f"{layer.name}: {layer.error:.2e}{sqnr}, {layer.label}"
 
 
@@ -404,14 +424,14 @@ def _shown(token: WorstToken) -> dict[str, Any]:
 
 
 def _passes(compiled: CompileReport) -> list[dict[str, Any]]:
-    telling = [record for record in compiled.passes if record["modified"] or record["seconds"] >= TELLING]
-    longest = max((record["seconds"] for record in telling), default=0.0) or 1.0
+    telling = [record for record in compiled.passes if record.modified or record.seconds >= TELLING]
+    longest = max((record.seconds for record in telling), default=0.0) or 1.0
     return [
         {
-            "name": record["name"],
-            "changed": "yes" if record["modified"] else "no",
-            "time": format_seconds(record["seconds"]),
-            "share": round(100 * record["seconds"] / longest, 1),
+            "name": record.name,
+            "changed": "yes" if record.modified else "no",
+            "time": format_seconds(record.seconds),
+            "share": round(100 * record.seconds / longest, 1),
         }
         for record in telling
     ]

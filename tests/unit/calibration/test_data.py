@@ -89,6 +89,13 @@ def test_tokenizer_errors(tmp_path: Path) -> None:
     assert "not a tokenizer.json" in refused(text, write(tmp_path / "other.json", '{"a": 1}'))
 
 
+def test_tokens_become_text_again_special_ones_too(tmp_path: Path, tokenizer: Path) -> None:
+    decode = data.text_decoder(tokenizer, "t.txt")
+    assert decode([3, 100, 4]) == "w3 [X] w4" and decode([]) == ""
+    with pytest.raises(CalibrationError, match=r"none\.json: cannot be read as a tokenizer"):
+        data.text_decoder(tmp_path / "none.json", "t.txt")
+
+
 def test_tokenizers_package_missing(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     assert "pip install tokenizers" in refused(write(tmp_path / "t.txt", words(10)), tokenizer)

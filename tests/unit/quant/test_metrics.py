@@ -63,3 +63,15 @@ def test_blocks_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> No
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match="one shape"):
         metrics.kl_divergence(np.zeros((2, 3)), np.zeros((3, 2)))
+
+
+def test_kl_of_each_row_and_their_mean() -> None:
+    """Two tokens, three classes: 1/2 ln 2 + 1/4 ln 1/2, and ln 2 where the reference excludes all but one."""
+    p, q = np.array([[[0.5, 0.25, 0.25], [1, 0, 0]]]), np.array([[[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]]])
+    with np.errstate(divide="ignore"):
+        reference, logits = np.log(p) + 7, np.log(q)
+    rows = metrics.kl_of_rows(reference, logits)
+    assert rows.dtype == np.float64 and rows == pytest.approx([0.25 * math.log(2), math.log(2)])
+    assert metrics.kl_divergence(reference, logits) == pytest.approx(rows.mean())
+    near = np.array([[0.1, 0.8, 0.1]])  # the sum of such rows comes out as -1e-16
+    assert metrics.kl_of_rows(np.log(near) + 5, np.log(near)) == [0.0]

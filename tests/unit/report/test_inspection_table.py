@@ -56,7 +56,7 @@ def test_blocks_of_a_compiled_model(tmp_path: Path) -> None:
         *(f"model.layers.{i}" for i in range(3) for _ in range(2)), ""
     ]  # fmt: skip
     # A layer of 4 bits is about 20 dB, of 8 bits about 44 dB; the report says the same.
-    layers = {layer["name"]: layer["sqnr_db"] for layer in made.report.layers}
+    layers = {layer.name: layer.sqnr_db for layer in made.report.layers}
     for product in products:
         assert product.sqnr_db == pytest.approx(layers[product.name], abs=0.051)  # a digit is noted
 

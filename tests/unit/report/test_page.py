@@ -1,6 +1,7 @@
 """report.html: what it shows, that nothing of a model's names can break out of it, and that it asks for nothing from elsewhere."""
 
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def test_a_compile_leaves_a_page_with_its_layers_histograms_and_recipe(tmp_path:
     )
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     is_whole(page)
-    assert all(layer["name"] in page for layer in made.report.layers)
+    assert all(layer.name in page for layer in made.report.layers)
     assert "quantize_weights" in page and "group_size: 32" in page and page.count("<figure") >= 4
     assert str(tmp_path / "out" / "model.onnx") in page and "out.work" not in page
 
@@ -60,3 +61,15 @@ def test_a_file_that_is_no_page_is_kept(tmp_path: Path) -> None:
     check_page(place, force=False)  # ours may be written anew
     with pytest.raises(ResourceError, match="there is no folder"):
         check_page(tmp_path / "nowhere" / "report.html", force=False)
+
+
+def test_infinite_figures_are_said_and_not_drawn(tmp_path: Path) -> None:
+    report = make_report(models.decoder(tmp_path))
+    exact, lost, plain = (
+        replace(report.layers[0], name=name, block="b", error=error, sqnr_db=sqnr)
+        for name, error, sqnr in (("exact", 0.0, inf), ("lost", inf, -inf), ("plain", 0.25, 6.0))
+    )
+    page = page_html(replace(report, layers=[exact, lost, replace(plain, block="c")]))
+    is_whole(page)
+    assert '<td class="n" data-value="1000000000.0">∞</td>' in page and "-∞" in page
+    assert "plain: 2.50e-01" in page and "lost: inf" not in page

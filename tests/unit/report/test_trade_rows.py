@@ -1,12 +1,11 @@
 """Rows for the summary: some of the trade, and the choice."""
 
-from typing import Any
-
+from qcompiler.passes.assign_bits import MixedResult
 from qcompiler.report.trade_rows import ROWS, trade_rows
 
 
-def mixed(trade: list[tuple[int, float]], chosen: tuple[int, float]) -> dict[str, Any]:
-    return {"trade": trade, "bytes": chosen[0], "loss": chosen[1]}
+def mixed(trade: list[tuple[int, float]], chosen: tuple[int, float]) -> MixedResult:
+    return MixedResult("output", "kl", 4, (4, 8), (), (), *chosen, tuple(trade))
 
 
 TRADE = [(10**6 * size, 10.0 ** (1 - size / 10)) for size in range(20, 61, 2)]
