@@ -44,7 +44,7 @@ def _times(found: Benchmark) -> Table:
             if runs is not None:
                 speed = "" if runs.tokens_per_second is None else f"{runs.tokens_per_second:.4g}"
                 ratio = [_ratio(workload.times_as_fast) if place == 0 else ""] if both else []
-                title = _title(workload) if place == 0 else _count(workload.pairs, "runs")
+                title = workload_title(workload) if place == 0 else _count(workload.pairs, "runs")
                 table.add_row(escape(title), who if both else "", *_spread(runs.seconds), speed, *ratio)
     if found.loads is not None:
         for place, (who, loads) in enumerate(_sides(found.loads)):
@@ -135,7 +135,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _title(workload: WorkloadResult) -> str:
+def workload_title(workload: WorkloadResult) -> str:
     """``decode, 1 token after 128``."""
     if workload.tokens is None:
         (name, shape), *more = workload.shapes.items()

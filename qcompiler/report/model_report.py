@@ -58,6 +58,22 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
+class SpeedFigure:
+    """How fast the model runs one workload.
+
+    Attributes:
+        workload: "prefill, 512 tokens".
+        milliseconds: median; tokens_per_second: None where it takes no tokens.
+        times_as_fast: as the float model, in turn with it; None where it was measured alone.
+    """
+
+    workload: str
+    milliseconds: float
+    tokens_per_second: float | None
+    times_as_fast: float | None
+
+
+@dataclass(frozen=True)
 class ModelReport:
     """What is known of one model.
 
@@ -70,6 +86,7 @@ class ModelReport:
         evaluation: on data, against the reference; measures: of every layer, likewise.
         worst_tokens: of a language model on text; confusion: of a classifier.
         blocks: operators before and after, by block of the model.
+        speed: of the model's workloads, where that was asked for.
         notes: what a reader should know.
     """
 
@@ -85,6 +102,7 @@ class ModelReport:
     worst_tokens: list[WorstToken] = field(default_factory=list)
     confusion: Confusion | None = None
     blocks: list[BlockOperators] = field(default_factory=list)
+    speed: list[SpeedFigure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """``qcompile report``: an HTML page on any model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -28,12 +29,15 @@ from qcompiler.verbs.show import show
     help="Windows of text, or feeds, at most.",
 )
 @click.option("--length", type=click.IntRange(2), default=512, show_default=True, help="Tokens in a window.")
+@click.option(
+    "--speed", is_flag=True, help="Measure speed too, in turn with the reference where there is one."
+)
 @click.option("--force", is_flag=True, help="Replace a page that is there and is none of ours.")
 @json_option
 @traceback_option
 def report_verb(
     model: str, output: str | None, reference: str | None, text: str | None, tokenizer: str | None, data: str | None,
-    windows: int, length: int, force: bool, as_json: bool,
+    windows: int, length: int, speed: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write what is in MODEL, what its compile did and what it lost as one HTML page.
 
@@ -66,5 +70,11 @@ def report_verb(
             None if reference is None else given,
             progress,
         )
+        if speed:
+            from qcompiler.bench.benchmark import BenchSettings, measure
+            from qcompiler.bench.speed_figures import speed_figures
+
+            settings = BenchSettings(loads=0)
+            found = replace(found, speed=speed_figures(measure(model, reference, settings, progress)))
         write_page(found, place)
     show({"page": str(place), **found.plain()} if as_json else f"{place}")

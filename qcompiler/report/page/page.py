@@ -15,7 +15,7 @@ from qcompiler.report import figures
 from qcompiler.report.block_operators import BlockOperators
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.layer_measures import LayerMeasures
-from qcompiler.report.model_report import LayerRow, ModelReport
+from qcompiler.report.model_report import LayerRow, ModelReport, SpeedFigure
 from qcompiler.report.page.heat_map import HeatMap, heat_map
 from qcompiler.report.sizes import counted, format_bytes, format_memory, format_seconds, size_change
 from qcompiler.report.tensor_errors import TURNED
@@ -284,6 +284,7 @@ def tiles(report: ModelReport) -> list[Tile]:
         if judged.top1_agreement is not None:
             made.append(Tile("same first choice", f"{judged.top1_agreement:.1%}", "as the float model"))
         made.append(Tile("SQNR of the output", f"{judged.sqnr_db:.1f} dB", f"cosine {judged.cosine:.5f}"))
+    made += [_speed_tile(figure) for figure in report.speed]
     if compiled is not None:
         if compiled.running:
             runs = ", ".join(f"{count} {op}" for op, count in sorted(compiled.running.items()))
@@ -293,6 +294,15 @@ def tiles(report: ModelReport) -> list[Tile]:
             Tile("peak memory", format_memory(compiled.peak_anonymous_bytes), "anonymous, of the compile")
         )
     return made
+
+
+def _speed_tile(figure: SpeedFigure) -> Tile:
+    tokens = figure.tokens_per_second
+    value = f"{figure.milliseconds:.3g} ms" if tokens is None else f"{tokens:.4g} tokens/s"
+    times = figure.times_as_fast
+    return Tile(
+        figure.workload, value, "" if times is None else f"{times:.2f} times as fast as the float model"
+    )
 
 
 def _size_tile(report: ModelReport) -> Tile:

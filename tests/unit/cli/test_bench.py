@@ -22,7 +22,7 @@ LOADS = {
 
 def _check_schema(found: dict[str, Any], both: bool) -> None:
     assert list(found) == [
-        "model", "against", "threads", "onnxruntime", "workloads", "loads", "notes",
+        "model", "against", "threads", "onnxruntime", "workloads", "loads", "notes", "qcompiler", "since",
     ]  # fmt: skip
     sides = ["model", "against"] if both else ["model"]
     assert (found["against"] is not None) == both
@@ -32,7 +32,7 @@ def _check_schema(found: dict[str, Any], both: bool) -> None:
             "name", "tokens", "past", "shapes", "pairs", "model", "against", "times_as_fast",
         ]  # fmt: skip
         for side in sides:
-            assert workload[side].keys() == {"seconds", "tokens_per_second"}
+            assert workload[side].keys() == {"seconds", "tokens_per_second", "every", "operators"}
             assert workload[side]["seconds"].keys() == SPREAD
         assert not both or workload["times_as_fast"].keys() == RATIO
     loads = found["loads"]
