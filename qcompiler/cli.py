@@ -15,6 +15,7 @@ from qcompiler.exit_status import CLOSED_PIPE, outcome
 from qcompiler.verbs.bench import bench_verb
 from qcompiler.verbs.bisect import bisect_verb
 from qcompiler.verbs.catalogue import recipes_verb, targets_verb
+from qcompiler.verbs.check import check_verb
 from qcompiler.verbs.compile import compile_verb
 from qcompiler.verbs.diff import diff_verb
 from qcompiler.verbs.doctor import doctor_verb
@@ -54,6 +55,7 @@ VERBS = (
     compile_verb,
     inspect_verb,
     diff_verb,
+    check_verb,
     eval_verb,
     bench_verb,
     bisect_verb,

@@ -236,7 +236,7 @@ def _sqnr(line: _Line) -> str:
 
 
 def _why(product: InspectedProduct) -> str:
-    tied = "tied: one stored weight" if product.is_tied and product.dtype else ""
+    tied = "tied" if product.is_tied and product.dtype else ""
     island = product.running.island if product.running is not None else ""
     return " / ".join(part for part in (island, product.algorithm, product.reason, tied) if part)
 

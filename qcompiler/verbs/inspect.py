@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import click
 
@@ -32,16 +33,22 @@ from qcompiler.verbs.show import show
     "--provider", "providers", metavar="NAME", multiple=True,
     help="With --session: of ONNX Runtime, repeat for more; default CPUExecutionProvider.",
 )  # fmt: skip
+@click.option(
+    "--node-data", "node_data_file", metavar="FILE.json", help="Write an overlay for Google's Model Explorer."
+)
+@click.option(
+    "--value",
+    type=click.Choice(["bits", "bytes", "sqnr", "time"]),
+    default="bits",
+    show_default=True,
+    help="With --node-data: what colours the nodes; time needs --session.",
+)
 @json_option
 @traceback_option
 def inspect_verb(
-    model: str,
-    view: str | None,
-    pattern: re.Pattern[str] | None,
-    session: bool,
-    providers: tuple[str, ...],
-    as_json: bool,
-) -> None:
+    model: str, view: str | None, pattern: re.Pattern[str] | None, session: bool, providers: tuple[str, ...],
+    node_data_file: str | None, value: str, as_json: bool,
+) -> None:  # fmt: skip
     """What is in MODEL: every product, how its weight is stored, and why."""
     if providers and not session:
         raise click.UsageError("--provider says where the model runs; give --session too")
@@ -54,6 +61,12 @@ def inspect_verb(
 
         found = inspect_session(found, providers or ("CPUExecutionProvider",))
     shown = None if pattern is None else matching(found, pattern)
+    if node_data_file is not None:
+        from qcompiler.graph.disk import write_whole
+        from qcompiler.report.json_text import to_json
+        from qcompiler.report.node_data import node_data
+
+        write_whole(Path(node_data_file), to_json(node_data(found, value)).encode())
     if as_json:
         show(asdict(found if shown is None else replace(found, products=shown)))
     else:

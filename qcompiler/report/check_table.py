@@ -1,0 +1,82 @@
+"""A check on the terminal: a line for each way to run, then where those that part do."""
+
+import math
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qcompiler.report.check_model import Check, VariantParity
+from qcompiler.report.parting import Parting, Step
+
+OPERATORS = 6  # that are named of those without a kernel
+
+
+def check_table(found: Check) -> RenderableType:
+    """The worst output of each way to run."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("level, threads, provider", "parity", "output"):
+        table.add_column(column, no_wrap=column != "output")
+    for column in ("SQNR", "max error", "top-1"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for variant in found.variants:
+        table.add_row(*map(escape, _cells(variant)))
+    lines = [
+        f"{found.model}: against {found.reference}, on {found.data}; bound {found.bound_db:g} dB",
+        *found.notes,
+    ]
+    told: dict[str, list[str]] = {}
+    for variant in found.variants:
+        for line in _said(variant):
+            told.setdefault(line, []).append(variant.label)
+    lines += [f"{'; '.join(labels)}: {line}" for line, labels in told.items()]
+    return Group(table, "", *map(Text, lines))
+
+
+def _cells(variant: VariantParity) -> list[str]:
+    if variant.error:
+        return [variant.label, "fails", "", "", "", ""]
+    worst = min(variant.outputs, key=lambda output: (-output.not_numbers, output.sqnr_db))
+    agreement = "" if worst.top1_agreement is None else f"{100 * worst.top1_agreement:.4g} %"
+    return [
+        variant.label, "holds" if variant.holds else "breaks", worst.name, decibel(worst.sqnr_db), f"{worst.max_error:.2g}", agreement,
+    ]  # fmt: skip
+
+
+def _said(variant: VariantParity) -> list[str]:
+    lines = []
+    if variant.error:
+        lines.append(variant.error)
+    for output in variant.outputs:
+        if output.not_numbers:
+            lines.append(
+                f"output {output.name} has {output.not_numbers} NaN or infinities that the reference has not"
+            )
+    if isinstance(variant.parting, Parting):
+        first, steepest = variant.parting.first, variant.parting.steepest
+        lines.append(f"parts at {_step(first)}")
+        if steepest != first:
+            lines.append(f"the largest step up to there is {_step(steepest)}")
+    elif variant.parting is not None:
+        lines.append(f"where it parts is not known: {variant.parting}")
+    if variant.elsewhere:
+        most = [f"{count} {op}" for op, count in list(variant.elsewhere.items())[:OPERATORS]]
+        rest = len(variant.elsewhere) - len(most)
+        lines.append(
+            f"no kernel there for {sum(variant.elsewhere.values())} nodes, which run on the CPU: {', '.join(most)}"
+            + (f" and {rest} other types" if rest > 0 else "")
+        )
+    return lines
+
+
+def _step(step: Step) -> str:
+    return (
+        f"{step.op} {step.node or step.value}, which runs as {step.runs_as}: value {step.value} has {decibel(step.sqnr_db)} "
+        f"(max error {step.max_error:.2g}), what it is computed from {decibel(step.before_db)}"
+    )
+
+
+def decibel(value: float) -> str:
+    """``41.2 dB``; words where nothing differs."""
+    return "equal" if value == math.inf else "none" if value == -math.inf else f"{value:.1f} dB"

@@ -1,0 +1,17 @@
+"""``qcompile check``: what it says and how it ends."""
+
+import json
+from pathlib import Path
+
+from tests.command_line import Command
+from tests.float_between_integers import float_between_integers
+
+
+def test_status_three_and_what_is_said(tmp_path: Path, run: Command) -> None:
+    path = float_between_integers(tmp_path)
+    broken = run("check", str(path), "--bound", "40")
+    assert broken.status == 3 and "parts at Conv node_c2" in broken.out and broken.out.count("parts at") == 1
+    told = run("check", str(path), "--bound", "40", "--json")
+    assert told.status == 3 and json.loads(told.out)["holds"] is False
+    held = run("check", str(path))
+    assert held.status == 0 and "breaks" not in held.out
