@@ -15,9 +15,10 @@ from qcompiler.report import figures
 from qcompiler.report.block_operators import BlockOperators
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.layer_measures import LayerMeasures
-from qcompiler.report.model_report import LayerRow, ModelReport, SpeedFigure
+from qcompiler.report.model_report import LayerRow, ModelReport
 from qcompiler.report.page.heat_map import HeatMap, heat_map
-from qcompiler.report.sizes import counted, format_bytes, format_memory, format_seconds, size_change
+from qcompiler.report.page.tiles import Tile, tiles
+from qcompiler.report.sizes import counted, format_bytes, format_seconds
 from qcompiler.report.tensor_errors import TURNED
 from qcompiler.report.weight_histograms import HistogramPair
 from qcompiler.report.worst_tokens import WorstToken
@@ -40,15 +41,6 @@ THROUGH_DEPTH = (
 OF_WEIGHTS = (
     "Relative squared error of each weight, |W - W'|² / |W|²: this recipe runs nothing to measure outputs."
 )
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One figure that sums up something."""
-
-    label: str
-    value: str
-    note: str = ""
 
 
 @dataclass
@@ -263,57 +255,6 @@ def _shown_db(sqnr_db: float) -> float:
 def _histogram(pair: HistogramPair, xlabel: str) -> dict[str, str]:
     drawn = figures.histogram(pair.edges, pair.before, pair.after, xlabel)
     return {"svg": Markup(drawn), "name": pair.name, "note": pair.note}
-
-
-def tiles(report: ModelReport) -> list[Tile]:
-    """What sums the model up, the most asked for first."""
-    found, compiled, judged = report.inspection, report.compiled, report.evaluation
-    made = [_size_tile(report)]
-    if found.bits_per_weight is not None:
-        made.append(
-            Tile(
-                "bits per weight",
-                f"{found.bits_per_weight:.2f}",
-                f"{counted(found.quantized, 'weight')} quantized",
-            )
-        )
-    if judged is not None:
-        if judged.kl is not None and judged.ppl is not None and judged.reference_ppl is not None:
-            made.append(Tile("KL to float", f"{judged.kl:.4f}", f"nats a token, {judged.tokens} tokens"))
-            made.append(Tile("perplexity", f"{judged.ppl:.2f}", f"float {judged.reference_ppl:.2f}"))
-        if judged.top1_agreement is not None:
-            made.append(Tile("same first choice", f"{judged.top1_agreement:.1%}", "as the float model"))
-        made.append(Tile("SQNR of the output", f"{judged.sqnr_db:.1f} dB", f"cosine {judged.cosine:.5f}"))
-    made += [_speed_tile(figure) for figure in report.speed]
-    if compiled is not None:
-        if compiled.running:
-            runs = ", ".join(f"{count} {op}" for op, count in sorted(compiled.running.items()))
-            made.append(Tile("runs as", counted(sum(compiled.running.values()), "quantized node"), runs))
-        made.append(Tile("compiled in", format_seconds(compiled.seconds), f"target {compiled.target}"))
-        made.append(
-            Tile("peak memory", format_memory(compiled.peak_anonymous_bytes), "anonymous, of the compile")
-        )
-    return made
-
-
-def _speed_tile(figure: SpeedFigure) -> Tile:
-    tokens = figure.tokens_per_second
-    value = f"{figure.milliseconds:.3g} ms" if tokens is None else f"{tokens:.4g} tokens/s"
-    times = figure.times_as_fast
-    return Tile(
-        figure.workload, value, "" if times is None else f"{times:.2f} times as fast as the float model"
-    )
-
-
-def _size_tile(report: ModelReport) -> Tile:
-    before = None
-    if report.reference is not None:
-        before = report.reference.file_bytes
-    elif report.compiled is not None:
-        before = report.compiled.float_bytes
-    size = report.inspection.file_bytes
-    note = "" if not before else f"{format_bytes(before)} before: {size_change(before, size, 2)}"
-    return Tile("size", format_bytes(size), note)
 
 
 def _subtitle(report: ModelReport) -> str:
