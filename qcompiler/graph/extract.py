@@ -59,6 +59,7 @@ class Piece:
         self._functions = tuple(model.functions.values())
         self._threads = threads
         self._arena = arena
+        self._lent = _lent(kept, self.inputs, outputs)
         self._session: ort.InferenceSession | None = None
         self._fixed: dict[str, Any] = {}
 
@@ -78,7 +79,10 @@ class Piece:
             raise CalibrationError(
                 f"{_name(self.outputs[-1])}: ONNX Runtime cannot run the model on this data: {str(error).splitlines()[0]}"
             ) from error
-        return {value: _array(result) for value, result in zip(self.outputs, results, strict=True)}
+        return {
+            value: _array(result).copy() if value in self._lent else _array(result)
+            for value, result in zip(self.outputs, results, strict=True)
+        }
 
     def _open(self, feeds: Mapping[ir.Value, Array]) -> None:
         self._fixed = {_name(value): _ort_value(array) for value, array in self._constants.items()}
@@ -107,6 +111,20 @@ class Piece:
         self._session = ort.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+
+
+def _lent(
+    nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
+) -> frozenset[ir.Value]:
+    """The outputs that no run computes: what is fed is handed on, what is made of constants alone made once. ONNX Runtime
+    lends both, until the session ends or what was fed goes.
+    """
+    read, made = set(inputs), set[ir.Value]()
+    for node in nodes:
+        if not read.isdisjoint(node_reads(node)):
+            read.update(node.outputs)
+            made.update(node.outputs)
+    return frozenset(value for value in outputs if value not in made)
 
 
 def _collect(

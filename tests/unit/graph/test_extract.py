@@ -123,3 +123,30 @@ def test_integers_cast_to_floats_before_the_segment_are_computed_in_the_piece() 
     (y,) = piece.run({loaded.graph.inputs[0]: x}).values()
     # one float32 rounding a term
     np.testing.assert_allclose(y, np.maximum(x, 0) @ np.arange(12).reshape(3, 4).T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [64, 256], ids=["written in", "fed"])
+@pytest.mark.parametrize(
+    "text", ["t = Transpose(w)", "t_ = Transpose(w) t = Neg(t_)"], ids=["turned", "computed"]
+)
+def test_what_is_made_of_constants_alone_outlives_the_session(text: str, size: int) -> None:
+    """ONNX Runtime lends such outputs: their memory goes with the session, and with it what biases and weights were folded to."""
+    held = weight(size, 192)
+    assert (held.nbytes < INLINE_BYTES) == (size == 64)
+    text = f"g (float[M,192] x) => (float[M,{size}] y) {{ {text} y = MatMul(x, t) }}"
+    loaded = ir.from_proto(make_model(text, {"w": held}))
+    wanted = next(node for node in loaded.graph if node.op_type == "MatMul").inputs[1]
+    found = Piece(loaded, list(loaded.graph), [], [wanted]).run({})[wanted]
+    others = [np.full_like(held, index) for index in range(100)]  # take what memory was freed
+    np.testing.assert_array_equal(found, held.T if "Neg" not in text else -held.T)
+    assert found.flags.owndata and len(others) == 100
+
+
+def test_an_input_that_is_wanted_is_the_callers_copy() -> None:
+    loaded = ir.from_proto(make_model("g (float[M,8] x) => (float[M,8] y) { y = Relu(x) }"))
+    (x,) = loaded.graph.inputs
+    piece = Piece(loaded, list(loaded.graph), [x], [x, loaded.graph.outputs[0]])
+    array = _x(8, 4).T
+    found = piece.run({x: array})
+    np.testing.assert_array_equal(found[x], array)
+    assert found[x].flags.owndata
