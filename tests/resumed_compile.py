@@ -68,12 +68,12 @@ class Place:
         return [str(self.model), "--recipe", str(self.recipe), "--calib", str(self.data), "-o", str(self.out)]
 
     def compile(self, resume: bool = False, **changed: Any) -> dict[str, bytes]:
-        """The bytes of every file but the report."""
+        """The bytes of every file but the reports."""
         given = {"recipe": self.recipe, "calibration": self.data, "output": self.out, "seed": 0, **changed}
         seed = given.pop("seed")
         self.told.clear()
         done = compile(self.model, **given, options=Options(resume=resume, seed=seed), tell=self.told.append)
-        return {path.name: path.read_bytes() for path in done.folder.iterdir() if path.name != "report.json"}
+        return {path.name: path.read_bytes() for path in done.folder.iterdir() if path.stem != "report"}
 
     def resumed(self) -> int:
         found: int = json.loads((self.out / "report.json").read_text())["resumed"]

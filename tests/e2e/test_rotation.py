@@ -28,7 +28,7 @@ def _saved(folder: Path, **changed: Any) -> Path:
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.stem != "report"}
 
 
 def test_the_report_says_what_was_rotated(tmp_path: Path) -> None:

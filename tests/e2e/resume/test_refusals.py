@@ -51,7 +51,7 @@ OTHERS: dict[str, tuple[Callable[[Place], dict[str, Any]], str]] = {
     **{
         name: (_other_version(name), f"{name} was 0.0.1 and is ")
         for name in ("qcompiler", "onnx", "onnx-ir", "onnxruntime", "numpy", "torch")
-        if manifest._version(name) is not None
+        if manifest.installed_version(name) is not None
     },
 }
 
