@@ -100,7 +100,8 @@ def graph_changes(reference: ir.Model, other: ir.Model, alignment: Alignment) ->
     """Compare two normalized models; numbers of initializers that both have by name are read and compared."""
     before = {_name(node.outputs[0]): node for node in reference.graph if node.outputs}
     after = {_known_name(node, before): node for node in other.graph if node.outputs}
-    places, their_places = blocks(reference), blocks(other)
+    places = blocks(reference)
+    their_places = _places_in(other, before, places)
     replaced = list(_replaced(reference, other, alignment, places))
     old, new = {node for _, node, _ in replaced}, {node for _, _, node in replaced}
     added: list[NodeChange] = []
@@ -187,6 +188,25 @@ def _product_behind(value: ir.Value | None, products: Mapping[ir.Node, Product],
             return next((product for product in found if product.name == name), found[0])
         level = list(dict.fromkeys(read for node in nodes for read in node.inputs if read is not None))
     return None
+
+
+def _places_in(
+    other: ir.Model, before: Mapping[str, ir.Node], places: Mapping[ir.Node, str]
+) -> dict[ir.Node, str]:
+    """The reference's block of every node: of what it yields, or of what is made from that next; quantizers drop what names blocks.
+
+    Its own block where the reference has nothing of that name behind it.
+    """
+    found = blocks(other)
+    behind: dict[ir.Node, str] = {}
+    for node in reversed(list(other.graph)):
+        made = next((before[name] for output in node.outputs if (name := _name(output)) in before), None)
+        readers = [reader for output in node.outputs for reader in output.consumers() if reader in behind]
+        if made is not None:
+            behind[node] = places.get(made, "")
+        elif readers:
+            behind[node] = behind[readers[0]]
+    return found | behind
 
 
 def _known_name(node: ir.Node, names: Collection[str]) -> str:
