@@ -27,6 +27,7 @@ _ALIKE_LENGTHS = 0.1  # relative; a rotation keeps lengths but for the noise of 
 _HEALED_DB = 6.0
 # nor, through its own rounding, this much worse than a good one.
 _GOOD_DB, _LOST_DB = 40.0, 25.0
+_ENOUGH_DB = 25.0  # readers may be better than any fit, as one that saturates is
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,8 @@ def _related(
             continue
         rescaled = difference.rescaled_sqnr_db
         taken_back = best >= min(rescaled, _GOOD_DB) - _LOST_DB
-        if rescaled >= max(error.sqnr_db + _HEALED_DB, best - _HEALED_DB) and taken_back:
+        fits = rescaled >= max(error.sqnr_db + _HEALED_DB, min(best, _ENOUGH_DB) - _HEALED_DB)
+        if fits and taken_back:
             marked[name] = replace(error, sqnr_db=rescaled, relation=RESCALED)
         elif error.cosine < _TURNED_COSINE and difference.length_error < _ALIKE_LENGTHS:
             marked[name] = replace(error, relation=TURNED)

@@ -6,6 +6,7 @@ first of them.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ import onnx_ir as ir
 
 from qcompiler.calibration.feeds import Progress
 from qcompiler.errors import InputError
-from qcompiler.graph.model_file import model_path
 from qcompiler.graph.weights import constant_values
 from qcompiler.quant.value_summary import CodeSaturation, ValueSummary
-from qcompiler.report.alignment import AlignedValue, align
+from qcompiler.report.alignment import AlignedValue, Alignment, align
 from qcompiler.report.comparison_feeds import comparison_feeds, described
 from qcompiler.report.evaluate import EvaluationData
 from qcompiler.report.tapped_model import Tap, TappedModel, open_tapped
@@ -98,29 +98,42 @@ def trace(
         InputError: the model cannot be read or run, or no layer is named so.
         CalibrationError: the data does not fit.
     """
-    with open_tapped(model) as opened:
-        beside = None if reference is None else model_path(reference)
-        feeds = comparison_feeds(opened, data, progress, beside, rows=None)
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_tapped(model))
+        theirs = None if reference is None else stack.enter_context(open_tapped(reference))
+        feeds = comparison_feeds(opened, data, progress, None if theirs is None else theirs.path, rows=None)
         known = align(opened.model, opened.model).values
-        wanted = [value for value in known if value.layers and _named(value, layers)]
+        alignment = None if theirs is None else align(theirs.model, opened.model)
+        if alignment is not None:
+            known = _named_as(known, alignment)
+        wanted = [value for value in known if value.layers and _holds(value, layers)]
         if not wanted:
             raise InputError(
-                f"{opened.path}: no layer whose name holds {layers!r}; qcompile inspect lists them"
+                f"{opened.path}: no layer whose name holds {layers!r}; qcompile trace without --layers lists them"
             )
         found = list(_look(opened, wanted, feeds.feeds, progress))
         nan, infinite = _first_beyond(opened, known, found, feeds.feeds, progress)
         notes = list(feeds.warnings)
-        if reference is not None:
-            figures, more = _sqnr(opened, reference, feeds.feeds, progress)
+        if theirs is not None and alignment is not None:
+            errors = tensor_errors(theirs, opened, alignment, alignment.layers, feeds.feeds, progress)
+            figures = {error.other: error.sqnr_db for error in errors.values}
             taps = {value.name: value.other.value for value in wanted}
             found = [replace(value, sqnr_db=figures.get(taps[value.name])) for value in found]
-            notes += more
-        return Trace(
-            str(opened.path), None if reference is None else str(reference), described(feeds), found, nan, infinite, notes
-        )  # fmt: skip
+            notes += errors.notes
+        place = None if theirs is None else str(theirs.path)
+        return Trace(str(opened.path), place, described(feeds), found, nan, infinite, notes)
 
 
-def _named(value: AlignedValue, pattern: str) -> bool:
+def _named_as(values: Sequence[AlignedValue], alignment: Alignment) -> list[AlignedValue]:
+    """With the layers' names in the reference, which a quantizer may have dropped."""
+    names = {value.other.value: value.layers for value in alignment.layers}
+    return [
+        replace(value, layers=names.get(value.other.value, value.layers) if value.layers else ())
+        for value in values
+    ]
+
+
+def _holds(value: AlignedValue, pattern: str) -> bool:
     return any(re.search(pattern, name) for name in (value.name, *value.layers))
 
 
@@ -215,13 +228,3 @@ def _first_beyond(
         next((value for value in everything if value.nan), None) if nan else None,
         next((value for value in everything if value.infinite), None) if infinite else None,
     )
-
-
-def _sqnr(
-    model: TappedModel, reference: Path, feeds: Feeds, progress: Progress
-) -> tuple[dict[str, float], list[str]]:
-    """By the names of values that the model was read at."""
-    with open_tapped(reference) as theirs:
-        alignment = align(theirs.model, model.model)
-        errors = tensor_errors(theirs, model, alignment, alignment.layers, feeds, progress)
-        return {error.other: error.sqnr_db for error in errors.values}, errors.notes
