@@ -182,8 +182,9 @@ def _runs(
     feeds: Iterable[dict[ir.Value, npt.NDArray[Any]]],
 ) -> list[npt.NDArray[Any]]:
     """What a product gives for each of the feeds, with what is added to it up to ``output``."""
-    piece = Piece(model, list(model.graph), inputs, [output])
+    body = model.graph if node.graph is None else node.graph  # a branch or a loop may hold it
     try:
+        piece = Piece(model, list(body), inputs, [output])
         return [piece.run(feed)[output] for feed in feeds]
     except CalibrationError as error:
         raise InputError(f"{node.name}: {node.op_type} cannot be run on its own ({error})") from error

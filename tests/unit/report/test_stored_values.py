@@ -16,6 +16,8 @@ from qcompiler.report.quantized_products import read_products
 from qcompiler.report.stored_values import MOST_NUMBERS, sampled, stored_values
 from qcompiler.report.weight_histograms import BINS, HistogramPair, weight_histogram
 from tests import command_models as models
+from tests.compiled_models import BODIES
+from tests.small_models import make_model, save_model, weight
 
 
 def _sqnr_of_each(source: Path, made: Path) -> dict[str, float]:
@@ -24,11 +26,11 @@ def _sqnr_of_each(source: Path, made: Path) -> dict[str, float]:
     Normalize()(model)
     floats = {weight.name: weight for weight in take_census(reference).weights}
     found = {}
-    for weight in read_products(model):
-        stored = stored_values(model, weight)
+    for product in read_products(model):
+        stored = stored_values(model, product)
         similarity = Similarity()
-        similarity.add(floats[weight.name].array()[np.ix_(stored.rows, stored.channels)], stored.values)
-        found[weight.name] = similarity.sqnr_db
+        similarity.add(floats[product.name].array()[np.ix_(stored.rows, stored.channels)], stored.values)
+        found[product.name] = similarity.sqnr_db
     return found
 
 
@@ -85,3 +87,17 @@ def test_histograms_share_bins_and_count_every_number(tmp_path: Path) -> None:
     assert (
         isinstance(nameless, HistogramPair) and nameless.before == [] and sum(nameless.after) == weight.size
     )
+
+
+def test_products_inside_branches(tmp_path: Path) -> None:
+    weights = {"w": weight(64, 64), "v": weight(64, 64, seed=1)}
+    source = save_model(make_model(BODIES["if"], weights), tmp_path)
+    made = qcompiler.compile(source, "w8a16-rtn", output=tmp_path / "out")
+    model = model_file.load(made.path)
+    Normalize()(model)
+    found = read_products(model)
+    assert [product.name for product in found] == ["w", "v"]
+    for product in found:
+        original = weights[product.name].T
+        # w is read in the main graph and in a branch, v in a branch alone.
+        assert np.abs(stored_values(model, product).values - original).max() <= np.abs(original).max() / 127
