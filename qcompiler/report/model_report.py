@@ -27,6 +27,10 @@ from qcompiler.report.worst_tokens import WorstToken, WorstTokens
 Progress = Callable[[str, int, int], None]
 HISTOGRAMS = 4
 """Of the worst layers' weights, and of their activations."""
+OTHER_REPORT = (
+    "report.json beside the model is not shown: another version of qcompiler wrote it, or something else; "
+    "compile again to see what the compile found"
+)
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ def outline(path: Path) -> ModelReport:
         compiled,
         _text(place.with_name("recipe.yaml")),
         _text(place.with_name("manifest.json")),
+        notes=[OTHER_REPORT] if compiled is None and place.with_name(REPORT).exists() else [],
     )
 
 

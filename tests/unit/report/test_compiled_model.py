@@ -12,7 +12,7 @@ from qcompiler.passes.layer_result import LayerResult
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.compiled_model import CompiledModel
 from qcompiler.report.evaluate import EvaluationData
-from qcompiler.report.model_report import make_report, outline
+from qcompiler.report.model_report import OTHER_REPORT, make_report, outline
 from tests import command_models as models
 from tests.whole_page import is_whole
 
@@ -76,3 +76,12 @@ def test_a_look_is_what_report_measures(made: CompiledModel, tmp_path: Path) -> 
     assert [layer.error for layer in found.layers if layer.quantized] == [
         layer.output_error for layer in made.report.layers
     ]
+
+
+def test_a_report_of_another_version_is_said_to_be_left_out(made: CompiledModel) -> None:
+    assert outline(made.path).notes == []
+    (made.folder / "report.json").write_text("{}")
+    found = outline(made.path)
+    assert found.compiled is None and found.notes == [OTHER_REPORT]
+    (made.folder / "report.json").unlink()
+    assert outline(made.path).notes == []
