@@ -51,16 +51,18 @@ def bars(values: Sequence[Bar], ylabel: str, xlabel: str) -> str:
     with _drawing(2.6) as (axes, svg):
         names = list(dict.fromkeys(bar.series for bar in values))
         log = _spans_decades([bar.height for bar in values])
-        least = min((bar.height for bar in values if bar.height > 0), default=1.0)
+        heights = [bar.height for bar in values if bar.height > 0]
+        least = max(min(heights, default=1.0), max(heights, default=1.0) / MOST_SPAN)
         for index, name in enumerate(names):
             own = [(x, bar) for x, bar in enumerate(values) if bar.series == name]
             drawn = axes.bar(
-                [x for x, _ in own], [max(bar.height, least / 2) if log else bar.height for _, bar in own],
+                [x for x, _ in own], [max(bar.height, least) if log else bar.height for _, bar in own],
                 width=0.8, color=SERIES[index % len(SERIES)], label=name,
             )  # fmt: skip
             svg.tell(drawn.patches, [bar.told for _, bar in own])
         if log:
             axes.set_yscale("log")
+            axes.set_ylim(bottom=least / 1.5)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.margins(x=0.01)
         if len(names) > 1:
@@ -68,6 +70,10 @@ def bars(values: Sequence[Bar], ylabel: str, xlabel: str) -> str:
                 loc="outside upper right", frameon=False, ncols=6, fontsize=8, labelcolor=_TEXT
             )
     return svg.text
+
+
+MOST_SPAN = 1e6
+"""Of a logarithmic axis; what is smaller is drawn at its foot: a weight that is on its grid has no error at all."""
 
 
 def _spans_decades(heights: Sequence[float]) -> bool:

@@ -277,6 +277,9 @@ def _facts(report: ModelReport) -> list[str]:
         f"inputs {'; '.join(found.inputs)}",
         f"outputs {'; '.join(found.outputs)}",
     ]
+    if report.compiled is not None and report.compiled.running:
+        runs = ", ".join(f"{count} {op}" for op, count in sorted(report.compiled.running.items()))
+        facts.append(f"runs as {runs}")
     if report.reference is not None:
         facts.append(f"float model {report.reference.model}: {format_bytes(report.reference.file_bytes)}")
     return facts

@@ -37,8 +37,10 @@ def tiles(report: ModelReport) -> list[Tile]:
     made += [_speed_tile(figure) for figure in report.speed]
     if compiled is not None:
         if compiled.running:
-            runs = ", ".join(f"{count} {op}" for op, count in sorted(compiled.running.items()))
-            made.append(Tile("runs as", counted(sum(compiled.running.values()), "quantized node"), runs))
+            kinds = sorted(compiled.running.items(), key=lambda kind: -kind[1])
+            note = ", ".join(f"{count} {op.rpartition('::')[2]}" for op, count in kinds[:2])
+            note += f" and {counted(len(kinds) - 2, 'other kind')}" if kinds[2:] else ""
+            made.append(Tile("runs as", counted(sum(compiled.running.values()), "quantized node"), note))
         made.append(Tile("compiled in", format_seconds(compiled.seconds), f"target {compiled.target}"))
         made.append(
             Tile("peak memory", format_memory(compiled.peak_anonymous_bytes), "anonymous, of the compile")
