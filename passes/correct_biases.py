@@ -37,8 +37,6 @@ Progress = Callable[[str, int, int], None]
 class MeasureMeans(ir.passes.InPlacePass):
     """Finds the means of convolutions' outputs; the model is not changed.
 
-    Raises CalibrationError, naming the output, where one is not finite.
-
     Args:
         wanted: the convolutions.
         feeds: calibration data; None: nothing is measured.
@@ -62,8 +60,6 @@ class MeasureMeans(ir.passes.InPlacePass):
                 for value, array in made.items():
                     if array.size:
                         mean = _channel_means(array)
-                        if not np.isfinite(mean).all():
-                            raise CalibrationError(f"{value.name}: {NOT_FINITE}")
                         self.means[value] = self.means[value] + mean if value in self.means else mean
                         counts[value] += 1
             for value in self.means:
@@ -79,6 +75,8 @@ class CorrectBiases(ir.passes.InPlacePass):
         means: what ``MeasureMeans`` found.
         feeds: calibration data; None: nothing is corrected.
         folder, limit: where activations go past so many bytes.
+
+    Raises CalibrationError where a mean is not finite: with ranges from a file nothing else looks at the data.
     """
 
     def __init__(
@@ -104,6 +102,9 @@ class CorrectBiases(ir.passes.InPlacePass):
         if self._done or not nodes or self._feeds is None:
             return ir.passes.PassResult(model, modified=False)
         self._done = True
+        for node in nodes:
+            if not np.isfinite(self._means[node.outputs[0]]).all():
+                raise CalibrationError(f"{node.outputs[0].name}: {NOT_FINITE}")
         places = {node: place for place, node in enumerate(model.graph)}
         nodes.sort(key=places.__getitem__)
         feeds = self._feeds
@@ -163,7 +164,7 @@ def _bases(node: ir.Node, ends: set[ir.Value]) -> set[ir.Value]:
 
 def _channel_means(array: Array) -> npt.NDArray[np.float64]:
     """Of [batch, channels, ..], at least one number each."""
-    with np.errstate(invalid="ignore"):  # of infinities; the caller looks
+    with np.errstate(invalid="ignore"):  # of infinities, which the observers of ranges name, or CorrectBiases
         means: npt.NDArray[np.float64] = array.mean(axis=(0, *range(2, array.ndim)), dtype=np.float64)
     return means
 

@@ -89,7 +89,7 @@ def test_convolutions_that_share_a_kernel(quantize: Compile) -> None:
         ),
         (
             np.full((4, 3, 8, 8), np.inf, np.float32),
-            "c: NaN or infinity in the activations; check the calibration data",
+            "NaN or infinity in the activations; check the calibration data",
         ),
         (np.full((4, 3, 8, 8), np.nan, np.float32), "x holds NaN; .* drop that sample"),
     ],
@@ -99,6 +99,18 @@ def test_convolutions_that_share_a_kernel(quantize: Compile) -> None:
 def test_data_that_do_not_fit(array: Array, words: str, quantize: Compile) -> None:
     with pytest.raises(CalibrationError, match=words):
         quantize(_cnn(), "w8a8-static", calibration=[{"x": array}], settings=["algorithm=rtn"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinities_are_refused_where_ranges_come_from_a_file(quantize: Compile) -> None:
+    plain = ["algorithm=rtn", "head.algorithm=rtn"]
+    made = quantize(_cnn(), "w8a8-static", calibration=[{"x": _images()}], settings=plain)
+    data = [{"x": np.full((4, 3, 8, 8), np.inf, np.float32)}]
+    ranges = f"calib.ranges_from={made.folder / 'calibration.json'}"
+    with pytest.raises(
+        CalibrationError, match="c: NaN or infinity in the activations; check the calibration data"
+    ):
+        quantize(_cnn(), "w8a8-static", calibration=data, settings=[*plain, ranges])
 
 
 def test_an_npz_without_arrays(quantize: Compile, tmp_path: Path) -> None:
