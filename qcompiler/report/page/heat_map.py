@@ -10,6 +10,10 @@ MOST_COLUMNS = 16
 """Wider maps say less than the list of layers does."""
 
 
+SPAN = 100.0
+"""Between the coldest and the hottest error: what is smaller is as cold."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One layer: its error in words, what shows when one points at it, and how hot it is, 0 to 1."""
@@ -38,7 +42,7 @@ class HeatMap:
 def heat_map(layers: Sequence[LayerRow]) -> HeatMap | None:
     """Of layers with errors; None where blocks have nothing in common to lay side by side.
 
-    Heat is the error's place between the least and the largest, on a logarithmic scale.
+    Heat is the error's place between the least (but at most SPAN times smaller than the largest) and the largest, on a logarithmic scale.
     """
     inside = [layer for layer in layers if layer.block and layer.error is not None]
     blocks = list(dict.fromkeys(layer.block for layer in inside))
@@ -46,7 +50,8 @@ def heat_map(layers: Sequence[LayerRow]) -> HeatMap | None:
     if len(blocks) < 2 or not 1 <= len(columns) <= MOST_COLUMNS:
         return None
     logs = [math.log(layer.error) for layer in inside if layer.error]
-    low, high = (min(logs), max(logs)) if logs else (0.0, 0.0)
+    high = max(logs, default=0.0)
+    low = max(min(logs, default=0.0), high - math.log(SPAN))
     cells = {(layer.block, _within(layer)): _cell(layer, low, high) for layer in inside}
     return HeatMap(
         columns, [HeatRow(block, [cells.get((block, column)) for column in columns]) for block in blocks]
@@ -60,5 +65,5 @@ def _within(layer: LayerRow) -> str:
 
 def _cell(layer: LayerRow, low: float, high: float) -> Cell:
     error = layer.error or 0.0
-    heat = 0.0 if error <= 0 else 1.0 if high <= low else (math.log(error) - low) / (high - low)
+    heat = 0.0 if error <= 0 else 1.0 if high <= low else max(0.0, (math.log(error) - low) / (high - low))
     return Cell(f"{error:.1e}", f"{layer.name}: {layer.label}", round(heat, 3))
