@@ -26,7 +26,7 @@ from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passes.keep_float_products import KeepFloatProducts
 from qcompiler.passes.mask_outlier_channels import MaskOutlierChannels
 from qcompiler.passes.normalize import Normalize
-from qcompiler.passes.note_reasons import NoteReasons
+from qcompiler.passes.note_products import NoteProducts
 from qcompiler.passes.product_sensitivity import rank_products
 from qcompiler.passes.quantize_weights import CalibrationRun, Progress, QuantizeWeights, check_tuning
 from qcompiler.passes.raise_opset import RaiseOpset
@@ -292,8 +292,8 @@ def _keep_float_products(materials: Materials) -> KeepFloatProducts:
     return KeepFloatProducts(any(p.settings.activations == "static" for p in materials.plan.quantized))
 
 
-def _note_reasons(materials: Materials) -> NoteReasons:
-    return NoteReasons(materials.plan)
+def _note_products(materials: Materials) -> NoteProducts:
+    return NoteProducts(materials.plan)
 
 
 def _assign_bits(materials: Materials) -> AssignBits:
@@ -358,7 +358,7 @@ _QUANTIZING: tuple[tuple[str, Callable[[Materials], ir.passes.InPlacePass], str]
         "after it: it is about what reads rounded values; before biases are corrected, which runs the model",
     ),
     ("correct_biases", _correct_biases, "after it: what it corrects is what all rounding together leaves"),
-    ("note_reasons", _note_reasons, "after all that decide what stays float"),
+    ("note_products", _note_products, "after all that decide what stays float"),
 )
 
 
