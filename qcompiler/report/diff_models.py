@@ -114,6 +114,11 @@ def diff(
             why = not_comparable(theirs, ours, alignment)
         if not why:
             numbers, notes = _numbers(theirs, ours, alignment, data, progress)
+        notes += [
+            f"{side.path}: computes in bfloat16, which ONNX Runtime's CPU does not; what is compared is a copy in float32"
+            for side in (theirs, ours)
+            if side.widened
+        ]
         return ModelDiff(
             _size(theirs.path, theirs.model),
             _size(ours.path, ours.model),

@@ -31,10 +31,14 @@ def diff_table(found: ModelDiff, worst: int = WORST) -> RenderableType:
         layers = worst_first(errors)
         some = f" ({worst} of {len(layers)})" if len(layers) > worst else ""
         parts += ["", Text(f"on {found.numbers.data}")]
-        parts += [_errors(f"layers by error, worst first{some}", layers[:worst])]
-        parts += ["", _errors("outputs", errors.outputs, by_layer=False)]
+        parts += [Text(f"layers by error, worst first{some}"), _errors(layers[:worst])]
+        parts += ["", Text("outputs"), _errors(errors.outputs, by_layer=False)]
         if len(found.numbers.growth) > 1:
-            parts += ["", _growth(found.numbers.growth)]
+            parts += [
+                "",
+                Text("error through depth, at the end of each block"),
+                _growth(found.numbers.growth),
+            ]
         turned = sum(error.relation == TURNED for error in errors.values)
         if turned:
             parts.append(
@@ -133,8 +137,8 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
-def _errors(title: str, errors: Sequence[TensorError], by_layer: bool = True) -> Table:
-    table = _table("name", "op", "SQNR", "cosine", "max error", "range", title=title)
+def _errors(errors: Sequence[TensorError], by_layer: bool = True) -> Table:
+    table = _table("name", "op", "SQNR", "cosine", "max error", "range")
     table.columns[1].justify = "left"
     marks = any(error.relation for error in errors)
     if marks:
@@ -147,9 +151,7 @@ def _errors(title: str, errors: Sequence[TensorError], by_layer: bool = True) ->
 
 
 def _growth(growth: Sequence[BlockError]) -> Table:
-    table = _table(
-        "block", "SQNR", "", "worst layer in it", title="error through depth, at the end of each block"
-    )
+    table = _table("block", "SQNR", "", "worst layer in it")
     table.columns[2].justify = table.columns[3].justify = "left"
     for block in growth:
         signs = _BAR if block.sqnr_db == -math.inf else round(_BAR * (1 - max(block.sqnr_db, 0) / _BAR_DB)) if (
@@ -160,15 +162,8 @@ def _growth(growth: Sequence[BlockError]) -> Table:
     return table
 
 
-def _table(first: str, *rest: str, title: str = "", right: bool = True) -> Table:
-    table = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title=title or None,
-        title_justify="left",
-        title_style="",
-    )
+def _table(first: str, *rest: str, right: bool = True) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(first, overflow="fold")
     for column in rest:
         table.add_column(column, justify="right" if right else "left", no_wrap=right)

@@ -51,13 +51,15 @@ class TappedModel:
         model: normalized (functions inlined but for ours); names of values are those of the file.
         inputs: name, type and shape of each.
         outputs: their names.
+        widened: it computes in float32 here in place of bfloat16, with Casts of its own.
     """
 
-    def __init__(self, path: Path, model: ir.Model, folder: Path) -> None:
+    def __init__(self, path: Path, model: ir.Model, folder: Path, widened: bool = False) -> None:
         self.path = path
         self.model = model
         self.inputs: list[InputSpec] = input_specs(model)
         self.outputs = [value.name or "" for value in model.graph.outputs]
+        self.widened = widened
         self._bounds = index_bounds(model)
         self._folder = folder
         self._proto = _without_weights(model, folder)
@@ -173,7 +175,7 @@ def open_tapped(path: Path) -> Iterator[TappedModel]:
         return
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as temporary:
         copy = model_file.load(model_file.save(model, temporary))
-        yield TappedModel(place, copy, Path(temporary))
+        yield TappedModel(place, copy, Path(temporary), widens)
 
 
 def _folder_of(path: Path, model: ir.Model) -> Path | None:
