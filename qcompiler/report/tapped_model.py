@@ -175,14 +175,19 @@ def open_tapped(path: Path) -> Iterator[TappedModel]:
         return
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as temporary:
         copy = model_file.load(model_file.save(model, temporary))
-        yield TappedModel(place, copy, Path(temporary), widens)
+        yield TappedModel(place, copy, Path(temporary).resolve(), widens)
 
 
 def _folder_of(path: Path, model: ir.Model) -> Path | None:
-    """One that holds every file that weights are in; None where there is none, and where a tensor is in no file but large."""
+    """One that holds every file that weights are in, links resolved, as ONNX Runtime wants them; None where there is none."""
     files = {slot.tensor.file.path for slot in tensor_slots(model) if isinstance(slot.tensor, MappedTensor)}
-    for folder in (path.absolute().parent, path.resolve().parent):
-        if all(file.is_relative_to(folder) for file in files):
+    resolved = {file.resolve() for file in files}
+    for folder in (
+        path.absolute().parent.resolve(),
+        path.resolve().parent,
+        *(file.parent for file in resolved),
+    ):
+        if all(file.is_relative_to(folder) for file in resolved):
             return folder
     return None
 
@@ -198,5 +203,5 @@ def _without_weights(model: ir.Model, folder: Path) -> onnx.ModelProto:
         if isinstance(held, MappedTensor):
             for entry in tensor.external_data:
                 if entry.key == "location":
-                    entry.value = str(held.file.path.relative_to(folder))
+                    entry.value = str(held.file.path.resolve().relative_to(folder))
     return proto

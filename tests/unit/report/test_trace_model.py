@@ -86,3 +86,15 @@ def test_the_model_keeps_its_weights_in_their_file(tmp_path: Path) -> None:
     with open_tapped(path) as opened:
         assert np.array_equal(opened.plain().run({"x": x})["y"], run(path, {"x": x})["y"])
     assert trace(path, feed(tmp_path, x=x)).values[0].shape == (16, 128)
+
+
+def test_weights_behind_links(tmp_path: Path) -> None:
+    """As a cache of downloads keeps them: the model's folder holds links alone."""
+    path = models.external_mlp(tmp_path)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    for name in ("float.onnx", "float.onnx.data"):
+        (tmp_path / name).rename(tmp_path / "blobs" / name)
+        (tmp_path / "snapshot" / name).symlink_to(f"../blobs/{name}")
+    x = weight(16, 64, seed=3, scale=1.0)
+    assert trace(tmp_path / "snapshot" / path.name, feed(tmp_path, x=x)).values[0].shape == (16, 128)
