@@ -14,6 +14,9 @@ _ROUNDS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
 _PRODUCTS = frozenset(
     {"Conv", "ConvTranspose", "MatMul", "Gemm", "FusedConv", "FusedMatMul", "NhwcFusedConv"}
 )
+_INTEGERS = frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger", "ConvInteger"})
+"""They multiply codes and yield floats."""
+_LAYOUT = frozenset({"ReorderInput", "ReorderOutput", "Cast", "Identity"})
 _WITH_INTEGER_KERNELS = frozenset(
     {
         "Conv", "MatMul", "Gemm", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax",
@@ -47,7 +50,7 @@ class _Search:
             if not self._unpacks_activations(node):
                 continue
             for reader in self._readers.get(node.outputs[0], []):
-                if id(reader) in seen or reader.op_type in _ROUNDS or reader.op_type == _UNPACKS:
+                if id(reader) in seen or not self._computes_floats(reader):
                     continue
                 stretch = self._stretch(reader)
                 seen.update(map(id, stretch))
@@ -73,7 +76,7 @@ class _Search:
         return sorted(found.values(), key=lambda node: self._place[id(node)])
 
     def _computes_floats(self, node: RunningNode) -> bool:
-        return node.op_type not in _ROUNDS and node.op_type not in (_UNPACKS, "Shape", "Size")
+        return node.op_type not in _INTEGERS | _ROUNDS | {_UNPACKS, "Shape", "Size"}
 
     def _is_closed(self, stretch: Sequence[RunningNode]) -> bool:
         inside = {name for node in stretch for name in node.outputs}
@@ -111,7 +114,9 @@ class _Search:
 
     def _reason(self, stretch: Sequence[RunningNode]) -> str:
         without = list(
-            dict.fromkeys(node.op_type for node in stretch if node.op_type not in _WITH_INTEGER_KERNELS)
+            dict.fromkeys(
+                node.op_type for node in stretch if node.op_type not in _WITH_INTEGER_KERNELS | _LAYOUT
+            )
         )
         if without:
             return f"no integer kernel takes {', '.join(without)}"

@@ -19,6 +19,7 @@ from qcompiler.report.sizes import counted, format_bytes, format_shape
 OPERATORS = 8  # types that are counted by name in the last line
 MANY = 60  # products; more are folded by block unless asked otherwise
 _CPU = "CPUExecutionProvider"
+UNBROKEN = 48  # characters of a name
 LISTED = 3  # differing words in one cell of a folded line
 
 View = Literal["flat", "folded", "tree"]
@@ -184,7 +185,10 @@ def _table(lines: Sequence[_Line], view: View) -> Table:
     if runs:
         columns.append(("time", True, _time))
     columns.append(("why", False, lambda line: "" if line.inner else _words(map(_why, line.products))))
-    table.add_column("name", overflow="fold")
+    longest = max((len(line.name) for line in lines), default=0)
+    table.add_column(
+        "name", overflow="fold", min_width=min(longest, UNBROKEN)
+    )  # other columns fold before it does
     right = {"N x K", "weights", "numbers", "time", "bytes", "share", "dB", "worst dB"}
     for name, unbroken, _ in columns:
         table.add_column(
