@@ -250,7 +250,23 @@ def products_of(model: ir.Model) -> Iterator[Product]:
     for node in model.graph:
         if node in named and node.outputs:
             name = named[node] or node.outputs[0].name or node.op_type
-            yield Product(name, node, corrected_output(node), stored.get(node))
+            yield Product(name, node, _in_floats(node), stored.get(node))
+
+
+_SUMS = frozenset({"MatMulInteger", "ConvInteger"})
+
+
+def _in_floats(product: ir.Node) -> ir.Value:
+    """Its output; of sums of integers what Cast and Mul make of them."""
+    value = corrected_output(product)
+    if product.op_type not in _SUMS:
+        return value
+    for step in ("Cast", "Mul"):
+        readers = value.consumers()
+        if len(readers) != 1 or readers[0].op_type != step:
+            return value
+        value = readers[0].outputs[0]
+    return value
 
 
 def _add_by_weight(

@@ -65,13 +65,20 @@ def bisect_verb(
         raise click.UsageError("--max-kl is of whole models; for layers give --min-sqnr or --max-error")
     from qcompiler.api import Options
     from qcompiler.bisect import bisect_passes
+    from qcompiler.calibration.feeds import REQUIRED
     from qcompiler.report.bisect_layers import Bound, bisect_layers
     from qcompiler.report.bisect_table import layers_table, passes_table
     from qcompiler.report.evaluate import EvaluationData
     from qcompiler.report.progress import progress_shown
 
-    if text is None and data is None:
-        data = calib
+    if (
+        text is None
+        and data is None
+        and calib is not None
+        and calib != REQUIRED
+        and not calib.endswith(".json")
+    ):
+        data = calib  # and not ranges alone
     coder = None if tokenizer is None else Path(tokenizer)
     given = EvaluationData(None if text is None else Path(text), coder, data, windows, length, seed=seed)
     bound = Bound(min_sqnr, max_error, max_kl)

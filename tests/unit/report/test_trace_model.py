@@ -66,6 +66,14 @@ def test_with_a_reference(tmp_path: Path) -> None:
     assert all(value.sqnr_db is not None and 20 < value.sqnr_db < math.inf for value in found.values)
 
 
+def test_sums_of_integers_are_shown_scaled(tmp_path: Path) -> None:
+    source, made = quantized(tmp_path, "dynamic")
+    x = images(1, seed=9)[0]["x"]
+    ours, theirs = (trace(path, feed(tmp_path, x=x)).values for path in (made, source))
+    # Their biases come after.
+    assert [value.greatest for value in ours] == pytest.approx([value.greatest for value in theirs], rel=0.3)
+
+
 def test_no_such_layer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no layer whose name holds 'nothing'"):
         trace(models.mlp(tmp_path), layers="nothing")
