@@ -19,8 +19,8 @@ BROKEN = 3  # as of every promise that is not kept
     help="Of ONNX Runtime, beside the CPU; repeat for more. Default: all that are there.",
 )  # fmt: skip
 @click.option(
-    "--bound", type=float, default=20.0, show_default=True, metavar="DB",
-    help="Least SQNR of an output against the unoptimized model; 20 dB is an error of 10 %.",
+    "--bound", type=float, default=15.0, show_default=True, metavar="DB",
+    help="Least SQNR of an output against the unoptimized model; 15 dB is an error of 18 %.",
 )  # fmt: skip
 @json_option
 @traceback_option
