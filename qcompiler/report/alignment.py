@@ -243,7 +243,12 @@ def _stands_for(reading: _Reading, match: _Reading, theirs: _Readings, ours: _Re
 def products_of(model: ir.Model) -> Iterator[Product]:
     """Every product of the main graph, in order: those of weights by their names, others by their nodes'."""
     census = take_census(model)
-    named = {use.node: weight.name for weight in census.weights for use in weight.uses if use.in_body is None}
+    named = {
+        use.node: weight.name if weight.expert is None else weight.expert.stack
+        for weight in census.weights
+        for use in weight.uses
+        if use.in_body is None
+    }
     named |= {left.node: left.node.name or "" for left in census.left_alone if left.node not in named}
     stored = {node: weight for weight in read_products(model) for node in weight.nodes if node in named}
     named |= {node: weight.name for node, weight in stored.items()}

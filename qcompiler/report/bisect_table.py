@@ -71,7 +71,8 @@ def passes_table(found: PassBisection) -> RenderableType:
             f"all {format_seconds(found.seconds)}"
         )
     )
-    return Group(*parts, *(Text(f"note: {note}") for note in found.notes))
+    said = [] if found.layers is None else found.layers.notes
+    return Group(*parts, *(Text(f"note: {note}") for note in found.notes if note not in said))
 
 
 def _cells(each: PassParity, kl: bool) -> tuple[str, ...]:
