@@ -4,13 +4,15 @@ A product is found in the optimized graph by the tensor that holds its weight, e
 lengthens when it fuses.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
-from qcompiler.calibration.feeds import example_feed
+from qcompiler.calibration.data import tokenizer_beside
+from qcompiler.calibration.feeds import example_feed, make_feeds
 from qcompiler.graph import model_file
 from qcompiler.graph.edits import all_nodes
 from qcompiler.passes.normalize import Normalize
@@ -33,16 +35,20 @@ _FLOAT_PRODUCTS = frozenset(
 )  # fmt: skip
 
 
-def inspect_session(found: Inspection, providers: Iterable[str] = ("CPUExecutionProvider",)) -> Inspection:
+def inspect_session(
+    found: Inspection, providers: Iterable[str] = ("CPUExecutionProvider",), data: str | None = None
+) -> Inspection:
     """Run the inspected model, and add to the inspection how.
 
+    Args:
+        data: inputs in any form that ``--calib`` takes, of which the first feed is run; None makes some up.
     Raises:
         InputError, CalibrationError: it does not load or run, or takes inputs that cannot be made up.
         ResourceError: the temporary folder has no room for a copy.
     """
     path = Path(found.model)
     model = model_file.load(path)
-    feed = example_feed(model, TOKENS)
+    feed = example_feed(model, TOKENS) if data is None else _first_feed(model, data, path)
     session = profile(path, feed, list(providers))
     Normalize()(model)  # names as the inspection has them
     finder = _Finder(session, model)
@@ -64,6 +70,11 @@ def inspect_session(found: Inspection, providers: Iterable[str] = ("CPUExecution
         dict(sorted(operators.items(), key=lambda item: -item[1][1])),
     )
     return replace(found, products=products, session=running)
+
+
+def _first_feed(model: ir.Model, data: str, path: Path) -> Mapping[str, Any]:
+    feeds = make_feeds(model, data, tokenizer_beside(path), 1, TOKENS, 0, lambda what, done, total: None)
+    return next(iter(feeds.feeds))
 
 
 class _Finder:

@@ -185,7 +185,7 @@ def _table(lines: Sequence[_Line], view: View) -> Table:
     if runs:
         columns.append(("time", True, _time))
     columns.append(("why", False, lambda line: "" if line.inner else _words(map(_why, line.products))))
-    longest = max((len(line.name) for line in lines), default=0)
+    longest = max((len(line.name) for line in lines if line.products[0].dtype), default=0)
     table.add_column(
         "name", overflow="fold", min_width=min(longest, UNBROKEN)
     )  # other columns fold before it does
@@ -255,7 +255,9 @@ def _runs(product: InspectedProduct) -> str:
 
 
 def _time(line: _Line) -> str:
-    share = sum(product.running.share for product in line.products if product.running is not None)
+    # Products that one node runs have its time each.
+    nodes = {tuple(p.running.nodes): p.running.share for p in line.products if p.running is not None}
+    share = sum(nodes.values())
     return f"{100 * share:.1f} %"
 
 

@@ -11,7 +11,7 @@ class RunningProduct:
         kernels: what runs it: ``MatMulNBits (level 4)``; empty where it is in the optimized graph no more.
         nodes: their names there, or those of what they yield.
         providers: that run them.
-        microseconds: of one run, with the unpacking of its weight; share: of all nodes.
+        microseconds: of one run, with the unpacking of its weight; share: of all nodes. Products that one node runs have its time each.
         island: why a quantized product multiplies floats; empty where it does not.
     """
 

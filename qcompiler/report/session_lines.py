@@ -4,12 +4,15 @@ from qcompiler.report.running import FloatIsland, RunningModel
 
 _CONTRIB = "com.microsoft::"
 OPERATORS = 6  # that are named with their share of the time
+INPUTS = 4  # that are named
 NAMED = 3  # nodes of an island
 
 
 def session_lines(running: RunningModel) -> list[str]:
     """Where time goes, and every kind of float island between integers."""
-    fed = ", ".join(f"{name} {shape}" for name, shape in running.inputs.items())
+    fed = ", ".join(f"{name} {shape}" for name, shape in list(running.inputs.items())[:INPUTS])
+    more = len(running.inputs) - INPUTS
+    fed += f" and {more} other inputs" if more > 0 else ""
     library = "with our operators" if running.library else "without our operators, which are not built here"
     slowest = [
         f"{100 * microseconds / (running.microseconds or 1):.0f} % in {count} {op.removeprefix(_CONTRIB)}"

@@ -34,6 +34,10 @@ from qcompiler.verbs.show import show
     help="With --session: of ONNX Runtime, repeat for more; default CPUExecutionProvider.",
 )  # fmt: skip
 @click.option(
+    "--data", metavar="PATH",
+    help="With --session: inputs of your own, the first feed: .npz, folder of .npz, .jsonl or module:function.",
+)  # fmt: skip
+@click.option(
     "--node-data", "node_data_file", metavar="FILE.json", help="Write an overlay for Google's Model Explorer."
 )
 @click.option(
@@ -47,11 +51,11 @@ from qcompiler.verbs.show import show
 @traceback_option
 def inspect_verb(
     model: str, view: str | None, pattern: re.Pattern[str] | None, session: bool, providers: tuple[str, ...],
-    node_data_file: str | None, value: str, as_json: bool,
+    data: str | None, node_data_file: str | None, value: str, as_json: bool,
 ) -> None:  # fmt: skip
     """What is in MODEL: every product, how its weight is stored, and why."""
-    if providers and not session:
-        raise click.UsageError("--provider says where the model runs; give --session too")
+    if (providers or data is not None) and not session:
+        raise click.UsageError("--provider and --data say how the model is run; give --session too")
     from qcompiler.report.inspect_model import inspect
     from qcompiler.report.inspection_table import inspection_table, matching
 
@@ -59,7 +63,7 @@ def inspect_verb(
     if session:
         from qcompiler.report.inspect_session import inspect_session
 
-        found = inspect_session(found, providers or ("CPUExecutionProvider",))
+        found = inspect_session(found, providers or ("CPUExecutionProvider",), data)
     shown = None if pattern is None else matching(found, pattern)
     if node_data_file is not None:
         from qcompiler.graph.disk import write_whole

@@ -112,3 +112,9 @@ def test_a_convolution_whose_name_and_weight_are_gone(tmp_path: Path) -> None:
 def test_a_provider_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="NoSuchProvider: this ONNX Runtime does not offer it"):
         inspect_session(inspect(models.mlp(tmp_path)), ["NoSuchProvider"])
+
+
+def test_inputs_of_the_user(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.ones((7, 64), np.float32))
+    found = inspect_session(inspect(models.mlp(tmp_path)), data=str(tmp_path / "x.npz"))
+    assert found.session is not None and found.session.inputs == {"x": [7, 64]}
