@@ -7,7 +7,7 @@ reference does, and come within a bound of its outputs.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from qcompiler.quant.metrics import top1_agreement
 from qcompiler.quant.similarity import Similarity
 from qcompiler.report.evaluate import EvaluationData
 from qcompiler.report.parting import Parting, find_parting, max_error
-from qcompiler.report.session_variant import CPU, REFERENCE, REMOTE, SessionVariant, run, variants
+from qcompiler.report.session_variant import CPU, REFERENCE, REMOTE, SessionVariant, is_usable, run, variants
 from qcompiler.targets.profiled_session import profile, short
 
 Array = npt.NDArray[Any]
@@ -136,19 +136,32 @@ def check(
         feeds = make_feeds(model, source, tokenizer, data.windows, data.length, data.seed, progress).feeds
         described = f"{len(feeds)} feeds of {source}"
     ours = any(node.domain == OUR_DOMAIN for node in all_nodes(model))
-    return _Checker(place, feeds, described, bound_db, progress).run(variants(_providers(providers), ours))
+    usable, lost = _providers(providers)
+    found = _Checker(place, feeds, described, bound_db, progress).run(variants(usable, ours))
+    notes = [
+        f"{provider}: offered by ONNX Runtime, but it does not start here; left out" for provider in lost
+    ]
+    return replace(found, notes=[*found.notes, *notes])
 
 
-def _providers(asked: Sequence[str]) -> list[str]:
+def _providers(asked: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those beside the CPU that can be used here, and those that are offered but cannot."""
     offered = ort.get_available_providers()
     for provider in asked:
         if provider not in offered:
             raise InputError(
                 f"{provider}: this ONNX Runtime does not offer it; choose from {', '.join(offered)}"
             )
-    return [
+    wanted = [
         provider for provider in asked or offered if provider != CPU and (asked or provider not in REMOTE)
     ]
+    usable = [provider for provider in wanted if is_usable(provider)]
+    lost = [provider for provider in wanted if provider not in usable]
+    if asked and lost:
+        raise InputError(
+            f"{lost[0]}: ONNX Runtime offers it, but it does not start here; is its device and driver there?"
+        )
+    return usable, lost
 
 
 class _Checker:

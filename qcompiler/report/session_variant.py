@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import onnx
 import onnxruntime as ort
 
 from qcompiler.errors import ResourceError
+from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.runtime import register
 
 CPU = "CPUExecutionProvider"
@@ -103,6 +105,22 @@ def variants(providers: Sequence[str], ours: bool) -> list[SessionVariant]:
     if ours:
         found.append(SessionVariant("all", library=False))
     return found
+
+
+def is_usable(provider: str) -> bool:
+    """Whether sessions get a provider that this ONNX Runtime offers: a build for CUDA does so on a machine without it too."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "probe",
+        [value("x", onnx.TensorProto.FLOAT, [1])],
+        [value("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    probe = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    try:
+        return provider in SessionVariant(provider=provider).open(probe.SerializeToString()).get_providers()
+    except SESSION_ERRORS:
+        return False
 
 
 def run(session: ort.InferenceSession, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -91,3 +91,20 @@ def test_our_operators_are_compared_with_their_bodies(tmp_path: Path) -> None:
     found = check(made.path, DATA)
     assert [variant.label for variant in found.variants][-1] == "all, 1 thread, CPU, without our library"
     assert found.holds
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_is_offered_but_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a build for CUDA on a machine without: left out of all there are, an error where it was asked for."""
+    path = models.mlp(tmp_path)
+    offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: offered)
+    found = check(path, DATA)
+    assert found.holds and {variant.provider for variant in found.variants} == {"CPUExecutionProvider"}
+    assert found.notes == [
+        "CUDAExecutionProvider: offered by ONNX Runtime, but it does not start here; left out"
+    ]
+    with pytest.raises(InputError, match="it does not start here"):
+        check(path, DATA, ["CUDAExecutionProvider"])
