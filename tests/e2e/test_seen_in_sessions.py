@@ -36,8 +36,7 @@ def test_tiny_lm(tmp_path: Path, recipe: str, target: str, kernels: tuple[str, .
             assert (
                 all(name.startswith(kernels) for name in product.running.kernels) and product.running.kernels
             )
-    shares = sum(product.running.share for product in found.products if product.running is not None)
-    assert 0.2 < shares < 1.2  # of joined products each has the whole node's time
+    assert all(0 < product.running.share < 1 for product in quantized if product.running is not None)
     checked = check(made.path, EvaluationData())
     assert checked.holds and not any(variant.error for variant in checked.variants)
     noted = [
