@@ -16,6 +16,7 @@ from qcompiler.report.block_operators import BlockOperators
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.layer_measures import LayerMeasures
 from qcompiler.report.model_report import LayerRow, ModelReport
+from qcompiler.report.page.budget import Budget, budget
 from qcompiler.report.page.heat_map import HeatMap, heat_map
 from qcompiler.report.page.tiles import Tile, tiles
 from qcompiler.report.sizes import counted, format_bytes, format_seconds
@@ -65,10 +66,7 @@ class _Page:
     growth_rows: list[dict[str, str]] = field(default_factory=list)
     weights: list[dict[str, str]] = field(default_factory=list)
     activations: list[dict[str, str]] = field(default_factory=list)
-    trade: str = ""
-    trade_meaning: str = ""
-    sensitivity: str = ""
-    sensitivity_bits: int = 0
+    budget: Budget | None = None
     tokens: list[Any] = field(default_factory=list)
     confusion: Any = None
     confusion_meaning: str = ""
@@ -86,7 +84,7 @@ class _Page:
             ("layers", "Layers", True),
             ("depth", "Depth", self.growth),
             ("distributions", "Distributions", self.weights or self.activations),
-            ("budget", "Bits", self.trade),
+            ("budget", "Bits", self.budget),
             ("tokens", "Tokens", self.tokens),
             ("classes", "Classes", self.confusion),
             ("graph", "Graph", True),
@@ -203,10 +201,8 @@ def _draw(page: _Page, report: ModelReport) -> None:
     page.weights = [_histogram(pair, "weight") for pair in report.weights]
     if report.measures is not None:
         _draw_measures(page, report.measures)
-    mixed = None if report.compiled is None else report.compiled.mixed
-    if mixed is not None:
-        page.trade = Markup(figures.trade(mixed.trade, (mixed.bytes, mixed.loss), mixed.measure))
-        page.trade_meaning = "Each point is the best choice of bits for another budget; losses are predicted from measured sensitivities."
+    if report.compiled is not None:
+        page.budget = budget(report.compiled)
 
 
 def _errors(report: ModelReport) -> tuple[list[LayerRow], str]:
