@@ -174,7 +174,13 @@ def _table(lines: Sequence[_Line], view: View) -> Table:
         columns += [("weights", True, _count), ("numbers", True, _numbers)]
     else:
         columns.append(
-            ("N x K", True, lambda line: _words(format_shape(product.shape) for product in line.products))
+            (
+                "N x K",
+                True,
+                lambda line: (
+                    "" if line.inner else _words(format_shape(product.shape) for product in line.products)
+                ),
+            )
         )
     columns.append(("stored as", True, lambda line: _words(product.label for product in line.products)))
     if any(product.activations for product in products):
