@@ -121,17 +121,7 @@ def tensor_errors(
     changed = math.inf
     for number, chunk in enumerate(chunks):
         progress("comparing values", number, len(chunks))
-        theirs, ours = (
-            reference.session([value.reference for value in chunk]),
-            other.session([value.other for value in chunk]),
-        )
-        for index, feed in enumerate(feeds):
-            wanted_arrays, arrays = theirs.run(feed), ours.run(feed, outputs=index == 0)
-            if index == 0:
-                changed = min(changed, *(_sqnr(array, arrays[name]) for name, array in unread.items()))
-            for value in chunk:
-                pair = wanted_arrays.pop(value.reference.value, None), arrays.get(value.other.value)
-                _count(value, pair, sums, unfit)
+        changed = min(changed, _add_chunk(chunk, reference, other, feeds, unread, sums, unfit))
     progress("comparing values", len(chunks), len(chunks))
     found = {name: _error(value, sums[name]) for name, value in wanted.items() if name in sums}
     found = _related(found, sums, upstream(reference.model, found))
@@ -144,6 +134,28 @@ def tensor_errors(
         changed,
         [f"{name}: {why}" for name, why in unfit.items()],
     )
+
+
+def _add_chunk(
+    chunk: Sequence[AlignedValue],
+    reference: TappedModel,
+    other: TappedModel,
+    feeds: Feeds,
+    unread: Mapping[str, Array],
+    sums: dict[str, TensorDifference],
+    unfit: dict[str, str],
+) -> float:
+    """Runs both models with a chunk read, in sessions that are gone on return; SQNR of the other's outputs against ``unread``."""
+    theirs = reference.session([value.reference for value in chunk])
+    ours = other.session([value.other for value in chunk])
+    changed = math.inf
+    for index, feed in enumerate(feeds):
+        wanted, got = theirs.run(feed), ours.run(feed, outputs=index == 0)
+        if index == 0:
+            changed = min(_sqnr(array, got[name]) for name, array in unread.items())
+        for value in chunk:
+            _count(value, (wanted.pop(value.reference.value, None), got.get(value.other.value)), sums, unfit)
+    return changed
 
 
 def _outputs(reference: TappedModel, other: TappedModel, alignment: Alignment) -> list[AlignedValue]:
