@@ -180,6 +180,11 @@ def nodes_needed(
     return needed
 
 
+def is_tensor(value: ir.Value) -> bool:
+    """Whether it is a tensor, as far as the model says: no sequence, no optional."""
+    return value.type is None or isinstance(value.type, ir.TensorType)
+
+
 def is_constant(value: ir.Value) -> bool:
     """Whether a value is the same on any data: an initializer, a Constant node's output, or nodes of a few types on these.
 

@@ -54,9 +54,12 @@ class TensorDifference:
                 self._add_planes(r_one, a_one)
 
     def _finite(self, reference: Array, approximation: Array) -> tuple[Sums, Sums]:
-        """As ``_known``; counts numbers of which one side alone is none."""
+        """As ``_known``; counts numbers of which one side alone is none, and keeps the range of the known ones."""
         r, a = reference.astype(np.float64), approximation.astype(np.float64)
         finite = _is_known(r) & _is_known(a)
+        if finite.any():
+            self.least = min(self.least, float(r.min(where=finite, initial=math.inf)))
+            self.greatest = max(self.greatest, float(r.max(where=finite, initial=-math.inf)))
         if finite.all():
             return r, a
         alike = (r == a) | (np.isnan(r) & np.isnan(a))
@@ -81,7 +84,6 @@ class TensorDifference:
         self._error += float(error.sum())
         self.elements += r.size
         self.max_error = max(self.max_error, float(np.abs(error).max()))
-        self.least, self.greatest = min(self.least, float(r.min())), max(self.greatest, float(r.max()))
         lengths = np.sqrt(products[(0, 2), :, :].sum(axis=2))
         self._rows += float(np.square(lengths[0]).sum())
         self._row_error += float(np.square(lengths[0] - lengths[1]).sum())

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from qcompiler.graph.blocks import blocks
 from qcompiler.graph.census import take_census
 from qcompiler.graph.correction_form import corrected_output
-from qcompiler.graph.extract import is_constant
+from qcompiler.graph.extract import is_constant, is_tensor
 from qcompiler.graph.product_names import product_names
 from qcompiler.graph.reads import node_reads
 from qcompiler.report.quantized_products import StoredWeight, read_products
@@ -173,7 +173,7 @@ def _readings(model: ir.Model) -> dict[str, _Reading]:
     found: dict[str, _Reading] = {}
     for node in model.graph:
         for output in node.outputs:
-            if not output.name or is_constant(output):
+            if not output.name or is_constant(output) or not is_tensor(output):
                 continue
             if node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"):
                 if node.op_type == "DequantizeLinear" and (output.is_graph_output() or _is_restored(node)):

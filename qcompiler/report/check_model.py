@@ -22,6 +22,7 @@ from qcompiler.calibration.sampling import random_feeds
 from qcompiler.errors import InputError
 from qcompiler.graph import model_file
 from qcompiler.graph.edits import all_nodes
+from qcompiler.graph.extract import is_tensor
 from qcompiler.graph.operator_body import OUR_DOMAIN
 from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.quant.metrics import top1_agreement
@@ -122,6 +123,9 @@ def check(
     """
     place = model_file.model_path(path)
     model = model_file.load(place)
+    left_out = [value.name for value in model.graph.outputs if not is_tensor(value)]
+    if len(left_out) == len(model.graph.outputs):
+        raise InputError(f"{place}: none of its outputs is a tensor; nothing can be compared")
     specs = input_specs(model)
     tokens = token_input(specs) is not None
     source = str(data.text) if data.text is not None else data.data
@@ -141,6 +145,7 @@ def check(
     notes = [
         f"{provider}: offered by ONNX Runtime, but it does not start here; left out" for provider in lost
     ]
+    notes += [f"output {name} is no tensor; it was not compared" for name in left_out]
     return replace(found, notes=[*found.notes, *notes])
 
 
@@ -268,7 +273,8 @@ def _parity(name: str, wanted: Sequence[Array], got: Sequence[Array]) -> OutputP
         both = finite & (np.isfinite(a) if a.dtype.kind == "f" else True)
         similarity.add(r[both], a[both])
         worst = max(worst, max_error(r, a))
-        if r.dtype.kind == "f" and r.ndim > 1 and r.shape[-1] > 1 and finite.all() and not _not_numbers(a):
+        ranked = r.dtype.kind == "f" and r.ndim > 1 and r.shape[-1] > 1 and r.size > 0
+        if ranked and finite.all() and not _not_numbers(a):
             count = r.size // r.shape[-1]
             agreeing += count * top1_agreement(r.reshape(count, -1), a.reshape(count, -1))
             rows += count

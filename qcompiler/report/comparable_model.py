@@ -20,6 +20,7 @@ from qcompiler.calibration.fill import complete_feed, token_input
 from qcompiler.errors import CalibrationError, InputError, ResourceError
 from qcompiler.graph import model_file
 from qcompiler.graph.edits import all_nodes
+from qcompiler.graph.extract import is_tensor
 from qcompiler.passes.normalize import Normalize
 from qcompiler.passes.widen_bfloat16 import WidenBfloat16
 from qcompiler.runtime import create_session, register
@@ -32,7 +33,7 @@ class ComparableModel:
 
     Attributes:
         inputs: name, type and shape of each.
-        outputs: rank and last size of each, None where the model does not say.
+        outputs: rank and last size of each that is a tensor, None where the model does not say.
         bounds: rows of the table that an input of integers indexes, by its name.
         widened: it computes in float32 here in place of bfloat16.
     """
@@ -40,7 +41,8 @@ class ComparableModel:
     def __init__(self, path: Path, model: ir.Model, session: ort.InferenceSession, widened: bool) -> None:
         self.path = path
         self.inputs = input_specs(model)
-        self.outputs = {value.name or "": _last_size(value) for value in model.graph.outputs}
+        tensors = filter(is_tensor, model.graph.outputs)
+        self.outputs = {value.name or "": _last_size(value) for value in tensors}
         self.widened = widened
         self.bounds = index_bounds(model)
         self._session = session

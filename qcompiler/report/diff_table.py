@@ -54,12 +54,15 @@ def diff_table(found: ModelDiff, worst: int = WORST) -> RenderableType:
 
 
 def error_cells(error: TensorError) -> tuple[str, ...]:
-    """SQNR, cosine, largest error, range of the reference."""
+    """SQNR, cosine, largest error, range of the reference; the middle two are left out where one side alone is not finite."""
+    span = f"{error.least:.3g} .. {error.greatest:.3g}" if error.least <= error.greatest else "no numbers"
+    if error.unlike:
+        return decibel(error.sqnr_db), "", "", span
     return (
         decibel(error.sqnr_db),
         f"{error.cosine:.5f}",
         f"{error.max_error:.3g}",
-        f"{error.least:.3g} .. {error.greatest:.3g}",
+        span,
     )
 
 

@@ -124,10 +124,10 @@ def is_usable(provider: str) -> bool:
 
 
 def run(session: ort.InferenceSession, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Outputs by name.
+    """Outputs by name, of those that are tensors.
 
     Raises:
         one of ``SESSION_ERRORS``: the run failed.
     """
-    names = [output.name for output in session.get_outputs()]
+    names = [output.name for output in session.get_outputs() if output.type.startswith("tensor(")]
     return dict(zip(names, session.run(names, dict(feed)), strict=True))

@@ -24,6 +24,7 @@ from qcompiler.errors import CalibrationError, InputError
 from qcompiler.graph import model_file
 from qcompiler.graph.data_file import in_memory
 from qcompiler.graph.external_data import tensor_slots
+from qcompiler.graph.extract import is_tensor
 from qcompiler.graph.mapped_tensor import MappedTensor
 from qcompiler.graph.session_errors import SESSION_ERRORS
 from qcompiler.passes.normalize import Normalize
@@ -50,7 +51,7 @@ class TappedModel:
         path: as it was given.
         model: normalized (functions inlined but for ours); names of values are those of the file.
         inputs: name, type and shape of each.
-        outputs: their names.
+        outputs: names of those that are tensors.
         widened: it computes in float32 here in place of bfloat16, with Casts of its own.
     """
 
@@ -58,7 +59,7 @@ class TappedModel:
         self.path = path
         self.model = model
         self.inputs: list[InputSpec] = input_specs(model)
-        self.outputs = [value.name or "" for value in model.graph.outputs]
+        self.outputs = [value.name or "" for value in model.graph.outputs if is_tensor(value)]
         self.widened = widened
         self._bounds = index_bounds(model)
         self._folder = folder
@@ -144,6 +145,8 @@ class TapSession:
         """
         complete = self._model.complete(feed)
         places = {**({name: name for name in self._model.outputs} if outputs else {}), **self._places}
+        if not places:  # ONNX Runtime would take no names for all outputs
+            return {}
         try:
             arrays = self._session.run(list(places.values()), complete)
         except SESSION_ERRORS as error:

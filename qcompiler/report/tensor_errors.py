@@ -152,7 +152,7 @@ def _add_chunk(
     for index, feed in enumerate(feeds):
         wanted, got = theirs.run(feed), ours.run(feed, outputs=index == 0)
         if index == 0:
-            changed = min(_sqnr(array, got[name]) for name, array in unread.items())
+            changed = min((_sqnr(array, got[name]) for name, array in unread.items()), default=math.inf)
         for value in chunk:
             _count(value, (wanted.pop(value.reference.value, None), got.get(value.other.value)), sums, unfit)
     return changed

@@ -110,13 +110,17 @@ def trace(
         if not wanted:
             raise InputError(
                 f"{opened.path}: no layer whose name holds {layers!r}; qcompile trace without --layers lists them"
+                if layers
+                else f"{opened.path}: no product in its main graph, so there is no layer to trace"
             )
         found = list(_look(opened, wanted, feeds.feeds, progress))
         nan, infinite = _first_beyond(opened, known, found, feeds.feeds, progress)
         notes = list(feeds.warnings)
         if theirs is not None and alignment is not None:
             errors = tensor_errors(theirs, opened, alignment, alignment.layers, feeds.feeds, progress)
-            figures = {error.other: error.sqnr_db for error in errors.values}
+            by_name = {error.name: error.sqnr_db for error in errors.values}
+            # An output is compared as it is, where its own layer may be read through its codes.
+            figures = {pair.other.value: by_name.get(pair.name) for pair in alignment.layers}
             taps = {value.name: value.other.value for value in wanted}
             found = [replace(value, sqnr_db=figures.get(taps[value.name])) for value in found]
             notes += errors.notes

@@ -56,11 +56,14 @@ def weight_histogram(
 def histogram_pair(
     name: str, before: npt.NDArray[np.float32] | None, after: npt.NDArray[np.float32]
 ) -> HistogramPair:
-    """Of two arrays of any shape, finite; ``before`` may be None."""
-    both = [after] if before is None else [before, after]
-    low, high = min(float(array.min()) for array in both), max(float(array.max()) for array in both)
+    """Of the finite numbers of two arrays of any shape; ``before`` may be None."""
+    both = [array[np.isfinite(array)] for array in ([after] if before is None else [before, after])]
+    left_out = sum(array.size for array in (before, after) if array is not None) - sum(a.size for a in both)
+    known = [array for array in both if array.size] or [np.zeros(1, np.float32)]
+    low, high = min(float(array.min()) for array in known), max(float(array.max()) for array in known)
     if not low < high:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, BINS + 1)
     counts = [np.histogram(array, edges)[0].tolist() for array in both]
-    return HistogramPair(name, edges.tolist(), counts[0] if before is not None else [], counts[-1])
+    note = f"{left_out} NaN or infinite numbers are not drawn" if left_out else ""
+    return HistogramPair(name, edges.tolist(), counts[0] if before is not None else [], counts[-1], note)

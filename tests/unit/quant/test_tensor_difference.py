@@ -101,3 +101,9 @@ def test_saturation_leaves_out_zeros(zero_point: int, share: float) -> None:
     found = CodeSaturation(zero_point)
     found.add(np.array([0, 255, 7, 9], np.uint8))
     assert found.share == share
+
+
+def test_the_range_is_of_numbers_alone() -> None:
+    found = TensorDifference()
+    found.add(np.array([[2.0, np.nan, 5.0, 1.0]]), np.array([[2.0, 0.0, 5.0, np.nan]]))
+    assert (found.least, found.greatest, found.unlike) == (2.0, 5.0, 2)

@@ -108,3 +108,16 @@ def test_a_provider_that_is_offered_but_does_not_start(
     ]
     with pytest.raises(InputError, match="it does not start here"):
         check(path, DATA, ["CUDAExecutionProvider"])
+
+
+def test_no_rows_and_no_tensors(tmp_path: Path) -> None:
+    empty = make_model("g (float[0,8] x) => (float[0,4] y) { y = MatMul(x, w) }", {"w": weight(8, 4)})
+    found = check(save_model(empty, tmp_path), DATA)
+    assert found.holds and all(variant.outputs[0].top1_agreement is None for variant in found.variants)
+    pair = "g (float[M,8] x) => (float[M,4] y, seq(float) s) { y = MatMul(x, w) s = SequenceConstruct(y, y) }"
+    found = check(save_model(make_model(pair, {"w": weight(8, 4)}), tmp_path), DATA)
+    assert found.holds and all([output.name for output in v.outputs] == ["y"] for v in found.variants)
+    assert found.notes == ["output s is no tensor; it was not compared"]
+    alone = "g (float[M,8] x) => (seq(float) s) { y = MatMul(x, w) s = SequenceConstruct(y, y) }"
+    with pytest.raises(InputError, match="none of its outputs is a tensor"):
+        check(save_model(make_model(alone, {"w": weight(8, 4)}), tmp_path), DATA)

@@ -9,9 +9,11 @@ import pytest
 
 from qcompiler.api import compile
 from qcompiler.report.diff_models import ModelDiff, diff
+from qcompiler.report.diff_table import error_cells
 from qcompiler.report.evaluate import EvaluationData
 from tests import command_models as models
 from tests.quantized_by_ort import FORMS, images, quantized
+from tests.small_models import make_model, save_model, weight
 
 QUICK = EvaluationData(windows=2, length=16)
 
@@ -109,3 +111,22 @@ def test_models_of_other_inputs_are_compared_by_structure_alone(tmp_path: Path) 
     found = diff(models.mlp(tmp_path, name="a.onnx"), models.decoder(tmp_path))
     assert found.numbers is None and "alone takes input_ids" in found.without_numbers
     assert "input x (float [M,64]) is gone" in found.graph.signature
+
+
+@pytest.mark.parametrize("outputs", ["float[M,4] y, seq(float) s", "seq(float) s"])
+def test_sequences_are_not_read(outputs: str, tmp_path: Path) -> None:
+    text = f"g (float[M,8] x) => ({outputs}) {{ y = MatMul(x, w) s = SequenceConstruct(y, y) }}"
+    paths = [
+        save_model(make_model(text, {"w": weight(8, 4, seed=seed)}), tmp_path, f"{seed}.onnx")
+        for seed in (0, 1)
+    ]
+    found = diff(*paths, QUICK)
+    assert found.numbers is not None and [error.name for error in found.numbers.errors.values] == ["y"]
+
+
+def test_no_likeness_is_told_of_what_is_no_number(tmp_path: Path) -> None:
+    good, bad = models.mlp(tmp_path), models.mlp(tmp_path, name="bad.onnx", spoil=np.nan)
+    found = diff(good, bad, QUICK)
+    assert found.numbers is not None
+    last = found.numbers.errors.outputs[0]
+    assert last.unlike and error_cells(last) == ("NaN or inf", "", "", "no numbers")

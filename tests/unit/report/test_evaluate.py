@@ -188,3 +188,9 @@ def test_the_tokenizer_beside_the_model_serves_both_compile_and_eval(tmp_path: P
         source, "w4a16-awq", calibration=path, output=tmp_path / "out", settings=["calib.length=64"]
     ).path
     assert evaluate(made, source, EvaluationData(path, windows=1, length=16)).tokens == 16
+
+
+def test_a_sequence_is_not_compared(tmp_path: Path) -> None:
+    text = "g (float[M,8] x) => (float[M,4] y, seq(float) s) { y = MatMul(x, w) s = SequenceConstruct(y, y) }"
+    path = save_model(make_model(text, {"w": weight(8, 4)}), tmp_path)
+    assert [output.name for output in evaluate(path, path, EvaluationData()).outputs] == ["y"]

@@ -14,7 +14,7 @@ from qcompiler.passes.normalize import Normalize
 from qcompiler.quant.similarity import Similarity
 from qcompiler.report.quantized_products import read_products
 from qcompiler.report.stored_values import MOST_NUMBERS, sampled, stored_values
-from qcompiler.report.weight_histograms import BINS, HistogramPair, weight_histogram
+from qcompiler.report.weight_histograms import BINS, HistogramPair, histogram_pair, weight_histogram
 from tests import command_models as models
 from tests.compiled_models import BODIES
 from tests.small_models import make_model, save_model, weight
@@ -101,3 +101,10 @@ def test_products_inside_branches(tmp_path: Path) -> None:
         original = weights[product.name].T
         # w is read in the main graph and in a branch, v in a branch alone.
         assert np.abs(stored_values(model, product).values - original).max() <= np.abs(original).max() / 127
+
+
+def test_numbers_that_are_not_finite_are_counted_and_not_drawn() -> None:
+    before = np.array([[0.5, np.nan], [np.inf, -1.0]], np.float32)
+    found = histogram_pair("w", before, np.full((2, 2), np.nan, np.float32))
+    assert np.isfinite(found.edges).all() and (sum(found.before), sum(found.after)) == (2, 0)
+    assert found.note == "6 NaN or infinite numbers are not drawn"

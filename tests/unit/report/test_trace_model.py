@@ -106,3 +106,15 @@ def test_weights_behind_links(tmp_path: Path) -> None:
         (tmp_path / "snapshot" / name).symlink_to(f"../blobs/{name}")
     x = weight(16, 64, seed=3, scale=1.0)
     assert trace(tmp_path / "snapshot" / path.name, feed(tmp_path, x=x)).values[0].shape == (16, 128)
+
+
+def test_an_output_of_codes_has_its_sqnr(tmp_path: Path) -> None:
+    source, made = quantized(tmp_path, "QOperator")
+    found = trace(made, feed(tmp_path, **images(1, seed=9)[0]), reference=source)
+    assert all(value.sqnr_db is not None and value.sqnr_db > 25 for value in found.values)  # as in diff
+
+
+def test_a_model_without_products(tmp_path: Path) -> None:
+    model = make_model("g (float[M,8] x) => (float[M,8] y) { y = Relu(x) }", {})
+    with pytest.raises(InputError, match="no product in its main graph"):
+        trace(save_model(model, tmp_path))
