@@ -5,6 +5,7 @@ looked at.
 """
 
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -49,7 +50,7 @@ def bisect_passes(
     data: EvaluationData = LAYERS,
     *,
     calibration: str | None = None,
-    tokenizer: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     target: str = "ort",
     settings: Sequence[str | Setting] = (),
     options: api.Options | None = None,

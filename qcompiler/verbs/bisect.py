@@ -1,13 +1,17 @@
 """``qcompile bisect``: the first pass, and in it the first layer, where a quantized model parts from the float one."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qcompiler.option_values import MemorySize
 from qcompiler.verbs.options import data_options, json_option, traceback_option
 from qcompiler.verbs.show import show
+
+if TYPE_CHECKING:
+    from qcompiler.report.evaluate import EvaluationData
 
 
 @click.command("bisect", epilog="Example: qcompile bisect model.onnx --recipe mine.yaml --calib text.txt")
@@ -48,7 +52,7 @@ from qcompiler.verbs.show import show
 def bisect_verb(
     model: str, other: str | None, recipe: str | None, calib: str | None, target: str, settings: tuple[str, ...],
     allow_quantized: bool, memory_limit: int, min_sqnr: float | None, max_error: float | None, max_kl: float | None,
-    text: str | None, tokenizer: str | None, data: str | None, windows: int, length: int, seed: int, as_json: bool,
+    given: "EvaluationData", as_json: bool,
 ) -> None:  # fmt: skip
     """Where a quantized model parts from MODEL, the float one.
 
@@ -57,8 +61,6 @@ def bisect_verb(
     """
     if (other is None) is (recipe is None):
         raise click.UsageError("give a second model, or --recipe NAME to compile with")
-    if text is not None and data is not None:
-        raise click.UsageError("--text and --data exclude each other; give one")
     if sum(bound is not None for bound in (min_sqnr, max_error, max_kl)) > 1:
         raise click.UsageError("--min-sqnr, --max-error and --max-kl exclude each other; give one")
     if other is not None and max_kl is not None:
@@ -68,19 +70,16 @@ def bisect_verb(
     from qcompiler.calibration.feeds import REQUIRED
     from qcompiler.report.bisect_layers import Bound, bisect_layers
     from qcompiler.report.bisect_table import layers_table, passes_table
-    from qcompiler.report.evaluate import EvaluationData
     from qcompiler.report.progress import progress_shown
 
     if (
-        text is None
-        and data is None
-        and calib is not None
-        and calib != REQUIRED
-        and not calib.endswith(".json")
+        given.text is None
+        and given.data is None
+        and calib not in (None, REQUIRED)
+        and not str(calib).endswith(".json")
     ):
-        data = calib  # and not ranges alone
-    coder = None if tokenizer is None else Path(tokenizer)
-    given = EvaluationData(None if text is None else Path(text), coder, data, windows, length, seed=seed)
+        # and not ranges alone
+        given = replace(given, data=calib)
     bound = Bound(min_sqnr, max_error, max_kl)
     with progress_shown(quiet=as_json) as progress:
         if other is not None:
@@ -88,8 +87,8 @@ def bisect_verb(
         else:
             assert recipe is not None
             passes = bisect_passes(
-                model, recipe, bound, given, calibration=calib, tokenizer=tokenizer, target=target, settings=settings,
-                options=Options(seed, memory_limit, allow_quantized=allow_quantized), progress=progress,
+                model, recipe, bound, given, calibration=calib, tokenizer=given.tokenizer, target=target, settings=settings,
+                options=Options(given.seed, memory_limit, allow_quantized=allow_quantized), progress=progress,
             )  # fmt: skip
     if other is not None:
         show(asdict(layers) if as_json else layers_table(layers))

@@ -1,12 +1,15 @@
 """``qcompile check``: whether a model computes the same however it is run."""
 
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qcompiler.verbs.options import data_options, json_option, traceback_option
 from qcompiler.verbs.show import show
+
+if TYPE_CHECKING:
+    from qcompiler.report.evaluate import EvaluationData
 
 BROKEN = 3  # as of every promise that is not kept
 
@@ -25,27 +28,18 @@ BROKEN = 3  # as of every promise that is not kept
 @json_option
 @traceback_option
 def check_verb(
-    model: str, text: str | None, tokenizer: str | None, data: str | None, windows: int, length: int, seed: int,
-    providers: tuple[str, ...], bound: float, as_json: bool,
+    model: str, given: "EvaluationData", providers: tuple[str, ...], bound: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Whether MODEL computes the same at every optimization level, with more threads, on every provider.
 
     Ends with status 3 where it does not, and names the first node where the two ways to run part.
     """
-    if text is not None and data is not None:
-        raise click.UsageError("--text and --data exclude each other; give one")
     from qcompiler.report.check_model import check
     from qcompiler.report.check_table import check_table
-    from qcompiler.report.evaluate import EvaluationData
     from qcompiler.report.progress import progress_shown
 
-    given = EvaluationData(_path(text), _path(tokenizer), data, windows, length, seed=seed)
     with progress_shown(quiet=as_json) as progress:
         found = check(model, given, providers, bound, progress)
     show({**asdict(found), "holds": found.holds} if as_json else check_table(found))
     if not found.holds:
         raise click.exceptions.Exit(BROKEN)
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

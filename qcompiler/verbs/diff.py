@@ -1,13 +1,15 @@
 """``qcompile diff``: two models side by side, graph and numbers."""
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qcompiler.verbs.options import data_options, json_option, traceback_option
 from qcompiler.verbs.show import show
+
+if TYPE_CHECKING:
+    from qcompiler.report.evaluate import EvaluationData
 
 
 @click.command("diff", epilog="Example: qcompile diff model.onnx model-w4a16-awq/model.onnx --text t.txt")
@@ -19,21 +21,16 @@ from qcompiler.verbs.show import show
 @json_option
 @traceback_option
 def diff_verb(
-    reference: str, model: str, text: str | None, tokenizer: str | None, data: str | None,
-    windows: int, length: int, seed: int, worst: int, speed: bool, as_json: bool,
+    reference: str, model: str, given: "EvaluationData", worst: int, speed: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """What differs between REFERENCE and MODEL: nodes, the numbers of every layer, size.
 
     MODEL is most often what REFERENCE was quantized to, by qcompiler or by another tool.
     """
-    if text is not None and data is not None:
-        raise click.UsageError("--text and --data exclude each other; give one")
     from qcompiler.report.diff_models import diff
     from qcompiler.report.diff_table import diff_table
-    from qcompiler.report.evaluate import EvaluationData
     from qcompiler.report.progress import progress_shown
 
-    given = EvaluationData(_path(text), _path(tokenizer), data, windows, length, seed=seed)
     timed: Any = None
     with progress_shown(quiet=as_json) as progress:
         found = diff(reference, model, given, progress)
@@ -50,7 +47,3 @@ def diff_verb(
 
         show("")
         show(bench_table(timed))
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

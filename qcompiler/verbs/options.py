@@ -1,7 +1,9 @@
 """The options that every verb has."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -16,8 +18,8 @@ traceback_option = click.option(
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
-def data_options(windows: int = 4) -> Callable[[Verb], Verb]:
-    """What models are run on where every layer is looked at; ``windows`` is the default of that option."""
+def data_options(windows: int = 4, length: int = 128) -> Callable[[Verb], Verb]:
+    """What models are run on; the verb gets it as one ``given: EvaluationData``. ``windows`` and ``length`` are defaults."""
     options = (
         click.option("--text", metavar="FILE", help="UTF-8 text for a language model."),
         click.option("--tokenizer", metavar="FILE", help="For text; default tokenizer.json beside a model."),
@@ -34,7 +36,7 @@ def data_options(windows: int = 4) -> Callable[[Verb], Verb]:
             help="Windows of text, or feeds of data, that are used.",
         ),
         click.option(
-            "--length", type=click.IntRange(2), default=128, show_default=True, help="Tokens in a window."
+            "--length", type=click.IntRange(2), default=length, show_default=True, help="Tokens in a window."
         ),
         click.option(
             "--seed",
@@ -46,8 +48,31 @@ def data_options(windows: int = 4) -> Callable[[Verb], Verb]:
     )
 
     def add(verb: Verb) -> Verb:
+        @wraps(verb)
+        def with_data(
+            *,
+            text: str | None,
+            tokenizer: str | None,
+            data: str | None,
+            windows: int,
+            length: int,
+            seed: int,
+            **others: Any,
+        ) -> Any:
+            if text is not None and data is not None:
+                raise click.UsageError("--text and --data exclude each other; give one")
+            from qcompiler.report.evaluate import EvaluationData
+
+            given = EvaluationData(_path(text), _path(tokenizer), data, windows, length, seed=seed)
+            return verb(given=given, **others)
+
+        added: Any = with_data
         for option in reversed(options):
-            verb = option(verb)
-        return verb
+            added = option(added)
+        return cast(Verb, added)
 
     return add
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)

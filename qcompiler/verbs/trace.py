@@ -3,11 +3,15 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qcompiler.verbs.options import data_options, json_option, traceback_option
 from qcompiler.verbs.show import show
+
+if TYPE_CHECKING:
+    from qcompiler.report.evaluate import EvaluationData
 
 
 @click.command(
@@ -22,23 +26,17 @@ from qcompiler.verbs.show import show
 @json_option
 @traceback_option
 def trace_verb(
-    model: str, reference: str | None, layers: str, text: str | None, tokenizer: str | None, data: str | None,
-    windows: int, length: int, seed: int, as_json: bool,
+    model: str, reference: str | None, layers: str, given: "EvaluationData", as_json: bool,
 ) -> None:  # fmt: skip
     """Range, mean, zeros, saturated codes, NaN and infinity of every layer of MODEL."""
-    if text is not None and data is not None:
-        raise click.UsageError("--text and --data exclude each other; give one")
     try:
         re.compile(layers)
     except re.error as error:
         raise click.UsageError(f"--layers {layers!r}: not a regular expression: {error}") from error
-    from qcompiler.report.evaluate import EvaluationData
     from qcompiler.report.progress import progress_shown
     from qcompiler.report.trace_model import trace
     from qcompiler.report.trace_table import trace_table
 
-    coder = None if tokenizer is None else Path(tokenizer)
-    given = EvaluationData(None if text is None else Path(text), coder, data, windows, length, seed=seed)
     with progress_shown(quiet=as_json) as progress:
         found = trace(Path(model), given, None if reference is None else Path(reference), layers, progress)
     show(asdict(found) if as_json else trace_table(found))

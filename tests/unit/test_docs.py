@@ -157,7 +157,9 @@ def check_recipe(name: str, where: str) -> None:
     if name in RECIPES or name.isupper() or name.startswith(("FILE", "NAME")):
         return
     assert name.endswith(".yaml"), f"{where}: no recipe {name}"
-    assert (ROOT / name.removeprefix("../")).exists(), f"{where}: no file {name}"  # ../ from README's folder session
+    assert (ROOT / name.removeprefix("../")).exists(), (
+        f"{where}: no file {name}"
+    )  # ../ from README's folder session
 
 
 @pytest.mark.parametrize(("page", "text"), [(b.page, b.text) for b in blocks("yaml")])
