@@ -12,7 +12,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import embeddings, int8_language, int8_models, int8_static, memory, quality, ranges, session
+from benchmarks import (
+    embeddings,
+    int8_language,
+    int8_models,
+    int8_static,
+    looking,
+    memory,
+    quality,
+    ranges,
+    session,
+)
 from benchmarks.measure.results import Results
 
 FILES = (
@@ -21,6 +31,7 @@ FILES = (
     "docs/activations.md",
     "docs/calibration.md",
     "docs/recipes.md",
+    "docs/report.md",
 )
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -36,6 +47,7 @@ def _session() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "session": _session,
     "quality": _quality(["off-grid", "original"]),
+    "looking": lambda: looking.table(Results(looking.JSON)),
     "memory": lambda: memory.table(Results(memory.JSON)),
     "forecast": lambda: memory.forecast_table(Results(memory.JSON)),
     "ranges": lambda: ranges.table(Results(ranges.JSON)),
