@@ -9,7 +9,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,11 @@ def bisect_passes(
     with open_tapped(source) as reference, tempfile.TemporaryDirectory(prefix="qcompiler-bisect-") as folder:
         feeds = comparison_feeds(reference, data, progress)
         probe = ParityProbe(reference, feeds.feeds, bound, Path(folder))
-        compiled = api.compile(
-            source, recipe, calibration=calibration, tokenizer=tokenizer, output=Path(folder, "out"), target=target,
-            settings=settings, options=replace(options or api.Options(), instruments=(probe,)), progress=progress,
-        )  # fmt: skip
+        with _nothing_to_resume(folder):
+            compiled = api.compile(
+                source, recipe, calibration=calibration, tokenizer=tokenizer, output=Path(folder, "out"), target=target,
+                settings=settings, options=replace(options or api.Options(), instruments=(probe,)), progress=progress,
+            )  # fmt: skip
         layers, notes = None, list[str]()
         if probe.kept is not None:
             try:
@@ -92,6 +94,17 @@ def bisect_passes(
             time.perf_counter() - start,
             [*feeds.warnings, *notes],
         )
+
+
+@contextmanager
+def _nothing_to_resume(folder: str) -> Iterator[None]:
+    """Takes what the compile says of its work folder from what ends it: that folder goes too."""
+    try:
+        yield
+    except BaseException as error:
+        notes = getattr(error, "__notes__", [])
+        notes[:] = [note for note in notes if folder not in note]
+        raise
 
 
 class ParityProbe:

@@ -131,6 +131,19 @@ def files_of(path: str | os.PathLike[str], model: ir.Model | None = None) -> dic
     return names
 
 
+def check_no_model_file(place: Path, *models: str | os.PathLike[str] | None) -> None:
+    """Refuses to write over a file of the models, None among them aside.
+
+    Raises:
+        InputError: ``place`` is one, or a model cannot be read.
+    """
+    if not place.exists():
+        return
+    for model in models:
+        if model is not None and any(place.samefile(file) for file in files_of(model).values()):
+            raise InputError(f"{place}: is a file of the model {model}, which would be lost; write elsewhere")
+
+
 def sha256_of(path: str | os.PathLike[str], progress: Progress | None = None) -> dict[str, str]:
     """SHA-256 of the model file and of every data file that it names, by path relative to the model's folder.
 

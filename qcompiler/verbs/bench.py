@@ -70,11 +70,14 @@ def bench_verb(
     from qcompiler.bench.benchmark import BenchSettings, measure
     from qcompiler.bench.since import beside_earlier, read_earlier
     from qcompiler.bench.workloads import Sizes
+    from qcompiler.graph.model_file import check_no_model_file
     from qcompiler.report.progress import progress_shown
 
     sizes = Sizes(tokens, past, dict(dims), data, seed)
     settings = BenchSettings(sizes, threads, runs, 10.0 if seconds is None else seconds, loads, operators)
     earlier = None if since is None else read_earlier(Path(since))
+    if plot is not None:
+        check_no_model_file(Path(plot), model, against)
     with progress_shown(quiet=as_json) as progress:
         found = measure(model, against, settings, progress)
     if since is not None and earlier is not None:

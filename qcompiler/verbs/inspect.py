@@ -56,10 +56,13 @@ def inspect_verb(
     """What is in MODEL: every product, how its weight is stored, and why."""
     if (providers or data is not None) and not session:
         raise click.UsageError("--provider and --data say how the model is run; give --session too")
+    from qcompiler.graph.model_file import check_no_model_file
     from qcompiler.report.inspect_model import inspect
     from qcompiler.report.inspection_table import inspection_table, matching
 
     found = inspect(model)
+    if node_data_file is not None:
+        check_no_model_file(Path(node_data_file), model)
     if session:
         from qcompiler.report.inspect_session import inspect_session
 

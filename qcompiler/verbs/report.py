@@ -37,13 +37,14 @@ def report_verb(
     """
     if (given.text is not None or given.data is not None) and reference is None:
         raise click.UsageError("--text and --data compare with the float model; give it: --reference MODEL")
-    from qcompiler.graph.model_file import model_path
+    from qcompiler.graph.model_file import check_no_model_file, model_path
     from qcompiler.report.model_report import make_report
     from qcompiler.report.page.page import NAME, check_page, write_page
     from qcompiler.report.progress import progress_shown
 
     place = Path(output) if output is not None else model_path(model).with_name(NAME)
     check_page(place, force)
+    check_no_model_file(place, model, reference)
     with progress_shown(quiet=as_json) as progress:
         found = make_report(
             Path(model),

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from tests import command_models as models
@@ -40,3 +42,15 @@ def test_two_models(run: Command, tmp_path: Path) -> None:
 )
 def test_bad_usage(run: Command, tmp_path: Path, more: list[str]) -> None:
     assert run("bisect", models.mlp(tmp_path), *more).status == 2
+
+
+def test_a_compile_that_fails_leaves_nothing_to_resume(run: Command, tmp_path: Path) -> None:
+    path = models.mlp(tmp_path)
+    model = onnx.load(path)
+    second = next(
+        tensor for tensor in model.graph.initializer if tensor.name == "fc2"
+    )  # fc1 is finished then
+    second.CopyFrom(onnx.numpy_helper.from_array(np.full((128, 64), np.nan, np.float32), "fc2"))
+    onnx.save(model, path)
+    error = run("bisect", path, *RTN).error
+    assert "fc2: the weight holds NaN" in error and "--resume" not in error

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import Command
+from tests import command_models as models
+from tests.command_line import Command, digests
 
 ROOT = Path(__file__).parents[3]
 
@@ -70,3 +71,17 @@ def test_recipes_targets_doctor(run: Command) -> None:
     found = {entry["what"]: entry for entry in json.loads(run("doctor", "--json").out)}
     assert found["CPUExecutionProvider"]["present"] and "cores" in found["cpu"]["found"]
     assert run("recipes", "w4a16-rtm").status == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["bench", "--plot"], ["inspect", "--node-data"], ["report", "--force", "-o"]],
+    ids=lambda w: w[0],
+)
+def test_no_verb_writes_over_its_model(run: Command, tmp_path: Path, words: list[str]) -> None:
+    path = models.external_mlp(tmp_path)
+    before = digests(tmp_path)
+    (tmp_path / "link").symlink_to(path.with_name("float.onnx.data"))
+    for place in (path, tmp_path / "link"):
+        assert "which would be lost" in run(words[0], path, *words[1:], place).error
+    assert {name: digest for name, digest in digests(tmp_path).items() if name in before} == before
