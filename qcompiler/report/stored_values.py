@@ -1,13 +1,13 @@
 """What a quantized weight of any model is worth: the floats that its product multiplies by.
 
 *Given* a normalized model and a weight that ``read_products`` found. *Result* its numbers, or those of some of its input channels,
-where all of them would take too much memory. A DequantizeLinear is run by ONNX Runtime, and so is an operator that takes
-floats: on rows of the unit matrix it gives the weight itself, whatever its format. The codes of QLinear operators
-are shifted and scaled here.
+where all of them would take too much memory. Codes with a scale for each output, of a DequantizeLinear or a QLinear operator, are
+shifted and scaled here. Any other DequantizeLinear is run by ONNX Runtime, and so is an operator that takes floats: on rows of the
+unit matrix it gives the weight itself, whatever its format.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,11 @@ def stored_values(model: ir.Model, weight: StoredWeight) -> StoredValues:
     """
     node = weight.nodes[0]
     if _is_lookup_of_codes(node):
-        return sampled(_of_lookup(model, node))
+        return _of_lookup(model, node)
     if node.op_type in WEIGHT_INPUT:
-        return sampled(_of_float_product(model, node))
+        return _of_float_product(model, node)
     if node.op_type in _INTEGERS:
-        return sampled(_of_integer_product(model, node))
+        return _of_integer_product(model, node)
     if node.op_type in GATHERS:
         return _by_looking_up(model, weight)
     return _by_unit_rows(model, weight)
@@ -63,8 +63,14 @@ def stored_values(model: ir.Model, weight: StoredWeight) -> StoredValues:
 
 def sampled(matrix: npt.NDArray[Any]) -> StoredValues:
     """Of a whole weight [N, K] of any float type, what is read of it."""
+    found = _chosen(matrix)
+    return replace(found, values=found.values.astype(np.float32))
+
+
+def _chosen(matrix: npt.NDArray[Any]) -> StoredValues:
+    """Of a whole matrix [N, K], as it is."""
     channels = _evenly(matrix.shape[1], MOST_NUMBERS // matrix.shape[0])
-    return StoredValues(matrix[:, channels].astype(np.float32), np.arange(matrix.shape[0]), channels)
+    return StoredValues(matrix[:, channels], np.arange(matrix.shape[0]), channels)
 
 
 def _evenly(size: int, most: int) -> Indices:
@@ -72,16 +78,42 @@ def _evenly(size: int, most: int) -> Indices:
     return np.arange(count, dtype=np.int64) * size // count
 
 
-def _of_float_product(model: ir.Model, node: ir.Node) -> npt.NDArray[Any]:
-    """[N, K] of what a DequantizeLinear yields."""
+def _of_codes(
+    matrix: npt.NDArray[Any], scale: npt.NDArray[Any], zero_point: npt.NDArray[Any] | None
+) -> StoredValues:
+    """Of codes [N, K] with a scale for each output or for all of them: floats of those alone that are read."""
+    found = _chosen(matrix)
+    flat = None if zero_point is None else zero_point.reshape(-1)
+    return replace(found, values=dequantize_rows(found.values, scale.reshape(-1), flat))
+
+
+def _of_float_product(model: ir.Model, node: ir.Node) -> StoredValues:
+    """What a DequantizeLinear yields."""
     value = node.inputs[WEIGHT_INPUT[node.op_type]]
     assert value is not None
+    turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
     try:
+        found = _of_rows_of_codes(model, value.producer(), turned)
+        if found is not None:
+            return found
         array = constant_array(model, value)
     except CalibrationError as error:
         raise InputError(f"{node.name}: its weight cannot be computed ({error})") from error
-    turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
-    return array.T if turned else array.reshape(array.shape[0], -1)
+    return sampled(array.T if turned else array.reshape(array.shape[0], -1))
+
+
+def _of_rows_of_codes(model: ir.Model, node: ir.Node | None, turned: bool) -> StoredValues | None:
+    """Of the codes before a DequantizeLinear with a scale for each output or for all of them; None of any other node."""
+    if node is None or node.op_type != "DequantizeLinear" or node.attributes.get_int("block_size", 0) != 0:
+        return None
+    codes, scale = _constant(model, node, 0), _constant(model, node, 1)
+    zero_point = _constant(model, node, 2) if len(node.inputs) > 2 else None
+    if codes is None or scale is None or (turned and codes.ndim != 2):
+        return None
+    axis = node.attributes.get_int("axis", 1)
+    if scale.size > 1 and (scale.ndim != 1 or axis % codes.ndim != (1 if turned else 0)):
+        return None
+    return _of_codes(codes.T if turned else codes.reshape(codes.shape[0], -1), scale, zero_point)
 
 
 def _is_lookup_of_codes(node: ir.Node) -> bool:
@@ -90,14 +122,14 @@ def _is_lookup_of_codes(node: ir.Node) -> bool:
     return table is not None and table.dtype is not None and not table.dtype.is_floating_point()
 
 
-def _of_lookup(model: ir.Model, node: ir.Node) -> npt.NDArray[Any]:
-    """[N, K] of a table with one scale."""
+def _of_lookup(model: ir.Model, node: ir.Node) -> StoredValues:
+    """Of a table with one scale."""
     unpacked = next(user for user in node.outputs[0].consumers() if user.op_type == "DequantizeLinear")
     codes, scale = _constant(model, node, 0), _constant(model, unpacked, 1)
     zero_point = _constant(model, unpacked, 2) if len(unpacked.inputs) > 2 else None
     if codes is None or scale is None or scale.size != 1:
         raise InputError(f"{node.name}: its table has no one constant scale")
-    return dequantize_rows(codes, scale.reshape(-1), None if zero_point is None else zero_point.reshape(-1))
+    return _of_codes(codes, scale, zero_point)
 
 
 _INTEGERS = frozenset(
@@ -107,7 +139,7 @@ _LAST_AXIS = frozenset({"QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"
 """Integer operators whose weight is [K, N]; of the others outputs come first."""
 
 
-def _of_integer_product(model: ir.Model, node: ir.Node) -> npt.NDArray[Any]:
+def _of_integer_product(model: ir.Model, node: ir.Node) -> StoredValues:
     places = PLACES[kind_of(node)]
     if places.scales is None:
         raise InputError(f"{node.name}: {node.op_type} multiplies codes alone; scales are in nodes behind it")
@@ -120,7 +152,7 @@ def _of_integer_product(model: ir.Model, node: ir.Node) -> npt.NDArray[Any]:
         node.op_type == "QGemm" and not node.attributes.get_int("transB", 0)
     )
     matrix = codes.T if turned else codes.reshape(codes.shape[0], -1)
-    return dequantize_rows(matrix, scale.reshape(-1), None if zero_point is None else zero_point.reshape(-1))
+    return _of_codes(matrix, scale, zero_point)
 
 
 def _constant(model: ir.Model, node: ir.Node, place: int) -> npt.NDArray[Any] | None:

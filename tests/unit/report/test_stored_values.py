@@ -12,6 +12,7 @@ from qcompiler.graph import model_file
 from qcompiler.graph.census import take_census
 from qcompiler.passes.normalize import Normalize
 from qcompiler.quant.similarity import Similarity
+from qcompiler.report import stored_values as stored_values_module
 from qcompiler.report.quantized_products import read_products
 from qcompiler.report.stored_values import MOST_NUMBERS, sampled, stored_values
 from qcompiler.report.weight_histograms import BINS, HistogramPair, histogram_pair, weight_histogram
@@ -108,3 +109,28 @@ def test_numbers_that_are_not_finite_are_counted_and_not_drawn() -> None:
     found = histogram_pair("w", before, np.full((2, 2), np.nan, np.float32))
     assert np.isfinite(found.edges).all() and (sum(found.before), sum(found.after)) == (2, 0)
     assert found.note == "6 NaN or infinite numbers are not drawn"
+
+
+@pytest.mark.parametrize("product", ["MatMul(x, w)", "Gemm(x, w)", "Gemm<transB = 1>(x, w)"])
+def test_of_a_large_weight_of_codes_no_more_is_made_floats_than_is_read(
+    product: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned = "trans" not in product
+    codes = np.random.default_rng(0).integers(-128, 128, (8, 32)).astype(np.int8)
+    scale, zero = weight(8, seed=1) ** 2 + 0.01, np.arange(8, dtype=np.int8)
+    text = f"""g (float[M,32] x) => (float[M,8] y) {{
+        w = DequantizeLinear<axis = {int(turned)}>(codes, s, z) y = {product} }}"""
+    arrays = {"codes": codes.T if turned else codes, "s": scale.astype(np.float32), "z": zero}
+    model = model_file.load(save_model(make_model(text, arrays), tmp_path))
+    Normalize()(model)
+    (stored,) = read_products(model)
+    made: list[int] = []
+    real = stored_values_module.dequantize_rows
+    monkeypatch.setattr(stored_values_module, "MOST_NUMBERS", 64)
+    monkeypatch.setattr(
+        stored_values_module, "dequantize_rows", lambda c, *rest: made.append(c.size) or real(c, *rest)
+    )
+    found = stored_values(model, stored)
+    assert made == [64] and found.channels.tolist() == [0, 4, 8, 12, 16, 20, 24, 28]
+    wanted = (codes.astype(np.float32) - zero[:, None]) * arrays["s"][:, None]
+    np.testing.assert_array_equal(found.values, wanted[:, ::4])
