@@ -18,7 +18,7 @@ TEXT = OUT / "session.md"
 COMMANDS: tuple[tuple[str, int, int], ...] = (  # and how many lines of its start and end are shown
     ("qcompile model.onnx --recipe w4a16-awq --dry-run", 4, 5),
     ("qcompile model.onnx --recipe w4a16-awq --calib text.txt -o out", 50, 0),
-    ("qcompile inspect out/model.onnx", 4, 0),
+    ("qcompile inspect out/model.onnx --filter 'layers.0.*proj'", 4, 0),
     (
         "qcompile eval out/model.onnx --reference model.onnx --text other.txt",
         50,
