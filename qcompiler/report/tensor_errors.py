@@ -154,7 +154,8 @@ def _add_chunk(
         if index == 0:
             changed = min((_sqnr(array, got[name]) for name, array in unread.items()), default=math.inf)
         for value in chunk:
-            _count(value, (wanted.pop(value.reference.value, None), got.get(value.other.value)), sums, unfit)
+            # Two values may be read in one place: a rounded one, and the output that it is rounded to.
+            _count(value, (wanted.get(value.reference.value), got.get(value.other.value)), sums, unfit)
     return changed
 
 

@@ -153,3 +153,17 @@ def test_models_with_nothing_in_common(tmp_path: Path) -> None:
     source = save_model(float_model(), tmp_path)
     with pytest.raises(InputError, match="no value of one name in common"):
         compare(source, other, images(1))
+
+
+def test_the_outputs_of_two_models_that_round_them(tmp_path: Path) -> None:
+    paths = []
+    for scale in (0.05, 0.06):
+        text = """g (float[M,32] x) => (float[M,16] y) {
+            h = MatMul(x, w) q = QuantizeLinear(h, s, z) y = DequantizeLinear(q, s, z) }"""
+        arrays = {"w": weight(32, 16), "s": np.float32(scale), "z": np.int8(0)}
+        paths.append(save_model(make_model(text, arrays), tmp_path, f"{scale}.onnx"))
+    errors = compare(*paths, [{"x": weight(8, 32, seed=3, scale=1.0)}])
+    assert [error.name for error in errors.values] == ["h"]
+    assert [error.name for error in errors.outputs] == ["y"]
+    assert math.isfinite(errors.outputs[0].sqnr_db)
+    assert errors.outputs[0].sqnr_db == errors.values[0].sqnr_db
