@@ -20,6 +20,10 @@ class ResumeError(InputError):
     """What an earlier run left, which cannot be gone on from: damaged, or of another compile."""
 
 
+class NotFiniteError(InputError):
+    """A model whose outputs hold NaN or infinity, so that nothing can be compared with them."""
+
+
 class RecipeError(QCompilerError):
     """A recipe, rule or ``--set`` that does not say something we can do."""
 

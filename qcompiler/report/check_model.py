@@ -50,6 +50,7 @@ class OutputParity:
         max_error: largest difference.
         top1_agreement: share of rows with the same largest number; None where rows are no classes.
         not_numbers: NaN and infinities that the reference has not.
+        compared: False where the reference has NaN and infinities alone.
     """
 
     name: str
@@ -57,6 +58,7 @@ class OutputParity:
     max_error: float
     top1_agreement: float | None
     not_numbers: int
+    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class _Checker:
             if (count := sum(_not_numbers(outputs[name]) for outputs in wanted))
         }
         notes = [
-            f"output {name}: {count} of the reference's numbers are NaN or infinite"
+            _said_of(name, count, sum(outputs[name].size for outputs in wanted), self._path)
             for name, count in bad.items()
         ]
         return Check(str(self._path), reference.label, self._data, self._bound, found, bad, notes)
@@ -221,9 +223,10 @@ class _Checker:
         except SESSION_ERRORS as error:
             return _failed(way, error)
         outputs = [_parity(name, [w[name] for w in wanted], [g[name] for g in got]) for name in wanted[0]]
-        holds = all(output.sqnr_db >= self._bound and not output.not_numbers for output in outputs)
+        alike = all(output.sqnr_db >= self._bound and not output.not_numbers for output in outputs)
+        holds = alike and all(output.compared for output in outputs)
         parting: Parting | str | None = None
-        if not holds:
+        if not alike:
             parting = self._parting(way, reference, wanted, got)
         return VariantParity(
             way.label, way.level, way.threads, way.provider, holds, outputs, parting=parting, elsewhere=self._elsewhere(way),
@@ -260,15 +263,27 @@ def _failed(way: SessionVariant, error: Exception) -> VariantParity:
     return VariantParity(way.label, way.level, way.threads, way.provider, False, error=short(error))
 
 
+def _said_of(name: str, count: int, size: int, path: Path) -> str:
+    """Of an output that holds NaN or infinity in the reference already."""
+    where = f"qcompile trace {path} shows the first layer that has any"
+    if count == size:
+        return (
+            f"output {name}: all {count} numbers are NaN or infinite in the reference already, so nothing can be compared; "
+            f"{where}"
+        )
+    return f"output {name}: {count} of the reference's numbers are NaN or infinite; {where}"
+
+
 def _parity(name: str, wanted: Sequence[Array], got: Sequence[Array]) -> OutputParity:
     similarity = Similarity()
-    worst, extra, agreeing, rows = 0.0, 0, 0.0, 0
+    worst, extra, agreeing, rows, size, known = 0.0, 0, 0.0, 0, 0, 0
     for r, a in zip(wanted, got, strict=True):
         if r.shape != a.shape:
             return OutputParity(name, -math.inf, math.inf, None, 0)
         if r.dtype.kind not in "fiub":
             continue
         finite = np.isfinite(r) if r.dtype.kind == "f" else np.ones(r.shape, bool)
+        size, known = size + r.size, known + int(finite.sum())
         extra += _not_numbers(a[finite])
         both = finite & (np.isfinite(a) if a.dtype.kind == "f" else True)
         similarity.add(r[both], a[both])
@@ -278,7 +293,9 @@ def _parity(name: str, wanted: Sequence[Array], got: Sequence[Array]) -> OutputP
             count = r.size // r.shape[-1]
             agreeing += count * top1_agreement(r.reshape(count, -1), a.reshape(count, -1))
             rows += count
-    return OutputParity(name, similarity.sqnr_db, worst, agreeing / rows if rows else None, extra)
+    return OutputParity(
+        name, similarity.sqnr_db, worst, agreeing / rows if rows else None, extra, not size or known > 0
+    )
 
 
 def _sqnr(wanted: Array, got: Array) -> float:

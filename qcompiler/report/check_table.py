@@ -37,7 +37,9 @@ def check_table(found: Check) -> RenderableType:
 def _cells(variant: VariantParity) -> list[str]:
     if variant.error:
         return [variant.label, "fails", "", "", "", ""]
-    worst = min(variant.outputs, key=lambda output: (-output.not_numbers, output.sqnr_db))
+    worst = min(variant.outputs, key=lambda output: (output.compared, -output.not_numbers, output.sqnr_db))
+    if not worst.compared:
+        return [variant.label, "breaks", worst.name, "no numbers", "", ""]
     agreement = "" if worst.top1_agreement is None else f"{100 * worst.top1_agreement:.4g} %"
     return [
         variant.label, "holds" if variant.holds else "breaks", worst.name, decibel(worst.sqnr_db), f"{worst.max_error:.2g}", agreement,

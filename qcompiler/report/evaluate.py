@@ -18,11 +18,13 @@ from qcompiler.calibration.data import TOKENS, open_calibration, text_encoder, t
 from qcompiler.calibration.fill import token_input
 from qcompiler.calibration.sampling import random_feeds
 from qcompiler.calibration.text_windows import text_windows
-from qcompiler.errors import InputError
+from qcompiler.errors import InputError, NotFiniteError
+from qcompiler.graph import model_file
 from qcompiler.graph.model_file import model_path
 from qcompiler.quant import metrics
 from qcompiler.quant.similarity import Similarity
 from qcompiler.report.comparable_model import ComparableModel, open_comparable
+from qcompiler.report.quantized_products import read_products
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -107,6 +109,7 @@ def evaluate(
     Args:
         watch: is shown what was compared: logits of each window of a text, else every common output.
     Raises:
+        NotFiniteError: outputs hold NaN or infinity.
         InputError: a model cannot be read or run, or they have nothing in common to compare.
         CalibrationError: the data does not fit.
     """
@@ -149,8 +152,8 @@ def _compare_language(
                 f"{theirs.path}: output {name} is {list(wanted.shape)}, not [1, {len(window)}, vocabulary]; "
                 "a text is for language models, give --data for others"
             )
-        _check_logits(theirs, wanted, "evaluate against a float model that works")
-        _check_logits(ours, got, "compile it again, with more bits or another algorithm")
+        _check_logits(theirs, wanted)
+        _check_logits(ours, got)
         nats += metrics.mean_nats(got[0, :-1], window[1:])
         reference_nats += metrics.mean_nats(wanted[0, :-1], window[1:])
         kl += metrics.kl_divergence(wanted, got)
@@ -195,7 +198,7 @@ def _compare_outputs(
         got, wanted = (side.run(feed, names) for side in (ours, theirs))
         for name in names:
             _check_shapes(name, got[name], wanted[name])
-            _check_numbers(ours, name, got[name], wanted[name])
+            _check_numbers(ours, theirs, name, got[name], wanted[name])
             sums[name].add(wanted[name], got[name])
             watch(feed, name, wanted[name], got[name])
             shape = wanted[name].shape
@@ -284,16 +287,29 @@ def _check_shapes(name: str, got: Array, wanted: Array) -> None:
         )
 
 
-def _check_logits(side: ComparableModel, logits: Array, remedy: str) -> None:
+def _check_logits(side: ComparableModel, logits: Array) -> None:
     """Logits of -inf exclude a token; every row needs one that is possible, and no NaN."""
     if logits.size and not np.isfinite(logits.max(axis=-1)).all():
-        raise InputError(f"{side.path}: its logits hold NaN or infinity; {remedy}")
+        raise NotFiniteError(f"{side.path}: its logits hold NaN or infinity; {_remedy(side)}")
 
 
-def _check_numbers(ours: ComparableModel, name: str, got: Array, wanted: Array) -> None:
+def _check_numbers(
+    ours: ComparableModel, theirs: ComparableModel, name: str, got: Array, wanted: Array
+) -> None:
     if got.dtype.kind in "fV" and np.isnan(got).any():
-        whose = "the reference's too" if np.isnan(wanted).any() else "the reference's does not"
-        raise InputError(f"{ours.path}: output {name} holds NaN, {whose}; nothing can be compared")
+        both = bool(np.isnan(wanted).any())
+        whose = "the reference's too" if both else "the reference's does not"
+        raise NotFiniteError(
+            f"{ours.path}: output {name} holds NaN, {whose}; nothing can be compared: {_remedy(theirs if both else ours)}"
+        )
+
+
+def _remedy(side: ComparableModel) -> str:
+    """Where to look; more bits help only where there are some."""
+    where = f"qcompile trace {side.path} shows the first layer that does"
+    if not read_products(model_file.load(side.path)):
+        return where
+    return f"{where}; or compile it again, with more bits or another algorithm"
 
 
 def _weighted(parts: list[tuple[float, int]]) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompiler.calibration.data import text_decoder, tokenizer_beside
+from qcompiler.errors import NotFiniteError
 from qcompiler.graph import model_file
 from qcompiler.graph.census import take_census
 from qcompiler.passes.layer_result import LayerResult
@@ -27,6 +28,8 @@ from qcompiler.report.worst_tokens import WorstToken, WorstTokens
 Progress = Callable[[str, int, int], None]
 HISTOGRAMS = 4
 """Of the worst layers' weights, and of their activations."""
+NOT_COMPARED = "outputs were not compared"
+"""What a note begins with where they hold NaN or infinity."""
 OTHER_REPORT = (
     "report.json beside the model is not shown: another version of qcompiler wrote it, or something else; "
     "compile again to see what the compile found"
@@ -178,20 +181,23 @@ def _measured(
     else:
         classes = ConfusionCounter()
         watch = classes.watch
-    evaluation = evaluate(path, reference, replace(data, tokenizer=tokenizer), progress, watch)
-    report = replace(
-        report,
-        evaluation=evaluation,
-        worst_tokens=[] if tokens is None else tokens.worst(),
-        confusion=None if classes is None else classes.found(),
-    )
+    notes = list(report.notes)
+    try:
+        evaluation = evaluate(path, reference, replace(data, tokenizer=tokenizer), progress, watch)
+        notes += evaluation.notes
+        report = replace(
+            report,
+            evaluation=evaluation,
+            worst_tokens=[] if tokens is None else tokens.worst(),
+            confusion=None if classes is None else classes.found(),
+        )
+    except NotFiniteError as error:  # where it breaks is what the page is then read for
+        notes.append(f"{NOT_COMPARED}: {error}")
     measures = measure_layers(path, reference, data, progress)
     if isinstance(measures, str):
-        return replace(
-            report, notes=[*report.notes, *evaluation.notes, f"layers were not compared: {measures}"]
-        )
-    notes = dict.fromkeys([*report.notes, *evaluation.notes, *measures.notes])
-    return replace(report, measures=measures, layers=_with_depth(report.layers, measures), notes=list(notes))
+        return replace(report, notes=[*notes, f"layers were not compared: {measures}"])
+    notes = list(dict.fromkeys([*notes, *measures.notes]))
+    return replace(report, measures=measures, layers=_with_depth(report.layers, measures), notes=notes)
 
 
 def _with_depth(layers: list[LayerRow], measures: LayerMeasures) -> list[LayerRow]:

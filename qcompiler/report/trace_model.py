@@ -36,7 +36,7 @@ class TracedValue:
     Attributes:
         name: of the value; node, op: what makes it; layers: products that show first in it.
         shape: for the first feed.
-        least, greatest, mean, deviation: of the finite numbers.
+        least, greatest, mean, deviation: of the finite numbers; None without any.
         zeros: share of numbers that are 0; saturated: share of codes at an end of their range, None where there are none.
         nan, infinite: how many.
         sqnr_db: against the reference; None without one, and where it has no such value.
@@ -48,10 +48,10 @@ class TracedValue:
     block: str
     layers: tuple[str, ...]
     shape: tuple[int, ...]
-    least: float
-    greatest: float
-    mean: float
-    deviation: float
+    least: float | None
+    greatest: float | None
+    mean: float | None
+    deviation: float | None
     zeros: float
     saturated: float | None
     nan: int
@@ -205,10 +205,10 @@ def _traced(
         value.block,
         value.layers,
         shape,
-        summary.least if finite else 0.0,
-        summary.greatest if finite else 0.0,
-        summary.mean,
-        summary.deviation,
+        summary.least if finite else None,
+        summary.greatest if finite else None,
+        summary.mean if finite else None,
+        summary.deviation if finite else None,
         summary.zeros / count,
         None if ends is None else ends.share,
         summary.nan,

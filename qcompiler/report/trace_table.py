@@ -28,7 +28,7 @@ def trace_table(found: Trace) -> RenderableType:
         table.add_column(column, justify="right", no_wrap=True)
     for value in found.values:
         cells = [value.title, value.op, format_shape(value.shape)]
-        cells += [f"{number:.3g}" for number in (value.least, value.greatest, value.mean, value.deviation)]
+        cells += _range(value)
         cells.append(_share(value.zeros))
         cells += [_share(value.saturated)] if saturates else []
         cells += ["" if value.sqnr_db is None else decibel(value.sqnr_db)] if compares else []
@@ -39,6 +39,14 @@ def trace_table(found: Trace) -> RenderableType:
     lines += [_first("infinity", found.first_infinite)] if found.first_infinite is not None else []
     lines += [f"note: {note}" for note in found.notes]
     return Group(table, "", *map(Text, lines))
+
+
+def _range(value: TracedValue) -> list[str]:
+    """Least, greatest, mean and deviation."""
+    figures = [value.least, value.greatest, value.mean, value.deviation]
+    if value.least is None:
+        return ["no numbers", *[""] * (len(figures) - 1)]
+    return ["" if number is None else f"{number:.3g}" for number in figures]
 
 
 def _first(what: str, value: TracedValue) -> str:

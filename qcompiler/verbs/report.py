@@ -38,7 +38,7 @@ def report_verb(
     if (given.text is not None or given.data is not None) and reference is None:
         raise click.UsageError("--text and --data compare with the float model; give it: --reference MODEL")
     from qcompiler.graph.model_file import check_no_model_file, model_path
-    from qcompiler.report.model_report import make_report
+    from qcompiler.report.model_report import NOT_COMPARED, make_report
     from qcompiler.report.page.page import NAME, check_page, write_page
     from qcompiler.report.progress import progress_shown
 
@@ -59,4 +59,7 @@ def report_verb(
             settings = BenchSettings(loads=0)
             found = replace(found, speed=speed_figures(measure(model, reference, settings, progress)))
         write_page(found, place)
+    for note in found.notes:
+        if note.startswith(NOT_COMPARED):
+            click.echo(f"warning: {note}", err=True)
     show({"page": str(place), **found.plain()} if as_json else f"{place}")

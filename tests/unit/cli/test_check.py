@@ -1,8 +1,10 @@
 """``qcompile check``: what it says and how it ends."""
 
 import json
+import math
 from pathlib import Path
 
+from tests import command_models as models
 from tests.command_line import Command
 from tests.float_between_integers import float_between_integers
 
@@ -15,3 +17,8 @@ def test_status_three_and_what_is_said(tmp_path: Path, run: Command) -> None:
     assert told.status == 3 and json.loads(told.out)["holds"] is False
     held = run("check", str(path))
     assert held.status == 0 and "breaks" not in held.out
+
+
+def test_a_model_that_gives_no_numbers_breaks(tmp_path: Path, run: Command) -> None:
+    found = run("check", models.mlp(tmp_path, spoil=math.nan))
+    assert found.status == 3 and "no numbers" in found.out and "holds" not in found.out

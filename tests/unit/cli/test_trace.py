@@ -1,6 +1,7 @@
 """``qcompile trace`` on the terminal and as JSON."""
 
 import json
+import math
 from pathlib import Path
 
 from tests import command_models as models
@@ -21,3 +22,9 @@ def test_errors(run: Command, tmp_path: Path) -> None:
     path = models.mlp(tmp_path)
     assert "not a regular expression" in run("trace", path, "--layers", "(").err
     assert "no layer whose name holds" in run("trace", path, "--layers", "nothing").error
+
+
+def test_a_layer_without_numbers(run: Command, tmp_path: Path) -> None:
+    found = run("trace", models.mlp(tmp_path, spoil=math.inf))
+    (line,) = [line for line in found.out.splitlines() if line.startswith("fc2")]
+    assert "no numbers" in line

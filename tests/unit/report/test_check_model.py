@@ -77,6 +77,13 @@ def test_numbers_that_are_none_are_told_of_the_reference(tmp_path: Path) -> None
     assert "NaN or infinite" in found.notes[0]
 
 
+def test_an_output_without_any_number_breaks_parity(tmp_path: Path) -> None:
+    found = check(models.mlp(tmp_path, spoil=np.nan), DATA)
+    assert not found.holds and not found.variants[0].outputs[0].compared
+    assert "in the reference already" in found.notes[0] and "qcompile trace" in found.notes[0]
+    assert found.variants[0].parting is None  # every way to run gives the same
+
+
 def test_nodes_without_a_kernel_at_a_provider(tmp_path: Path) -> None:
     """Azure's provider is part of ONNX Runtime's wheels, and has kernels for none of ONNX's operators."""
     found = check(models.mlp(tmp_path), DATA, ["AzureExecutionProvider"])

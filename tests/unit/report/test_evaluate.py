@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as token_models
 
 import qcompiler
-from qcompiler.errors import CalibrationError, InputError
+from qcompiler.errors import CalibrationError, InputError, NotFiniteError
 from qcompiler.quant import metrics
 from qcompiler.report.evaluate import EvaluationData, evaluate
 from tests import command_models as models
@@ -136,8 +136,9 @@ def test_logits_that_are_no_numbers_are_refused(number: float, tmp_path: Path) -
     path, _ = text(tmp_path, 40)
     data = EvaluationData(path, tokenizer(tmp_path), windows=1, length=32)
     for model, other in ((broken, reference), (reference, broken)):
-        with pytest.raises(InputError, match=r"broken.onnx: its logits hold NaN or infinity"):
+        with pytest.raises(NotFiniteError, match=r"broken.onnx: its logits hold NaN or infinity") as refused:
             evaluate(model, other, data)
+        assert "qcompile trace" in str(refused.value) and "bits" not in str(refused.value)
     if np.isnan(number):
         with pytest.raises(
             InputError, match=r"broken.onnx: output logits holds NaN, the reference's does not"

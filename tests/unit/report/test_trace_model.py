@@ -57,6 +57,12 @@ def test_where_nan_comes_from(tmp_path: Path) -> None:
     assert found.first_infinite is None and found.values[-1].nan > 0
 
 
+def test_a_layer_without_numbers_has_no_range(tmp_path: Path) -> None:
+    found = trace(models.mlp(tmp_path, spoil=np.inf), feed(tmp_path, x=np.ones((2, 64), np.float32)))
+    first, last = found.values
+    assert first.least is not None and (last.least, last.mean, last.deviation) == (None, None, None)
+
+
 def test_with_a_reference(tmp_path: Path) -> None:
     path = models.deep_decoder(tmp_path)
     made = compile(path, "w8a16-rtn", output=tmp_path / "out").path
