@@ -46,7 +46,8 @@ def _smollm2(target: str) -> Callable[[Path], Subject]:
         made = qcompiler.compile(
             source.path, "w4a16-rtn", target=target, output=folder / "out", options=Options(force=True)
         )
-        return Subject(made.path, source.path, ["--text", str(smollm2.evaluation_data())])
+        data = ["--text", str(smollm2.evaluation_data()), "--tokenizer", str(source.tokenizer)]
+        return Subject(made.path, source.path, data)
 
     return make
 

@@ -308,12 +308,13 @@ def _weights(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
     for weight in take_census(model).weights:
         for use in weight.uses:
             if use.in_body is None:
-                yield _stripped(product_names(use.node, weight.source)[0]), use.node
+                yield without_marks(product_names(use.node, weight.source)[0]), use.node
     for stored in read_products(model):
-        yield _stripped(stored.name), stored.nodes[0]
+        yield without_marks(stored.name), stored.nodes[0]
 
 
-def _stripped(name: str) -> str:
+def without_marks(name: str) -> str:
+    """A weight's name without what quantizers append to it."""
     for mark in _MARKS:
         name = name.removesuffix(mark)
     return name

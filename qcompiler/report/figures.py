@@ -101,7 +101,7 @@ def histogram(edges: Sequence[float], before: Sequence[int], after: Sequence[int
         axes.set_yscale("log", nonpositive="clip")
         axes.minorticks_off()
         axes.set_ylim(bottom=0.7)
-        axes.set(xlabel=xlabel, ylabel="numbers")
+        axes.set(xlabel=xlabel, ylabel="count")
         axes.legend(loc="upper right", frameon=False, fontsize=7, labelcolor=_TEXT)
     return svg.text
 

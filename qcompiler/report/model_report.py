@@ -14,6 +14,7 @@ from qcompiler.graph import model_file
 from qcompiler.graph.census import take_census
 from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.normalize import Normalize
+from qcompiler.report.alignment import without_marks
 from qcompiler.report.block_operators import BlockOperators, block_operators
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.confusion import Confusion, ConfusionCounter
@@ -90,6 +91,7 @@ class ModelReport:
         recipe, manifest: the texts of recipe.yaml and manifest.json beside it; empty where there are none.
         layers: every product in graph order.
         weights: histograms of the worst layers' weights; without a reference only after.
+        hidden_weights: why there is none of some that would have been among them.
         evaluation: on data, against the reference; measures: of every layer, likewise.
         worst_tokens: of a language model on text; confusion: of a classifier.
         blocks: operators before and after, by block of the model.
@@ -104,6 +106,7 @@ class ModelReport:
     manifest: str = ""
     reference: Inspection | None = None
     weights: list[HistogramPair] = field(default_factory=list)
+    hidden_weights: list[str] = field(default_factory=list)
     evaluation: Evaluation | None = None
     measures: LayerMeasures | None = None
     worst_tokens: list[WorstToken] = field(default_factory=list)
@@ -167,7 +170,7 @@ def make_report(
     report = replace(found, reference=floats, blocks=block_operators(source, model))
     if reference is not None and data is not None:
         report = _measured(report, place, reference, data, progress)
-    return replace(report, weights=_weights(report, model, source))
+    return _with_weights(report, model, source)
 
 
 def _measured(
@@ -201,14 +204,12 @@ def _measured(
 
 
 def _with_depth(layers: list[LayerRow], measures: LayerMeasures) -> list[LayerRow]:
-    """Each layer with what was measured where it shows first, if that says something."""
-    found = {
-        name: error for error in measures.errors.values if error.relation != TURNED for name in error.layers
-    }
-    return [
-        replace(layer, depth_sqnr_db=found[layer.name].sqnr_db) if layer.name in found else layer
-        for layer in layers
-    ]
+    """Each layer with what was measured where it shows first, if that says something; of a weight that shows twice, the worse."""
+    found: dict[str, float] = {}
+    for error in measures.errors.values:
+        if error.relation != TURNED:
+            found |= {name: min(error.sqnr_db, found.get(name, math.inf)) for name in error.layers}
+    return [replace(layer, depth_sqnr_db=found.get(layer.name)) for layer in layers]
 
 
 def _layers(inspection: Inspection, compiled: CompileReport | None) -> list[LayerRow]:
@@ -225,9 +226,10 @@ def _row(product: InspectedProduct, result: LayerResult | None) -> LayerRow:
     )  # fmt: skip
 
 
-def _weights(report: ModelReport, model: ir.Model, source: ir.Model | None) -> list[HistogramPair]:
-    """Of the worst quantized layers; of the first ones where nothing was measured."""
-    floats = {} if source is None else {weight.name: weight for weight in take_census(source).weights}
+def _with_weights(report: ModelReport, model: ir.Model, source: ir.Model | None) -> ModelReport:
+    """With histograms of the worst quantized layers, of the first ones where nothing was measured; weights that hide theirs are named."""
+    census = [] if source is None else take_census(source).weights
+    floats = {without_marks(weight.name): weight for weight in census}
     stored = {weight.name: weight for weight in read_products(model)}
     ranked = sorted(
         (layer for layer in report.layers if layer.name in stored),
@@ -237,13 +239,16 @@ def _weights(report: ModelReport, model: ir.Model, source: ir.Model | None) -> l
         ),
     )
     found: list[HistogramPair] = []
+    hidden: list[str] = []
     for layer in ranked:
         if len(found) == HISTOGRAMS:
             break
         histogram = weight_histogram(model, stored[layer.name], floats)
         if isinstance(histogram, HistogramPair):
             found.append(histogram)
-    return found
+        else:
+            hidden.append(histogram)
+    return replace(report, weights=found, hidden_weights=hidden)
 
 
 def _normalized(path: Path) -> ir.Model:

@@ -1,9 +1,9 @@
 """What a quantized weight of any model is worth: the floats that its product multiplies by.
 
 *Given* a normalized model and a weight that ``read_products`` found. *Result* its numbers, or those of some of its input channels,
-where all of them would take too much memory. Codes with a scale for each output, of a DequantizeLinear or a QLinear operator, are
-shifted and scaled here. Any other DequantizeLinear is run by ONNX Runtime, and so is an operator that takes floats: on rows of the
-unit matrix it gives the weight itself, whatever its format.
+or outputs, where all of them would take too much memory. Codes with a scale for each output, of a DequantizeLinear or a QLinear operator,
+and the packed codes of MatMulNBits are shifted and scaled here. Any other DequantizeLinear is run by ONNX Runtime, and so is an
+operator that takes floats: on rows of the unit matrix it gives the weight itself, whatever its format.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,9 @@ from qcompiler.graph import own_gather_nbits
 from qcompiler.graph.activation import KINDS
 from qcompiler.graph.correction_form import corrected_output
 from qcompiler.graph.extract import Piece, is_constant
+from qcompiler.graph.own_matmul_nbits import INPUTS_OF_EACH, LAYOUT, PRODUCTS, THREE
 from qcompiler.graph.region_run import constant_array
+from qcompiler.quant import packing
 from qcompiler.quant.affine import dequantize_rows
 from qcompiler.report.quantized_products import GATHERS, PLACES, WEIGHT_INPUT, StoredWeight, kind_of
 
@@ -53,11 +55,13 @@ def stored_values(model: ir.Model, weight: StoredWeight) -> StoredValues:
     if _is_lookup_of_codes(node):
         return _of_lookup(model, node)
     if node.op_type in WEIGHT_INPUT:
-        return _of_float_product(model, node)
+        return _of_float_product(model, weight)
     if node.op_type in _INTEGERS:
         return _of_integer_product(model, node)
     if node.op_type in GATHERS:
         return _by_looking_up(model, weight)
+    if node.op_type in PRODUCTS and not node.op_type.startswith(THREE) and _is_codes_alone(weight):
+        return _of_packed_codes(weight)
     return _by_unit_rows(model, weight)
 
 
@@ -87,8 +91,9 @@ def _of_codes(
     return replace(found, values=dequantize_rows(found.values, scale.reshape(-1), flat))
 
 
-def _of_float_product(model: ir.Model, node: ir.Node) -> StoredValues:
+def _of_float_product(model: ir.Model, weight: StoredWeight) -> StoredValues:
     """What a DequantizeLinear yields."""
+    node = weight.nodes[0]
     value = node.inputs[WEIGHT_INPUT[node.op_type]]
     assert value is not None
     turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
@@ -96,6 +101,7 @@ def _of_float_product(model: ir.Model, node: ir.Node) -> StoredValues:
         found = _of_rows_of_codes(model, value.producer(), turned)
         if found is not None:
             return found
+        _check_size(weight)
         array = constant_array(model, value)
     except CalibrationError as error:
         raise InputError(f"{node.name}: its weight cannot be computed ({error})") from error
@@ -160,6 +166,55 @@ def _constant(model: ir.Model, node: ir.Node, place: int) -> npt.NDArray[Any] | 
     return None if value is None else constant_array(model, value)
 
 
+def _is_codes_alone(weight: StoredWeight) -> bool:
+    """Whether codes, scales and packed zero points are constants of the node, in the stock order, and nothing is added to the product."""
+    node = weight.nodes[0]
+    first = 1 + INPUTS_OF_EACH * weight.product
+    given = [value for value in node.inputs[first : first + 3] if value is not None]
+    computed = weight.beside or weight.float_zero_points or weight.two_level
+    constant = all(value.const_value is not None for value in given)
+    return not computed and constant and node.attributes.get_int(LAYOUT, 0) == 0
+
+
+def _of_packed_codes(weight: StoredWeight) -> StoredValues:
+    """Of MatMulNBits and what is made of it: some rows of codes are unpacked, the others are not touched."""
+    node = weight.nodes[0]
+    n, k = weight.shape
+    first = 1 + INPUTS_OF_EACH * weight.product
+    codes, scale, *rest = (_packed(node, place) for place in range(first, first + 3))
+    assert codes is not None and scale is not None
+    rows = _evenly(n, MOST_NUMBERS // k)
+    group = node.attributes.get_int("block_size", k)
+    groups = -(-k // group)
+    unpacked = packing.unpack_matmul_nbits(codes.reshape(n, groups, -1)[rows], k, weight.bits)
+    scales = scale.reshape(n, groups)[rows].astype(np.float32)
+    points = np.full(scales.shape, 1 << (weight.bits - 1), np.float32)
+    if rest[0] is not None:
+        points = packing.unpack_zero_points(rest[0].reshape(n, -1)[rows], groups, weight.bits).astype(
+            np.float32
+        )
+    values = unpacked.astype(np.float32)
+    values -= np.repeat(points, group, axis=1)[:, :k]
+    values *= np.repeat(scales, group, axis=1)[:, :k]
+    return StoredValues(values, rows, np.arange(k))
+
+
+def _packed(node: ir.Node, place: int) -> npt.NDArray[Any] | None:
+    value = node.inputs[place] if place < len(node.inputs) else None
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+MOST_WHOLE = 1 << 26
+"""Numbers of a weight that ONNX Runtime unpacks whole: 256 MiB of float32, and its own copies."""
+
+
+def _check_size(weight: StoredWeight) -> None:
+    if weight.size > MOST_WHOLE:
+        raise InputError(
+            f"{weight.name}: {weight.size} numbers would be unpacked whole, which takes too much memory"
+        )
+
+
 def _by_looking_up(model: ir.Model, weight: StoredWeight) -> StoredValues:
     """Rows of a table."""
     node = weight.nodes[0]
@@ -173,6 +228,7 @@ def _by_looking_up(model: ir.Model, weight: StoredWeight) -> StoredValues:
 
 def _by_unit_rows(model: ir.Model, weight: StoredWeight) -> StoredValues:
     """What an operator with float activations gives for rows of the unit matrix, without what it gives for 0 (its bias)."""
+    _check_size(weight)
     node = weight.nodes[0]
     x = node.inputs[0]
     if weight.product >= len(node.outputs) or x is None or node.op_type.endswith(_CURVED):

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qcompiler.errors import InputError
 from qcompiler.graph.weights import Weight
+from qcompiler.report.alignment import without_marks
 from qcompiler.report.quantized_products import StoredWeight
 from qcompiler.report.stored_values import sampled, stored_values
 
@@ -38,13 +39,13 @@ def weight_histogram(
     """Of one weight of a normalized model, or why there is none.
 
     Args:
-        floats: weights of the float model by name.
+        floats: weights of the float model by name, without the marks of quantizers.
     """
     try:
         after = stored_values(model, weight)
     except InputError as error:
         return str(error)
-    known = floats.get(weight.name)
+    known = floats.get(without_marks(weight.name))
     before = None
     if known is not None and known.size == weight.size:
         before = sampled(known.array()).values if len(after.rows) == known.shape[0] else None

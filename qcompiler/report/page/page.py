@@ -18,6 +18,7 @@ from qcompiler.report.layer_measures import LayerMeasures
 from qcompiler.report.model_report import LayerRow, ModelReport
 from qcompiler.report.page.budget import Budget, budget
 from qcompiler.report.page.heat_map import HeatMap, heat_map
+from qcompiler.report.page.layer_rows import layer_row, layer_rows, told
 from qcompiler.report.page.tiles import Tile, tiles
 from qcompiler.report.sizes import counted, format_bytes, format_seconds
 from qcompiler.report.tensor_errors import TURNED
@@ -27,7 +28,6 @@ from qcompiler.report.worst_tokens import WorstToken
 NAME = "report.html"
 FOLDER = Path(__file__).parent
 WORST = 5
-ENDLESS = 1e9
 MARK = '<meta name="generator" content="qcompiler">'
 """In every page of ours, by which it is known to be one."""
 NO_ERRORS = "No errors were measured: give the float model (--reference MODEL) and data (--data PATH, or --text FILE) to see them."
@@ -65,6 +65,7 @@ class _Page:
     growth_meaning: str = ""
     growth_rows: list[dict[str, str]] = field(default_factory=list)
     weights: list[dict[str, str]] = field(default_factory=list)
+    hidden_weights: list[str] = field(default_factory=list)
     activations: list[dict[str, str]] = field(default_factory=list)
     budget: Budget | None = None
     tokens: list[Any] = field(default_factory=list)
@@ -83,7 +84,7 @@ class _Page:
         parts = [
             ("layers", "Layers", True),
             ("depth", "Depth", self.growth),
-            ("distributions", "Distributions", self.weights or self.activations),
+            ("distributions", "Distributions", self.weights or self.activations or self.hidden_weights),
             ("budget", "Bits", self.budget),
             ("tokens", "Tokens", self.tokens),
             ("classes", "Classes", self.confusion),
@@ -164,8 +165,8 @@ def _page(report: ModelReport, drawn: bool = True) -> _Page:
         subtitle=_subtitle(report),
         tiles=tiles(report),
         warnings=[*([] if compiled is None else compiled.warnings), *report.notes],
-        rows=[_row(layer) for layer in report.layers if layer.bytes or layer.error is not None],
-        worst=[_row(layer) for layer in _worst(report)],
+        rows=layer_rows(report.layers),
+        worst=[layer_row(layer) for layer in _worst(report)],
         facts=_facts(report),
         blocks=_blocks(report),
         has_reference=report.reference is not None,
@@ -173,6 +174,7 @@ def _page(report: ModelReport, drawn: bool = True) -> _Page:
         skipped=_skipped(report.layers),
         recipe=report.recipe,
         manifest=report.manifest,
+        hidden_weights=report.hidden_weights,
         tokens=[_shown(token) for token in report.worst_tokens],
         confusion=report.confusion,
     )
@@ -195,7 +197,7 @@ def _draw(page: _Page, report: ModelReport) -> None:
     measured, page.error_meaning = _errors(report)
     measured = [layer for layer in measured if math.isfinite(layer.error or 0.0)]
     if measured:
-        bars = [figures.Bar(layer.error or 0.0, layer.role, _told(layer)) for layer in measured]
+        bars = [figures.Bar(layer.error or 0.0, layer.role, told(layer)) for layer in measured]
         page.error_bars = Markup(figures.bars(bars, "relative squared error", "layer"))
         page.heat = heat_map(measured)
     page.weights = [_histogram(pair, "weight") for pair in report.weights]
@@ -255,7 +257,10 @@ def _histogram(pair: HistogramPair, xlabel: str) -> dict[str, str]:
 
 def _subtitle(report: ModelReport) -> str:
     found, compiled = report.inspection, report.compiled
-    parts = [f"{counted(found.nodes, 'node')}", f"{counted(len(found.products), 'product')}"]
+    parts = [
+        counted(found.nodes, "node"),
+        f"{counted(len(found.products), 'product')}, {found.quantized} of their weights quantized",
+    ]
     if compiled is not None:
         data = ", ".join(f"{key} {value}" for key, value in compiled.calibration.items())
         parts.append(f"calibration: {data or 'none needed'}")
@@ -281,42 +286,10 @@ def _facts(report: ModelReport) -> list[str]:
     return facts
 
 
-def _row(layer: LayerRow) -> dict[str, Any]:
-    return {
-        "name": layer.name,
-        "role": layer.role,
-        "label": layer.label,
-        "bytes": layer.bytes,
-        "size": format_bytes(layer.bytes) if layer.bytes else "",
-        "error": "" if layer.error is None else f"{layer.error:.2e}",
-        "error_value": -1 if layer.error is None else min(layer.error, ENDLESS),
-        "sqnr": _decibels(layer.sqnr_db),
-        "sqnr_value": _sorted_by(layer.sqnr_db),
-        "depth": _decibels(layer.depth_sqnr_db),
-        "depth_value": _sorted_by(layer.depth_sqnr_db),
-        "why": " / ".join(part for part in (layer.algorithm, layer.reason) if part),
-    }
-
-
 def _worst(report: ModelReport) -> list[LayerRow]:
     """Those with the largest errors, if any were measured."""
     measured = [layer for layer in _errors(report)[0] if layer.quantized]
     return sorted(measured, key=lambda layer: -(layer.error or 0.0))[:WORST]
-
-
-def _decibels(value: float | None) -> str:
-    """Without unit; infinite where nothing was lost, empty where nothing was measured."""
-    return "" if value is None else f"{value:.1f}".replace("inf", "∞")
-
-
-def _sorted_by(decibels: float | None) -> float:
-    """What stands for it where the page's script sorts, which knows no infinity."""
-    return ENDLESS if decibels is None else max(-ENDLESS, min(decibels, ENDLESS))
-
-
-def _told(layer: LayerRow) -> str:
-    sqnr = "" if layer.sqnr_db is None else f", {_decibels(layer.sqnr_db)} dB"
-    return f"{layer.name}: {layer.error:.2e}{sqnr}, {layer.label}"
 
 
 def _blocks(report: ModelReport) -> list[dict[str, Any]]:

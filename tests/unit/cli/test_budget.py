@@ -32,7 +32,7 @@ def test_a_budget_goes_with_settings_of_what_it_is_spent_on(run: Command, tmp_pa
     mixed = json.loads(outcome.out)["mixed"]
     assert mixed["bits"] == [4, 8] and set(mixed["chosen"]) <= {4, 8}
     page = Path("out/report.html").read_text("utf-8")
-    assert "Bits and what they cost" in page and "chosen: " in page
+    assert '<h2 id="budget">' in page and "chosen: " in page
     shown = run(source, *RTN, "--budget", "6bpw", "--set", "calib.length=16", "-o", "out", "--force").out
     assert "predicted kl" in shown and "chosen" in shown
 

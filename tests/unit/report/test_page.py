@@ -38,7 +38,7 @@ def test_measured_on_data_it_tells_errors_and_classes(tmp_path: Path) -> None:
     assert report.confusion.rows == 8 and sum(map(sum, report.confusion.counts)) <= 8
     page = page_html(report)
     is_whole(page)
-    assert f"{report.evaluation.sqnr_db:.1f} dB" in page and "First classes" in page
+    assert f"{report.evaluation.sqnr_db:.1f} dB" in page and '<h2 id="classes">' in page
 
 
 def test_names_of_a_model_are_text_and_no_markup(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from qcompiler.graph import model_file
 from qcompiler.graph.census import take_census
 from qcompiler.passes.normalize import Normalize
 from qcompiler.quant.similarity import Similarity
+from qcompiler.report import stored_values as stored_module
 from qcompiler.report import stored_values as stored_values_module
 from qcompiler.report.quantized_products import read_products
 from qcompiler.report.stored_values import MOST_NUMBERS, sampled, stored_values
@@ -134,3 +135,34 @@ def test_of_a_large_weight_of_codes_no_more_is_made_floats_than_is_read(
     assert made == [64] and found.channels.tolist() == [0, 4, 8, 12, 16, 20, 24, 28]
     wanted = (codes.astype(np.float32) - zero[:, None]) * arrays["s"][:, None]
     np.testing.assert_array_equal(found.values, wanted[:, ::4])
+
+
+@pytest.mark.parametrize("target", ["ort", "qcompiler"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+def test_packed_codes_read_as_the_kernel_computes_with_them(
+    tmp_path: Path, bits: int, target: str, symmetric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [f"bits={bits}", f"symmetric={symmetric}", "group_size=32"]
+    made = qcompiler.compile(
+        models.mlp(tmp_path), "w4a16-rtn", settings=settings, target=target, output=tmp_path / "out"
+    )
+    model = model_file.load(made.path)
+    Normalize()(model)
+    found = [each for each in read_products(model) if not each.nodes[0].op_type.endswith("Relu")]
+    assert found
+    for each in found:
+        unpacked = stored_values(model, each)
+        monkeypatch.setattr(stored_module, "_is_codes_alone", lambda weight: False)
+        ran = stored_values(model, each)
+        monkeypatch.undo()
+        # Kernels round a row of the unit matrix to 8 bits, of which 1 is 127 times 1/127.
+        np.testing.assert_allclose(unpacked.values, ran.values, atol=1e-6 * np.abs(ran.values).max())
+
+
+def test_a_weight_inside_an_activation_is_read(tmp_path: Path) -> None:
+    made = qcompiler.compile(models.mlp(tmp_path), "w4a16-rtn", target="qcompiler", output=tmp_path / "out")
+    model = model_file.load(made.path)
+    Normalize()(model)
+    inside = [weight for weight in read_products(model) if weight.nodes[0].op_type.endswith("Relu")]
+    assert inside and all(stored_values(model, weight).values.size == weight.size for weight in inside)
