@@ -7,7 +7,7 @@ output has and its inputs do not: it tells a layer that breaks from errors that 
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,6 +18,7 @@ from qcompiler.report.alignment import AlignedValue, Alignment, align, read_valu
 from qcompiler.report.comparison_feeds import LAYERS, comparison_feeds, described
 from qcompiler.report.diff_models import tap_notes
 from qcompiler.report.evaluate import EvaluationData
+from qcompiler.report.origin import origin_notes
 from qcompiler.report.tapped_model import TappedModel, open_tapped
 from qcompiler.report.tensor_errors import TURNED, TensorError, tensor_errors
 
@@ -117,7 +118,8 @@ def bisect_layers(
     """
     with open_tapped(reference) as theirs, open_tapped(other) as ours:
         feeds = comparison_feeds(theirs, data, progress, ours.path)
-        return bisect_opened(theirs, ours, bound, feeds, progress)
+        found = bisect_opened(theirs, ours, bound, feeds, progress)
+        return replace(found, notes=[*found.notes, *origin_notes(ours.path, theirs.path)])
 
 
 def bisect_opened(

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from qcompiler.calibration.data import tokenizer_beside
 from qcompiler.calibration.feeds import index_bounds, input_specs, make_feeds
 from qcompiler.calibration.fill import token_input
 from qcompiler.calibration.sampling import random_feeds
@@ -30,6 +29,7 @@ from qcompiler.quant.similarity import Similarity
 from qcompiler.report.evaluate import EvaluationData
 from qcompiler.report.parting import Parting, find_parting, max_error
 from qcompiler.report.session_variant import CPU, REFERENCE, REMOTE, SessionVariant, is_usable, run, variants
+from qcompiler.report.tokenizer_place import find_tokenizer
 from qcompiler.targets.profiled_session import profile, short
 
 Array = npt.NDArray[Any]
@@ -138,7 +138,7 @@ def check(
         )
         described = f"{RANDOM_FEEDS} random feeds (seed {data.seed})"
     else:
-        tokenizer = data.tokenizer or tokenizer_beside(place)
+        tokenizer = find_tokenizer(data.tokenizer, data.text, place)
         feeds = make_feeds(model, source, tokenizer, data.windows, data.length, data.seed, progress).feeds
         described = f"{len(feeds)} feeds of {source}"
     ours = any(node.domain == OUR_DOMAIN for node in all_nodes(model))

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from qcompiler.calibration.data import tokenizer_beside
 from qcompiler.calibration.feeds import CalibrationFeeds, Progress, make_feeds
+from qcompiler.graph.model_file import model_path
 from qcompiler.report.evaluate import Array, EvaluationData
 from qcompiler.report.sizes import counted
 from qcompiler.report.tapped_model import TappedModel
+from qcompiler.report.tokenizer_place import find_tokenizer
 
 INVENTED = {
     "sampled from the model": "no data: sequences sampled from the reference itself",
@@ -37,9 +38,8 @@ def comparison_feeds(
     Raises:
         CalibrationError: the data does not fit the reference.
     """
-    tokenizer = data.tokenizer or tokenizer_beside(reference.path)
-    if tokenizer is None and beside is not None:
-        tokenizer = tokenizer_beside(beside)
+    models = [reference.path, *([] if beside is None else [model_path(beside)])]
+    tokenizer = find_tokenizer(data.tokenizer, data.text, *models)
     source = str(data.text) if data.text is not None else data.data
     found = make_feeds(reference.model, source, tokenizer, data.windows, data.length, data.seed, progress)
     if rows is not None:

@@ -13,6 +13,7 @@ from qcompiler.report.alignment import Alignment, align
 from qcompiler.report.comparison_feeds import LAYERS, comparison_feeds, described
 from qcompiler.report.evaluate import EvaluationData
 from qcompiler.report.graph_changes import GraphChanges, graph_changes
+from qcompiler.report.origin import origin_notes
 from qcompiler.report.quantized_products import read_products
 from qcompiler.report.tapped_model import TappedModel, open_tapped
 from qcompiler.report.tensor_errors import TURNED, TensorError, TensorErrors, tensor_errors
@@ -114,6 +115,7 @@ def diff(
             why = not_comparable(theirs, ours, alignment)
         if not why:
             numbers, notes = _numbers(theirs, ours, alignment, data, progress)
+        notes += [] if changes.none else origin_notes(ours.path, theirs.path)
         notes += [
             f"{side.path}: computes in bfloat16, which ONNX Runtime's CPU does not; what is compared is a copy in float32"
             for side in (theirs, ours)

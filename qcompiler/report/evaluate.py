@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.calibration.data import TOKENS, open_calibration, text_encoder, tokenizer_beside
+from qcompiler.calibration.data import TOKENS, open_calibration, text_encoder
 from qcompiler.calibration.fill import token_input
 from qcompiler.calibration.sampling import random_feeds
 from qcompiler.calibration.text_windows import text_windows
@@ -24,7 +24,9 @@ from qcompiler.graph.model_file import model_path
 from qcompiler.quant import metrics
 from qcompiler.quant.similarity import Similarity
 from qcompiler.report.comparable_model import ComparableModel, open_comparable
+from qcompiler.report.origin import origin_notes
 from qcompiler.report.quantized_products import read_products
+from qcompiler.report.tokenizer_place import find_tokenizer
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -114,7 +116,7 @@ def evaluate(
         CalibrationError: the data does not fit.
     """
     model, reference = model_path(model), model_path(reference)
-    data = replace(data, tokenizer=data.tokenizer or tokenizer_beside(reference) or tokenizer_beside(model))
+    data = replace(data, tokenizer=find_tokenizer(data.tokenizer, data.text, reference, model))
     text = None if data.text is None else _tokens(data, data.text)
     with ExitStack() as stack:
         ours = stack.enter_context(open_comparable(model))
@@ -125,6 +127,7 @@ def evaluate(
             for side in (ours, theirs)
             if side.widened
         ]
+        notes += origin_notes(model, reference)
         if text is not None:
             return _compare_language(ours, theirs, text, notes, progress, watch)
         return _compare_outputs(ours, theirs, data, notes, progress, watch)

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompiler.calibration.data import text_decoder, tokenizer_beside
+from qcompiler.calibration.data import text_decoder
 from qcompiler.errors import NotFiniteError
 from qcompiler.graph import model_file
 from qcompiler.graph.census import take_census
@@ -21,8 +21,10 @@ from qcompiler.report.confusion import Confusion, ConfusionCounter
 from qcompiler.report.evaluate import Evaluation, EvaluationData, evaluate, unwatched
 from qcompiler.report.inspect_model import REPORT, InspectedProduct, Inspection, inspect
 from qcompiler.report.layer_measures import LayerMeasures, measure_layers
+from qcompiler.report.origin import origin_notes
 from qcompiler.report.quantized_products import read_products
 from qcompiler.report.tensor_errors import TURNED
+from qcompiler.report.tokenizer_place import find_tokenizer
 from qcompiler.report.weight_histograms import HistogramPair, weight_histogram
 from qcompiler.report.worst_tokens import WorstToken, WorstTokens
 
@@ -164,19 +166,22 @@ def make_report(
     place = model_file.model_path(path)
     progress("looking into the model", 0, 1)
     found = outline(place)
+    reference = None if reference is None else model_file.model_path(reference)
     floats = None if reference is None else inspect(reference)
     model = _normalized(place)
-    source = None if reference is None else _normalized(model_file.model_path(reference))
+    source = None if reference is None else _normalized(reference)
     report = replace(found, reference=floats, blocks=block_operators(source, model))
     if reference is not None and data is not None:
         report = _measured(report, place, reference, data, progress)
+    elif reference is not None:
+        report = replace(report, notes=[*report.notes, *origin_notes(place, reference)])
     return _with_weights(report, model, source)
 
 
 def _measured(
     report: ModelReport, path: Path, reference: Path, data: EvaluationData, progress: Progress
 ) -> ModelReport:
-    tokenizer = data.tokenizer or tokenizer_beside(reference) or tokenizer_beside(path)
+    tokenizer = find_tokenizer(data.tokenizer, data.text, reference, path)
     watch, tokens, classes = unwatched, None, None
     if data.text is not None:
         tokens = WorstTokens(None if tokenizer is None else text_decoder(tokenizer, str(data.text)))
@@ -195,6 +200,7 @@ def _measured(
             confusion=None if classes is None else classes.found(),
         )
     except NotFiniteError as error:  # where it breaks is what the page is then read for
+        notes += origin_notes(path, reference)
         notes.append(f"{NOT_COMPARED}: {error}")
     measures = measure_layers(path, reference, data, progress)
     if isinstance(measures, str):

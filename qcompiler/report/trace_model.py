@@ -21,6 +21,7 @@ from qcompiler.quant.value_summary import CodeSaturation, ValueSummary
 from qcompiler.report.alignment import AlignedValue, Alignment, align
 from qcompiler.report.comparison_feeds import comparison_feeds, described
 from qcompiler.report.evaluate import EvaluationData
+from qcompiler.report.origin import origin_notes
 from qcompiler.report.tapped_model import Tap, TappedModel, open_tapped
 from qcompiler.report.tensor_errors import CHUNK_BYTES, chunks_of, tensor_errors
 
@@ -123,7 +124,7 @@ def trace(
             figures = {pair.other.value: by_name.get(pair.name) for pair in alignment.layers}
             taps = {value.name: value.other.value for value in wanted}
             found = [replace(value, sqnr_db=figures.get(taps[value.name])) for value in found]
-            notes += errors.notes
+            notes += [*errors.notes, *origin_notes(opened.path, theirs.path)]
         place = None if theirs is None else str(theirs.path)
         return Trace(str(opened.path), place, described(feeds), found, nan, infinite, notes)
 
