@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as token_models
 
 from tests.small_models import make_model, save_model, weight
 
@@ -126,4 +128,14 @@ def feeds_file(folder: Path, **arrays: object) -> Path:
     """An .npz of one feed."""
     path = folder / "feed.npz"
     np.savez(path, **{key: np.asarray(value) for key, value in arrays.items()})
+    return path
+
+
+def tokenizer(folder: Path) -> Path:
+    """Words a0 .. a95 are their numbers."""
+    vocabulary = {f"a{index}": index for index in range(VOCABULARY)}
+    made = Tokenizer(token_models.WordLevel(vocabulary, unk_token="a0"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    path = folder / "tokenizer.json"
+    made.save(str(path))
     return path

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompiler.bench.result import Benchmark, LoadResult, Loads, Since, Spread, TimesAsFast, WorkloadResult
+from qcompiler.report.sizes import counted, format_rate
 
 
 def bench_table(found: Benchmark) -> RenderableType:
@@ -21,8 +22,10 @@ def bench_table(found: Benchmark) -> RenderableType:
     threads = "threads as it chooses" if found.threads is None else f"threads: {found.threads}"
     facts.add_row("on", f"ONNX Runtime {found.onnxruntime}, CPU, {threads}")
     if found.against is None:
-        counts = [f"{workload.name} {workload.pairs} runs" for workload in found.workloads]
-        counts += [] if found.loads is None else [f"load {found.loads.pairs} processes"]
+        counts = [f"{workload.name} {counted(workload.pairs, 'run')}" for workload in found.workloads]
+        counts += (
+            [] if found.loads is None else [f"load {counted(found.loads.pairs, 'process', 'processes')}"]
+        )
         facts.add_row("measured", ", ".join(counts))
     parts: list[RenderableType] = [facts, "", _times(found)]
     if found.loads is not None:
@@ -42,13 +45,21 @@ def _times(found: Benchmark) -> Table:
         rows = [("model", workload.model), ("against", workload.against)]
         for place, (who, runs) in enumerate(rows):
             if runs is not None:
-                speed = "" if runs.tokens_per_second is None else f"{runs.tokens_per_second:.4g}"
+                speed = "" if runs.tokens_per_second is None else format_rate(runs.tokens_per_second)
                 ratio = [_ratio(workload.times_as_fast) if place == 0 else ""] if both else []
-                title = workload_title(workload) if place == 0 else _count(workload.pairs, "runs")
+                title = (
+                    workload_title(workload)
+                    if place == 0
+                    else f"{counted(workload.pairs, 'run')} each, in turn"
+                )
                 table.add_row(escape(title), who if both else "", *_spread(runs.seconds), speed, *ratio)
     if found.loads is not None:
         for place, (who, loads) in enumerate(_sides(found.loads)):
-            title = "load" if place == 0 else _count(found.loads.pairs, "processes")
+            title = (
+                "load"
+                if place == 0
+                else f"{counted(found.loads.pairs, 'process', 'processes')} each, in turn"
+            )
             ratio = [_ratio(found.loads.times_as_fast) if place == 0 else ""] if both else []
             table.add_row(title, who if both else "", *_spread(loads.seconds), "", *ratio)
     return table
@@ -141,12 +152,9 @@ def workload_title(workload: WorkloadResult) -> str:
         (name, shape), *more = workload.shapes.items()
         inputs = f"{name} {' x '.join(map(str, shape))}" + (f" and {len(more)} more" if more else "")
         return f"{workload.name}, {inputs}"
-    counted = f"{workload.tokens} token" + ("" if workload.tokens == 1 else "s")
-    return f"{workload.name}, {counted}" + (f" after {workload.past}" if workload.past else "")
-
-
-def _count(pairs: int, what: str) -> str:
-    return f"{pairs} {what} each, in turn"
+    return f"{workload.name}, {counted(workload.tokens, 'token')}" + (
+        f" after {workload.past}" if workload.past else ""
+    )
 
 
 def _spread(seconds: Spread) -> list[str]:

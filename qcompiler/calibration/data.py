@@ -56,7 +56,7 @@ class CalibrationData:
             _check_feed(feed, f"{self.source}: feed {number}")
             yield feed
         if empty:
-            raise CalibrationError(f"{self.source}: gives no feeds; calibration needs at least one")
+            raise CalibrationError(f"{self.source}: gives no feeds; at least one is needed")
 
 
 def open_calibration(
@@ -93,7 +93,7 @@ def open_calibration(
             "use .txt, .jsonl, .npz, a folder of .npz or module:function"
         )
     if path.stat().st_size == 0:
-        raise CalibrationError(f"{text}: empty; calibration needs data")
+        raise CalibrationError(f"{text}: empty; give a file with data in it")
     if path.suffix == ".txt":
         return _from_text(path, text_encoder(tokenizer, text), samples, length)
     if path.suffix == ".npz":
@@ -104,7 +104,7 @@ def open_calibration(
 def check_exists(source: str | os.PathLike[str] | Iterable[Feed]) -> None:
     """Raises CalibrationError where `source` names a file or folder that is not there."""
     if isinstance(source, (str, os.PathLike)) and not _is_function(source) and not Path(source).exists():
-        raise CalibrationError(f"{os.fspath(source)}: no such calibration file or folder; check the path")
+        raise CalibrationError(f"{os.fspath(source)}: no such file or folder; check the path")
 
 
 def _is_function(source: str | os.PathLike[str]) -> bool:
@@ -281,7 +281,7 @@ def _count_lines(path: Path) -> int:
     with _reading(path), path.open("rb") as file:
         count = sum(1 for line in file if line.strip())
     if count == 0:
-        raise CalibrationError(f"{path}: empty; calibration needs data")
+        raise CalibrationError(f"{path}: empty; give a file with data in it")
     return count
 
 

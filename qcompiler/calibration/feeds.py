@@ -255,7 +255,7 @@ def _described(
 ) -> CalibrationFeeds:
     """With the length of the longest window, where the input ``tokens`` takes some."""
     if not feeds:
-        raise CalibrationError(f"{source}: gives no feeds; calibration needs at least one")
+        raise CalibrationError(f"{source}: gives no feeds; at least one is needed")
     digest = hashlib.sha256()
     for feed in feeds:
         for name in sorted(feed):

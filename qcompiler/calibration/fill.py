@@ -175,6 +175,11 @@ def _kind(spec: InputSpec) -> str | None:
 
 
 def _check_names(given: Feed, specs: Mapping[str, InputSpec]) -> None:
+    if set(given) == {TOKENS} and TOKENS not in specs:  # as a text gives
+        raise CalibrationError(
+            f"the model has no input {TOKENS!r}, it takes {', '.join(specs)}: text is for language models; "
+            "give arrays for others, --data FILE.npz (--calib FILE.npz of a compile)"
+        )
     for name in given:
         if name not in specs:
             raise CalibrationError(f"the model has no input {name!r}; {nearest(name, specs)}")

@@ -58,7 +58,7 @@ def text_windows(
         place = f" from character {start} on" if start else ""
         raise CalibrationError(
             f"{path}: {len(tokens)} tokens{place}, not one window of {length}; "
-            "give more text, or a smaller length"
+            "give more text, or a smaller --length (--set calib.length=N of a compile)"
         )
     ids = np.asarray(tokens[: found * length], dtype=np.int64).reshape(found, length)
     return TextWindows(ids, start, len(tokens))

@@ -29,6 +29,7 @@ from qcompiler.quant.similarity import Similarity
 from qcompiler.report.evaluate import EvaluationData
 from qcompiler.report.parting import Parting, find_parting, max_error
 from qcompiler.report.session_variant import CPU, REFERENCE, REMOTE, SessionVariant, is_usable, run, variants
+from qcompiler.report.sizes import counted
 from qcompiler.report.tokenizer_place import find_tokenizer
 from qcompiler.targets.profiled_session import profile, short
 
@@ -140,7 +141,7 @@ def check(
     else:
         tokenizer = find_tokenizer(data.tokenizer, data.text, place)
         feeds = make_feeds(model, source, tokenizer, data.windows, data.length, data.seed, progress).feeds
-        described = f"{len(feeds)} feeds of {source}"
+        described = f"{counted(len(feeds), 'feed')} of {source}"
     ours = any(node.domain == OUR_DOMAIN for node in all_nodes(model))
     usable, lost = _providers(providers)
     found = _Checker(place, feeds, described, bound_db, progress).run(variants(usable, ours))

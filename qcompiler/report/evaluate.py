@@ -26,6 +26,7 @@ from qcompiler.quant.similarity import Similarity
 from qcompiler.report.comparable_model import ComparableModel, open_comparable
 from qcompiler.report.origin import origin_notes
 from qcompiler.report.quantized_products import read_products
+from qcompiler.report.sizes import counted
 from qcompiler.report.tokenizer_place import find_tokenizer
 
 Array = npt.NDArray[Any]
@@ -238,7 +239,7 @@ def _feeds(
     if data.data is not None:
         samples = data.windows or 1 << 40
         opened = open_calibration(data.data, data.tokenizer, samples, data.length)
-        notes += opened.warnings
+        notes += [line.replace("set calib.samples", "set --windows") for line in opened.warnings]
         return opened, opened.source
     # What has a default is left out: a weight that could be overridden is an input no more once it is quantized.
     wanted, taken = ([spec for spec in side.inputs if spec.default is None] for side in (theirs, ours))
@@ -248,7 +249,8 @@ def _feeds(
         differences = [f"{theirs.path} alone takes {', '.join(lacking)}"] if lacking else []
         differences += [f"{ours.path} alone takes {', '.join(extra)}"] if extra else []
         raise InputError(
-            f"the models' inputs differ: {'; '.join(differences)}; give --text or --data that fits both"
+            f"the models' inputs differ: {'; '.join(differences)}; is it the model's own reference? "
+            "If so, give --text or --data that fits both"
         )
     notes.append(f"random inputs (seed {data.seed}): give --text or --data for figures that mean something")
     tokens = token_input(wanted)
@@ -332,4 +334,6 @@ def _tokens(data: EvaluationData, path: Path) -> _Tokens:
     encode = text_encoder(data.tokenizer, str(path))
     found = text_windows(path, encode, data.windows, data.length, data.skip_chars, data.offset)
     count = len(found.ids)
-    return _Tokens(found.ids, f"{path} from character {found.start}, {count} windows of {data.length} tokens")
+    return _Tokens(
+        found.ids, f"{path} from character {found.start}, {counted(count, 'window')} of {data.length} tokens"
+    )

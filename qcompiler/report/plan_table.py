@@ -64,7 +64,7 @@ def plan_rows(plan: Plan) -> list[PlanRow]:
     rows = [
         PlanRow(
             planned.weight.name,
-            planned.weight.role.value,
+            "/".join(dict.fromkeys(use.role.value for use in planned.weight.uses)),
             "/".join(dict.fromkeys(use.node.op_type for use in planned.weight.uses)),
             planned.weight.shape,
             planned.scheme.label,

@@ -43,6 +43,12 @@ def format_seconds(seconds: float) -> str:
     return f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
-def counted(number: int, noun: str) -> str:
-    """``1 node``, ``2 nodes``."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def format_rate(rate: float) -> str:
+    """Four digits, thousands apart: ``17,070``, ``88.25``."""
+    rounded = float(f"{rate:.4g}")
+    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:.4g}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """``1 node``, ``2 nodes``; ``plural`` where an s does not make it."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"

@@ -59,7 +59,9 @@ def bisect_verb(
     With OTHER, a model that was made from it: the first layer whose inputs are alike and whose output is not. With
     --recipe, a compile into a temporary folder: first the pass, then the layer in what that pass left.
     """
-    if (other is None) is (recipe is None):
+    if other is not None and recipe is not None:
+        raise click.UsageError("a second model and --recipe exclude each other; give one")
+    if other is None and recipe is None:
         raise click.UsageError("give a second model, or --recipe NAME to compile with")
     if sum(bound is not None for bound in (min_sqnr, max_error, max_kl)) > 1:
         raise click.UsageError("--min-sqnr, --max-error and --max-kl exclude each other; give one")

@@ -43,19 +43,19 @@ from qcompiler.verbs.show import show
 @click.option(
     "--value",
     type=click.Choice(["bits", "bytes", "sqnr", "time"]),
-    default="bits",
-    show_default=True,
-    help="With --node-data: what colours the nodes; time needs --session.",
+    help="With --node-data: what colours the nodes; default bits; time needs --session.",
 )
 @json_option
 @traceback_option
 def inspect_verb(
     model: str, view: str | None, pattern: re.Pattern[str] | None, session: bool, providers: tuple[str, ...],
-    data: str | None, node_data_file: str | None, value: str, as_json: bool,
+    data: str | None, node_data_file: str | None, value: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """What is in MODEL: every product, how its weight is stored, and why."""
     if (providers or data is not None) and not session:
         raise click.UsageError("--provider and --data say how the model is run; give --session too")
+    if value is not None and node_data_file is None:
+        raise click.UsageError("--value says what the overlay shows; give --node-data FILE.json too")
     from qcompiler.graph.model_file import check_no_model_file
     from qcompiler.report.inspect_model import inspect
     from qcompiler.report.inspection_table import inspection_table, matching
@@ -73,7 +73,8 @@ def inspect_verb(
         from qcompiler.report.json_text import to_json
         from qcompiler.report.node_data import node_data
 
-        write_whole(Path(node_data_file), to_json(node_data(found, value)).encode())
+        write_whole(Path(node_data_file), to_json(node_data(found, value or "bits")).encode())
+        click.echo(f"wrote {node_data_file}", err=True)
     if as_json:
         show(asdict(found if shown is None else replace(found, products=shown)))
     else:

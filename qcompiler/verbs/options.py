@@ -22,7 +22,11 @@ def data_options(windows: int = 4, length: int = 128) -> Callable[[Verb], Verb]:
     """What models are run on; the verb gets it as one ``given: EvaluationData``. ``windows`` and ``length`` are defaults."""
     options = (
         click.option("--text", metavar="FILE", help="UTF-8 text for a language model."),
-        click.option("--tokenizer", metavar="FILE", help="For text; default tokenizer.json beside a model."),
+        click.option(
+            "--tokenizer",
+            metavar="FILE",
+            help="For text; default tokenizer.json beside the models, or beside what they were compiled from.",
+        ),
         click.option(
             "--data",
             metavar="PATH",

@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from qcompiler.report.model_report import ModelReport, SpeedFigure
-from qcompiler.report.sizes import counted, format_bytes, format_memory, format_seconds, size_change
+from qcompiler.report.sizes import (
+    counted,
+    format_bytes,
+    format_memory,
+    format_rate,
+    format_seconds,
+    size_change,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ def tiles(report: ModelReport) -> list[Tile]:
 
 def _speed_tile(figure: SpeedFigure) -> Tile:
     tokens = figure.tokens_per_second
-    value = f"{figure.milliseconds:.3g} ms" if tokens is None else f"{tokens:.4g} tokens/s"
+    value = f"{figure.milliseconds:.3g} ms" if tokens is None else f"{format_rate(tokens)} tokens/s"
     times = figure.times_as_fast
     return Tile(
         figure.workload, value, "" if times is None else f"{times:.2f} times as fast as the float model"

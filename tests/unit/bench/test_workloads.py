@@ -116,7 +116,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert "no input 'y'" in _refused("float[N,8] x", Sizes(data=str(tmp_path / "feed.npz")))
     (tmp_path / "feed.jsonl").write_text(json.dumps({"x": [[1.0]]}))
     assert "must be 8" in _refused("float[N,8] x", Sizes(data=str(tmp_path / "feed.jsonl")))
-    assert "no such calibration file" in _refused("float[N,8] x", Sizes(data="missing.npz"))
+    assert "no such file" in _refused("float[N,8] x", Sizes(data="missing.npz"))
     (tmp_path / "text.txt").write_text("words")
     assert "give its length by --tokens" in _refused(TOKENS, Sizes(data=str(tmp_path / "text.txt")))
 

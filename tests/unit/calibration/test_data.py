@@ -193,7 +193,7 @@ def test_jsonl_without_what_it_needs(tmp_path: Path) -> None:
 
 
 def test_paths_that_say_nothing(tmp_path: Path) -> None:
-    assert "no such calibration file" in refused(tmp_path / "none.txt")
+    assert "no such file" in refused(tmp_path / "none.txt")
     assert ".csv says no form of data; use .txt, .jsonl, .npz, a folder of .npz or module" in refused(
         write(tmp_path / "a.csv", "1")
     )
@@ -275,7 +275,7 @@ def test_whether_there_is_such_data(tmp_path: Path) -> None:
     for source in (tmp_path, str(tmp_path), "package.module:function", [], {"x": np.zeros(1)}):
         check_exists(source)
     for missing in (tmp_path / "a.txt", "a.txt", "C:a.npz", "nowhere"):
-        with pytest.raises(CalibrationError, match="no such calibration file or folder; check the path"):
+        with pytest.raises(CalibrationError, match="no such file or folder; check the path"):
             check_exists(missing)
 
 

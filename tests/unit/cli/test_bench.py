@@ -75,7 +75,7 @@ def test_the_table_shows_both_and_the_ratio(run: Command, tmp_path: Path) -> Non
         "prefill, 4 tokens",
         "2 runs each, in turn",
         "times as fast",
-        "1 processes each",
+        "1 process each",
         "anonymous",
     ):
         assert words in out

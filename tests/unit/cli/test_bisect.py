@@ -44,6 +44,10 @@ def test_bad_usage(run: Command, tmp_path: Path, more: list[str]) -> None:
     assert run("bisect", models.mlp(tmp_path), *more).status == 2
 
 
+def test_a_model_and_a_recipe_exclude_each_other(run: Command, tmp_path: Path) -> None:
+    assert "exclude each other" in run("bisect", models.mlp(tmp_path), "out", *RTN).err
+
+
 def test_a_compile_that_fails_leaves_nothing_to_resume(run: Command, tmp_path: Path) -> None:
     path = models.mlp(tmp_path)
     model = onnx.load(path)

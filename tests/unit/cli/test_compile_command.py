@@ -64,7 +64,7 @@ def test_dry_run_writes_nothing(run: Command, tmp_path: Path) -> None:
     assert "int4 g32 sym" in outcome.out and "peak memory" in outcome.out
     plan = json.loads(run(source, *RTN, "--dry-run", "--json").out)
     roles = {node["name"]: node["role"] for node in plan["nodes"]}
-    assert roles == {"table": "head", "fc1": "linear", "fc2": "linear"}
+    assert roles == {"table": "embedding/head", "fc1": "linear", "fc2": "linear"}
     assert plan["forecast"]["planned_bytes"] < plan["forecast"]["model_bytes"]
 
 
@@ -131,7 +131,7 @@ def test_an_error_is_json_too_where_json_is_wanted(run: Command, tmp_path: Path)
 def test_data_that_is_not_used_is_told_and_must_exist(run: Command, tmp_path: Path) -> None:
     source = models.mlp(tmp_path)
     outcome = run(source, *RTN, "--calib", "none.txt")
-    assert outcome.status == 2 and "none.txt: no such calibration file" in outcome.error
+    assert outcome.status == 2 and "none.txt: no such file" in outcome.error
     assert left_behind() == []
     data = models.feeds_file(tmp_path, x=np.ones((2, 64), np.float32))
     warnings = json.loads(run(source, *RTN, "--calib", data, "-o", "out", "--json").out)["warnings"]

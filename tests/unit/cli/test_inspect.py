@@ -16,6 +16,7 @@ def test_filter_session_and_overlay(run: Command, tmp_path: Path) -> None:
     )
     assert shown.status == 0 and "shown are 1 of 2 products" in shown.out
     assert "runs as" in shown.out and "runs on CPUExecutionProvider" in shown.out
+    assert "wrote times.json" in shown.err
     assert len(json.loads(Path("times.json").read_text())["results"]) == 2
     found = json.loads(run("inspect", source, "--filter", "fc1", "--json").out)
     assert [product["name"] for product in found["products"]] == ["fc1"] and found["products"][0][
@@ -25,7 +26,13 @@ def test_filter_session_and_overlay(run: Command, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [["--filter", "("], ["--provider", "CPUExecutionProvider"], ["--data", "x.npz"], ["--value", "size"]],
+    [
+        ["--filter", "("],
+        ["--provider", "CPUExecutionProvider"],
+        ["--data", "x.npz"],
+        ["--value", "size"],
+        ["--value", "sqnr"],
+    ],
 )
 def test_bad_usage(run: Command, tmp_path: Path, options: list[str]) -> None:
     assert run("inspect", models.mlp(tmp_path), *options).status == 2

@@ -4,25 +4,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers import models as token_models
 
 import qcompiler
 from qcompiler.errors import CalibrationError, InputError, NotFiniteError
 from qcompiler.quant import metrics
 from qcompiler.report.evaluate import EvaluationData, evaluate
 from tests import command_models as models
+from tests.command_models import tokenizer
 from tests.small_models import Array, make_model, run, save_model, weight
-
-
-def tokenizer(folder: Path) -> Path:
-    """Words a0 .. a95 are their numbers."""
-    vocabulary = {f"a{index}": index for index in range(models.VOCABULARY)}
-    made = Tokenizer(token_models.WordLevel(vocabulary, unk_token="a0"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    path = folder / "tokenizer.json"
-    made.save(str(path))
-    return path
 
 
 def text(folder: Path, words: int) -> tuple[Path, list[int]]:
@@ -95,7 +84,10 @@ def test_models_that_do_not_belong_together(tmp_path: Path) -> None:
     first = models.mlp(tmp_path)
     (tmp_path / "other").mkdir()
     other = models.decoder(tmp_path / "other")
-    with pytest.raises(InputError, match=r"inputs differ: .* alone takes input_ids; .* alone takes x"):
+    with pytest.raises(
+        InputError,
+        match=r"inputs differ: .* alone takes input_ids; .* alone takes x; is it the model's own reference",
+    ):
         evaluate(first, other, EvaluationData())
     data = models.feeds_file(tmp_path, x=np.ones((4, 64), np.float32))
     with pytest.raises(InputError, match="no output in common"):

@@ -23,6 +23,7 @@ def test_warnings_of_the_plan_are_shown(tmp_path: Path) -> None:
         console.print(plan_table(made, model, 0, []))
     text = capture.get()
     assert "warning: rule 1 (name=zz): matched no weight" in text
+    assert "embedding/head" in text  # as inspect has it
     assert "warning: table: embedding and head are one stored weight" in text
     assert plan_json(made, model, 0, [])["warnings"] == made.warnings and len(made.warnings) == 2
 
