@@ -21,11 +21,12 @@ class Similarity:
             same = np.isinf(block) & (block == other)
             if same.any():
                 block, other = block[~same], other[~same]
-            difference = block - other
-            self._signal += float(block @ block)
-            self._noise += float(difference @ difference)
-            self._dot += float(block @ other)
-            self._square += float(other @ other)
+            with np.errstate(invalid="ignore"):  # an infinity of one side: told by what it comes to
+                difference = block - other
+                self._signal += float(block @ block)
+                self._noise += float(difference @ difference)
+                self._dot += float(block @ other)
+                self._square += float(other @ other)
 
     @property
     def sqnr_db(self) -> float:

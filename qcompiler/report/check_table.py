@@ -1,7 +1,5 @@
 """A check on the terminal: a line for each way to run, then where those that part do."""
 
-import math
-
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -9,6 +7,7 @@ from rich.text import Text
 
 from qcompiler.report.check_model import Check, VariantParity
 from qcompiler.report.parting import Parting, Step
+from qcompiler.report.sizes import format_decibel
 
 OPERATORS = 6  # that are named of those without a kernel
 
@@ -42,7 +41,8 @@ def _cells(variant: VariantParity) -> list[str]:
         return [variant.label, "breaks", worst.name, "no numbers", "", ""]
     agreement = "" if worst.top1_agreement is None else f"{100 * worst.top1_agreement:.4g} %"
     return [
-        variant.label, "holds" if variant.holds else "breaks", worst.name, decibel(worst.sqnr_db), f"{worst.max_error:.2g}", agreement,
+        variant.label, "holds" if variant.holds else "breaks", worst.name,
+        format_decibel(worst.sqnr_db), f"{worst.max_error:.2g}", agreement,
     ]  # fmt: skip
 
 
@@ -74,11 +74,6 @@ def _said(variant: VariantParity) -> list[str]:
 
 def _step(step: Step) -> str:
     return (
-        f"{step.op} {step.node or step.value}, which runs as {step.runs_as}: value {step.value} has {decibel(step.sqnr_db)} "
-        f"(max error {step.max_error:.2g}), what it is computed from {decibel(step.before_db)}"
+        f"{step.op} {step.node or step.value}, which runs as {step.runs_as}: value {step.value} has {format_decibel(step.sqnr_db)} "
+        f"(max error {step.max_error:.2g}), what it is computed from {format_decibel(step.before_db)}"
     )
-
-
-def decibel(value: float) -> str:
-    """``41.2 dB``; words where nothing differs."""
-    return "equal" if value == math.inf else "none" if value == -math.inf else f"{value:.1f} dB"

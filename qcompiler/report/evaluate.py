@@ -34,6 +34,8 @@ Progress = Callable[[str, int, int], None]
 Watch = Callable[[Mapping[str, Array], str, Array, Array], None]
 """Sees each feed, the name of an output, what the reference gives and what the model gives."""
 RANDOM_SAMPLES = 8
+INFINITE = "infinity in an output"
+"""What a note begins with where one of the models alone gives it."""
 
 
 def unwatched(feed: Mapping[str, Array], name: str, wanted: Array, got: Array) -> None:
@@ -197,12 +199,15 @@ def _compare_outputs(
     sums = {name: Similarity() for name in names}
     agreeing: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
     samples = 0
+    infinite: dict[str, int] = {}
     for feed in feeds:
         progress("evaluating", samples, max(samples + 1, data.windows))
         got, wanted = (side.run(feed, names) for side in (ours, theirs))
         for name in names:
             _check_shapes(name, got[name], wanted[name])
             _check_numbers(ours, theirs, name, got[name], wanted[name])
+            if count := _unlike_infinities(wanted[name], got[name]):
+                infinite[name] = infinite.get(name, 0) + count
             sums[name].add(wanted[name], got[name])
             watch(feed, name, wanted[name], got[name])
             shape = wanted[name].shape
@@ -211,6 +216,11 @@ def _compare_outputs(
                 agreeing[name].append((metrics.top1_agreement(wanted[name], got[name]), rows))
         samples += 1
     progress("evaluating", samples, samples)
+    notes += [
+        f"{INFINITE}, {name}: {counted(count, 'number')} of one model alone; qcompile trace {ours.path} "
+        f"--reference {theirs.path} shows where it begins"
+        for name, count in infinite.items()
+    ]
     outputs = [
         OutputDifference(name, sums[name].sqnr_db, sums[name].cosine, _weighted(agreeing[name]))
         for name in names
@@ -307,6 +317,13 @@ def _check_numbers(
         raise NotFiniteError(
             f"{ours.path}: output {name} holds NaN, {whose}; nothing can be compared: {_remedy(theirs if both else ours)}"
         )
+
+
+def _unlike_infinities(wanted: Array, got: Array) -> int:
+    """Numbers that are infinite in one model and not, or of the other sign, in the other."""
+    if wanted.dtype.kind != "f" or got.dtype.kind != "f":
+        return 0
+    return int(((np.isinf(wanted) | np.isinf(got)) & (wanted != got)).sum())
 
 
 def _remedy(side: ComparableModel) -> str:

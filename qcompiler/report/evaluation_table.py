@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompiler.report.evaluate import Evaluation
+from qcompiler.report.sizes import format_decibel
 
 
 def evaluation_table(found: Evaluation) -> RenderableType:
@@ -26,7 +27,7 @@ def evaluation_table(found: Evaluation) -> RenderableType:
     if len(found.outputs) == 1:
         rows += [
             ("top-1 agreement", _share(found.top1_agreement)),
-            ("SQNR", _decibel(found.sqnr_db)),
+            ("SQNR", format_decibel(found.sqnr_db)),
             ("cosine", f"{found.cosine:.6f}"),
         ]
     for key, value in rows:
@@ -44,13 +45,11 @@ def _outputs(found: Evaluation) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for output in found.outputs:
         cosine = f"{output.cosine:.6f}"
-        table.add_row(escape(output.name), _decibel(output.sqnr_db), cosine, _share(output.top1_agreement))
+        table.add_row(
+            escape(output.name), format_decibel(output.sqnr_db), cosine, _share(output.top1_agreement)
+        )
     return table
 
 
 def _share(value: float | None) -> str:
     return "no classes" if value is None else f"{100 * value:.2f} %"
-
-
-def _decibel(value: float) -> str:
-    return "equal" if value == math.inf else f"{value:.1f} dB"

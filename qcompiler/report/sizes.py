@@ -1,5 +1,6 @@
 """Numbers as people read them: bytes, shapes, seconds."""
 
+import math
 from collections.abc import Sequence
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -41,6 +42,11 @@ def format_seconds(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def format_decibel(value: float) -> str:
+    """``41.2 dB``; words where nothing differs, and where nothing is alike."""
+    return "equal" if value == math.inf else "none" if value == -math.inf else f"{value:.1f} dB"
 
 
 def format_rate(rate: float) -> str:

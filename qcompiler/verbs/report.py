@@ -38,6 +38,7 @@ def report_verb(
     if (given.text is not None or given.data is not None) and reference is None:
         raise click.UsageError("--text and --data compare with the float model; give it: --reference MODEL")
     from qcompiler.graph.model_file import check_no_model_file, model_path
+    from qcompiler.report.evaluate import INFINITE
     from qcompiler.report.model_report import NOT_COMPARED, make_report
     from qcompiler.report.page.page import NAME, check_page, write_page
     from qcompiler.report.progress import progress_shown
@@ -60,6 +61,6 @@ def report_verb(
             found = replace(found, speed=speed_figures(measure(model, reference, settings, progress)))
         write_page(found, place)
     for note in found.notes:
-        if note.startswith(NOT_COMPARED):
+        if note.startswith((INFINITE, NOT_COMPARED)):
             click.echo(f"warning: {note}", err=True)
     show({"page": str(place), **found.plain()} if as_json else f"{place}")

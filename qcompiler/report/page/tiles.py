@@ -6,6 +6,7 @@ from qcompiler.report.model_report import ModelReport, SpeedFigure
 from qcompiler.report.sizes import (
     counted,
     format_bytes,
+    format_decibel,
     format_memory,
     format_rate,
     format_seconds,
@@ -40,7 +41,7 @@ def tiles(report: ModelReport) -> list[Tile]:
             made.append(Tile("perplexity", f"{judged.ppl:.2f}", f"float {judged.reference_ppl:.2f}"))
         if judged.top1_agreement is not None:
             made.append(Tile("same first choice", f"{judged.top1_agreement:.1%}", "as the float model"))
-        made.append(Tile("SQNR of the output", f"{judged.sqnr_db:.1f} dB", f"cosine {judged.cosine:.5f}"))
+        made.append(Tile("SQNR of the output", format_decibel(judged.sqnr_db), f"cosine {judged.cosine:.5f}"))
     made += [_speed_tile(figure) for figure in report.speed]
     if compiled is not None:
         if compiled.running:

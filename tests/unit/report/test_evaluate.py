@@ -4,11 +4,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from rich.console import Console
 
 import qcompiler
 from qcompiler.errors import CalibrationError, InputError, NotFiniteError
 from qcompiler.quant import metrics
 from qcompiler.report.evaluate import EvaluationData, evaluate
+from qcompiler.report.evaluation_table import evaluation_table
 from tests import command_models as models
 from tests.command_models import tokenizer
 from tests.small_models import Array, make_model, run, save_model, weight
@@ -187,3 +189,17 @@ def test_a_sequence_is_not_compared(tmp_path: Path) -> None:
     text = "g (float[M,8] x) => (float[M,4] y, seq(float) s) { y = MatMul(x, w) s = SequenceConstruct(y, y) }"
     path = save_model(make_model(text, {"w": weight(8, 4)}), tmp_path)
     assert [output.name for output in evaluate(path, path, EvaluationData()).outputs] == ["y"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_infinity_of_one_model_is_told(tmp_path: Path) -> None:
+    source, broken = models.mlp(tmp_path), models.mlp(tmp_path, name="broken.onnx", spoil=math.inf)
+    data = EvaluationData(data=str(models.feeds_file(tmp_path, x=np.ones((1, 64), np.float32))))
+    found = evaluate(broken, source, data)
+    (note,) = found.notes
+    assert note.startswith("infinity in an output, y: 64 numbers of one model alone; qcompile trace")
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(evaluation_table(found))
+    assert found.sqnr_db == -math.inf and "-inf" not in capture.get()
+    assert evaluate(broken, broken, data).notes == []  # as a mask that both have
