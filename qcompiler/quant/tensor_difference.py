@@ -6,7 +6,7 @@ activations (rotations) leaves a tensor with other numbers that mean the same.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,10 @@ _INFINITE = 1e30  # a mask's "minus infinity" is often the least float; its squa
 
 _FEWEST = 2  # numbers a channel: a factor takes one n-th of the noise of n numbers, so that no fit of noise gains 6 dB
 _MOST_CHANNELS = 1 << 14
+
+
+ChannelAxis = Literal["last", "first", "both"]
+"""Channels are of the last axis, of the one behind the batch, or of these two together, the last one within the first."""
 
 
 class TensorDifference:
@@ -142,6 +146,31 @@ class TensorDifference:
             if signal.size:
                 best = max(best, _decibel(float(signal.sum()), noise))
         return -math.inf if self.unlike else best
+
+    def channels(self, axis: ChannelAxis) -> int:
+        """How many channels along ``axis`` were summed; 0 where they are not known, or numbers a channel are too few to say much."""
+        sums = self._channels.get(axis)
+        return 0 if sums is None or sums.shape[1] * _FEWEST > self.elements else sums.shape[1]
+
+    def most_rescaled(self, axis: ChannelAxis, count: int) -> npt.NDArray[np.int64]:
+        """Sorted: the ``count`` channels along ``axis`` of which a positive factor for each explains the most noise."""
+        _, dot, square = self._channels[axis]
+        # signal - 2 dot + square is the noise; what the best factor leaves of it is signal - dot^2 / square.
+        explained = square - 2 * dot + np.where(dot > 0, dot * dot / np.where(square > 0, square, 1.0), 0.0)
+        return np.sort(np.argsort(-explained, kind="stable")[:count])
+
+    def scaled_noise(self, axis: ChannelAxis, factors: Sums) -> Sums:
+        """[C]: what is left of the noise in each channel along ``axis`` of the tensor times ``factors``, float64 [C]; nothing is fitted."""
+        signal, dot, square = self._channels[axis]
+        left: Sums = np.maximum(signal - 2 * factors * dot + factors * factors * square, 0.0)
+        return left
+
+    def scaled_sqnr_db(self, axis: ChannelAxis, factors: Sums) -> float:
+        """SQNR of the tensor times ``factors``, likewise."""
+        signal = float(self._channels[axis][0].sum())
+        # A difference of sums: below their rounding nothing is known.
+        noise = max(float(self.scaled_noise(axis, factors).sum()), 1e-14 * signal)
+        return -math.inf if self.unlike else _decibel(signal, noise)
 
     @property
     def length_error(self) -> float:

@@ -21,6 +21,7 @@ from qcompiler.graph.correction_form import corrected_output
 from qcompiler.graph.extract import is_constant, is_tensor
 from qcompiler.graph.product_names import product_names
 from qcompiler.graph.reads import node_reads
+from qcompiler.graph.weights import Weight
 from qcompiler.report.quantized_products import StoredWeight, read_products
 from qcompiler.report.tapped_model import Tap
 
@@ -289,11 +290,11 @@ def _add_by_weight(
     taken = {tap.value for tap in found.values()}
     by_weight: dict[str, list[_Reading]] = {}
     known = {reading.value: reading for reading in ours.values()}
-    for name, node in _weights(other):
+    for name, node, _ in named_weights(other):
         reading = known.get(corrected_output(node))
         if reading is not None and reading.tap.value not in taken:
             by_weight.setdefault(name, []).append(reading)
-    for name, node in _weights(reference):
+    for name, node, _ in named_weights(reference):
         output = corrected_output(node)
         readings = by_weight.get(name, ())
         if len(readings) == 1 and output in lost and output.name in theirs:
@@ -303,14 +304,14 @@ def _add_by_weight(
 _MARKS = ("_quantized", "_Q4", "_Q8", ".codes", ".quantized", ".weight", "_weight")
 
 
-def _weights(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
+def named_weights(model: ir.Model) -> Iterator[tuple[str, ir.Node, Weight | StoredWeight]]:
     """Names of weights without what quantizers add to them, with the nodes that multiply by them."""
     for weight in take_census(model).weights:
         for use in weight.uses:
             if use.in_body is None:
-                yield without_marks(product_names(use.node, weight.source)[0]), use.node
+                yield without_marks(product_names(use.node, weight.source)[0]), use.node, weight
     for stored in read_products(model):
-        yield without_marks(stored.name), stored.nodes[0]
+        yield without_marks(stored.name), stored.nodes[0], stored
 
 
 def without_marks(name: str) -> str:

@@ -45,9 +45,11 @@ class StoredValues:
     channels: Indices
 
 
-def stored_values(model: ir.Model, weight: StoredWeight) -> StoredValues:
+def stored_values(model: ir.Model, weight: StoredWeight, channels: Indices | None = None) -> StoredValues:
     """The numbers that the products of ``weight`` multiply by.
 
+    Args:
+        channels: int64, which of K to read, of a weight that is not looked up in; None: as many as ``MOST_NUMBERS`` leaves.
     Raises:
         InputError: its operator keeps them from being read; the message says which.
     """
@@ -55,25 +57,26 @@ def stored_values(model: ir.Model, weight: StoredWeight) -> StoredValues:
     if _is_lookup_of_codes(node):
         return _of_lookup(model, node)
     if node.op_type in WEIGHT_INPUT:
-        return _of_float_product(model, weight)
+        return _of_float_product(model, weight, channels)
     if node.op_type in _INTEGERS:
-        return _of_integer_product(model, node)
+        return _of_integer_product(model, node, channels)
     if node.op_type in GATHERS:
         return _by_looking_up(model, weight)
     if node.op_type in PRODUCTS and not node.op_type.startswith(THREE) and _is_codes_alone(weight):
-        return _of_packed_codes(weight)
-    return _by_unit_rows(model, weight)
+        return _of_packed_codes(weight, channels)
+    return _by_unit_rows(model, weight, channels)
 
 
-def sampled(matrix: npt.NDArray[Any]) -> StoredValues:
+def sampled(matrix: npt.NDArray[Any], channels: Indices | None = None) -> StoredValues:
     """Of a whole weight [N, K] of any float type, what is read of it."""
-    found = _chosen(matrix)
+    found = _chosen(matrix, channels)
     return replace(found, values=found.values.astype(np.float32))
 
 
-def _chosen(matrix: npt.NDArray[Any]) -> StoredValues:
+def _chosen(matrix: npt.NDArray[Any], channels: Indices | None) -> StoredValues:
     """Of a whole matrix [N, K], as it is."""
-    channels = _evenly(matrix.shape[1], MOST_NUMBERS // matrix.shape[0])
+    if channels is None:
+        channels = _evenly(matrix.shape[1], MOST_NUMBERS // matrix.shape[0])
     return StoredValues(matrix[:, channels], np.arange(matrix.shape[0]), channels)
 
 
@@ -83,32 +86,37 @@ def _evenly(size: int, most: int) -> Indices:
 
 
 def _of_codes(
-    matrix: npt.NDArray[Any], scale: npt.NDArray[Any], zero_point: npt.NDArray[Any] | None
+    matrix: npt.NDArray[Any],
+    scale: npt.NDArray[Any],
+    zero_point: npt.NDArray[Any] | None,
+    channels: Indices | None = None,
 ) -> StoredValues:
     """Of codes [N, K] with a scale for each output or for all of them: floats of those alone that are read."""
-    found = _chosen(matrix)
+    found = _chosen(matrix, channels)
     flat = None if zero_point is None else zero_point.reshape(-1)
     return replace(found, values=dequantize_rows(found.values, scale.reshape(-1), flat))
 
 
-def _of_float_product(model: ir.Model, weight: StoredWeight) -> StoredValues:
+def _of_float_product(model: ir.Model, weight: StoredWeight, channels: Indices | None) -> StoredValues:
     """What a DequantizeLinear yields."""
     node = weight.nodes[0]
     value = node.inputs[WEIGHT_INPUT[node.op_type]]
     assert value is not None
     turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
     try:
-        found = _of_rows_of_codes(model, value.producer(), turned)
+        found = _of_rows_of_codes(model, value.producer(), turned, channels)
         if found is not None:
             return found
         _check_size(weight)
         array = constant_array(model, value)
     except CalibrationError as error:
         raise InputError(f"{node.name}: its weight cannot be computed ({error})") from error
-    return sampled(array.T if turned else array.reshape(array.shape[0], -1))
+    return sampled(array.T if turned else array.reshape(array.shape[0], -1), channels)
 
 
-def _of_rows_of_codes(model: ir.Model, node: ir.Node | None, turned: bool) -> StoredValues | None:
+def _of_rows_of_codes(
+    model: ir.Model, node: ir.Node | None, turned: bool, channels: Indices | None
+) -> StoredValues | None:
     """Of the codes before a DequantizeLinear with a scale for each output or for all of them; None of any other node."""
     if node is None or node.op_type != "DequantizeLinear" or node.attributes.get_int("block_size", 0) != 0:
         return None
@@ -119,7 +127,7 @@ def _of_rows_of_codes(model: ir.Model, node: ir.Node | None, turned: bool) -> St
     axis = node.attributes.get_int("axis", 1)
     if scale.size > 1 and (scale.ndim != 1 or axis % codes.ndim != (1 if turned else 0)):
         return None
-    return _of_codes(codes.T if turned else codes.reshape(codes.shape[0], -1), scale, zero_point)
+    return _of_codes(codes.T if turned else codes.reshape(codes.shape[0], -1), scale, zero_point, channels)
 
 
 def _is_lookup_of_codes(node: ir.Node) -> bool:
@@ -145,7 +153,7 @@ _LAST_AXIS = frozenset({"QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"
 """Integer operators whose weight is [K, N]; of the others outputs come first."""
 
 
-def _of_integer_product(model: ir.Model, node: ir.Node) -> StoredValues:
+def _of_integer_product(model: ir.Model, node: ir.Node, channels: Indices | None) -> StoredValues:
     places = PLACES[kind_of(node)]
     if places.scales is None:
         raise InputError(f"{node.name}: {node.op_type} multiplies codes alone; scales are in nodes behind it")
@@ -158,7 +166,7 @@ def _of_integer_product(model: ir.Model, node: ir.Node) -> StoredValues:
         node.op_type == "QGemm" and not node.attributes.get_int("transB", 0)
     )
     matrix = codes.T if turned else codes.reshape(codes.shape[0], -1)
-    return _of_codes(matrix, scale, zero_point)
+    return _of_codes(matrix, scale, zero_point, channels)
 
 
 def _constant(model: ir.Model, node: ir.Node, place: int) -> npt.NDArray[Any] | None:
@@ -176,7 +184,7 @@ def _is_codes_alone(weight: StoredWeight) -> bool:
     return not computed and constant and node.attributes.get_int(LAYOUT, 0) == 0
 
 
-def _of_packed_codes(weight: StoredWeight) -> StoredValues:
+def _of_packed_codes(weight: StoredWeight, channels: Indices | None) -> StoredValues:
     """Of MatMulNBits and what is made of it: some rows of codes are unpacked, the others are not touched."""
     node = weight.nodes[0]
     n, k = weight.shape
@@ -196,7 +204,9 @@ def _of_packed_codes(weight: StoredWeight) -> StoredValues:
     values = unpacked.astype(np.float32)
     values -= np.repeat(points, group, axis=1)[:, :k]
     values *= np.repeat(scales, group, axis=1)[:, :k]
-    return StoredValues(values, rows, np.arange(k))
+    if channels is None:
+        return StoredValues(values, rows, np.arange(k))
+    return StoredValues(values[:, channels], rows, channels)
 
 
 def _packed(node: ir.Node, place: int) -> npt.NDArray[Any] | None:
@@ -226,7 +236,7 @@ def _by_looking_up(model: ir.Model, weight: StoredWeight) -> StoredValues:
     return StoredValues(values.reshape(len(rows), -1)[:, :k].astype(np.float32), rows, np.arange(k))
 
 
-def _by_unit_rows(model: ir.Model, weight: StoredWeight) -> StoredValues:
+def _by_unit_rows(model: ir.Model, weight: StoredWeight, channels: Indices | None) -> StoredValues:
     """What an operator with float activations gives for rows of the unit matrix, without what it gives for 0 (its bias)."""
     _check_size(weight)
     node = weight.nodes[0]
@@ -236,7 +246,8 @@ def _by_unit_rows(model: ir.Model, weight: StoredWeight) -> StoredValues:
             f"{node.name}: {node.op_type} gives a function of its products, which hides the weight"
         )
     n, k = weight.shape
-    channels = _evenly(k, MOST_NUMBERS // n)
+    if channels is None:
+        channels = _evenly(k, MOST_NUMBERS // n)
     dtype = np.dtype(np.float32) if x.dtype is None else x.dtype.numpy()
     leading = (1,) * (0 if x.shape is None else len(x.shape) - 2) + (ROWS,)
     residuals = [value for value in node.inputs[1:] if value is not None and not is_constant(value)]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from qcompiler.errors import InputError
 from qcompiler.quant.tensor_difference import TensorDifference
 from qcompiler.report.alignment import AlignedValue, Alignment, upstream
+from qcompiler.report.moved_factors import MovedFactors
 from qcompiler.report.tapped_model import Tap, TappedModel
 
 Array = npt.NDArray[Any]
@@ -28,6 +29,9 @@ _HEALED_DB = 6.0
 # nor, through its own rounding, this much worse than a good one.
 _GOOD_DB, _LOST_DB = 40.0, 25.0
 _ENOUGH_DB = 25.0  # readers may be better than any fit, as one that saturates is
+_EXPLAINED_DB = (
+    3.0  # factors that fit numbers which have nothing to do with each other leave all of the signal: 0 dB
+)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def tensor_errors(
         changed = min(changed, _add_chunk(chunk, reference, other, feeds, unread, sums, unfit))
     progress("comparing values", len(chunks), len(chunks))
     found = {name: _error(value, sums[name]) for name, value in wanted.items() if name in sums}
-    found = _related(found, sums, upstream(reference.model, found))
+    moved = MovedFactors(reference.model, other.model)
+    found = _related(found, sums, upstream(reference.model, found), moved)
     asked = {value.name for value in values}
     return TensorErrors(
         [error for name, error in found.items() if name in asked],
@@ -235,8 +240,10 @@ def _related(
     found: dict[str, TensorError],
     sums: Mapping[str, TensorDifference],
     before: Mapping[str, frozenset[str]],
+    moved: MovedFactors,
 ) -> dict[str, TensorError]:
-    """Marks values that mean the same with other numbers: what is computed from them is much better than they are.
+    """Marks values that mean the same with other numbers: the weights that read them take their factors back, or, where weights do not
+    say, what is computed from them is much better than they are.
 
     From the end on, since a value's readers may be rescaled themselves.
     """
@@ -248,6 +255,10 @@ def _related(
     best_behind: dict[str, float] = {}
     for name in reversed(found):
         error, difference = found[name], sums[name]
+        # Of many channels it is of those that were read: less than what a fit says, where readers are so good that one is believed.
+        taken_back_db = moved.rescaled_sqnr_db(name, difference)
+        if taken_back_db is not None:
+            marked[name] = replace(error, sqnr_db=taken_back_db, relation=RESCALED)
         behind = [
             best_behind[reader] if marked[reader].relation == TURNED else marked[reader].sqnr_db
             for reader in after.get(name, ())
@@ -257,9 +268,13 @@ def _related(
             continue
         rescaled = difference.rescaled_sqnr_db
         taken_back = best >= min(rescaled, _GOOD_DB) - _LOST_DB
-        fits = rescaled >= max(error.sqnr_db + _HEALED_DB, min(best, _ENOUGH_DB) - _HEALED_DB)
+        fits = rescaled >= max(_EXPLAINED_DB, error.sqnr_db + _HEALED_DB, min(best, _ENOUGH_DB) - _HEALED_DB)
         if fits and taken_back:
-            marked[name] = replace(error, sqnr_db=rescaled, relation=RESCALED)
-        elif error.cosine < _TURNED_COSINE and difference.length_error < _ALIKE_LENGTHS:
+            marked[name] = replace(error, sqnr_db=max(rescaled, marked[name].sqnr_db), relation=RESCALED)
+        elif (
+            taken_back_db is None
+            and error.cosine < _TURNED_COSINE
+            and difference.length_error < _ALIKE_LENGTHS
+        ):
             marked[name] = replace(error, relation=TURNED)
     return marked

@@ -107,3 +107,15 @@ def test_the_range_is_of_numbers_alone() -> None:
     found = TensorDifference()
     found.add(np.array([[2.0, np.nan, 5.0, 1.0]]), np.array([[2.0, 0.0, 5.0, np.nan]]))
     assert (found.least, found.greatest, found.unlike) == (2.0, 5.0, 2)
+
+
+def test_given_factors_are_not_fitted() -> None:
+    r = normal(400, 16)
+    factors = np.ones(16)
+    factors[[3, 9]] = 2.0, 0.5
+    found = of((r, (r * factors).astype(np.float32)))
+    assert found.channels("last") == 16 and found.channels("first") == 0
+    assert found.most_rescaled("last", 2).tolist() == [3, 9]
+    assert found.scaled_sqnr_db("last", np.ones(16)) == pytest.approx(found.sqnr_db)
+    assert found.scaled_sqnr_db("last", 1 / factors) > 100
+    assert found.scaled_sqnr_db("last", np.zeros(16)) == pytest.approx(0)

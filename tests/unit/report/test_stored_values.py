@@ -68,6 +68,18 @@ def test_dynamically_quantized_by_onnx_runtime(tmp_path: Path) -> None:
         stored_values(model, next(w for w in weights.values() if w.nodes[0].op_type == "MatMulInteger"))
 
 
+@pytest.mark.parametrize("recipe", ["w4a16-rtn", "w8a8-dynamic", "w4a16-nf4"])
+def test_the_channels_that_are_asked_for(tmp_path: Path, recipe: str) -> None:
+    made = qcompiler.compile(models.decoder(tmp_path), recipe, output=tmp_path / "out")
+    model = model_file.load(made.path)
+    Normalize()(model)
+    product = next(each for each in read_products(model) if each.name == "fc1")
+    channels = np.array([1, 5, 6])
+    asked = stored_values(model, product, channels)
+    assert asked.channels.tolist() == [1, 5, 6]
+    np.testing.assert_allclose(asked.values, stored_values(model, product).values[:, channels], atol=1e-6)
+
+
 def test_of_a_large_weight_some_channels_are_read() -> None:
     matrix = np.arange(4 * MOST_NUMBERS, dtype=np.float32).reshape(MOST_NUMBERS // 2, 8)
     found = sampled(matrix)
