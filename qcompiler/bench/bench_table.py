@@ -1,11 +1,14 @@
 """A benchmark on the terminal."""
 
+from collections.abc import Iterable, Sequence
+
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from qcompiler.bench.result import Benchmark, LoadResult, Loads, Since, Spread, TimesAsFast, WorkloadResult
+from qcompiler.report.fitted_table import Column, FittedTable, rows_of
 from qcompiler.report.sizes import counted, format_rate
 
 
@@ -38,9 +41,10 @@ def bench_table(found: Benchmark) -> RenderableType:
     return Group(*parts, *(Text(f"note: {note}") for note in found.notes))
 
 
-def _times(found: Benchmark) -> Table:
+def _times(found: Benchmark) -> FittedTable:
     both = found.against is not None
-    table = _table("", "", "median", "p10", "p90", "tokens/s", *(["times as fast"] if both else []))
+    columns = ["", "", "median", "p10", "p90", "tokens/s", *(["times as fast"] if both else [])]
+    cells: list[tuple[str, ...]] = []
     for workload in found.workloads:
         rows = [("model", workload.model), ("against", workload.against)]
         for place, (who, runs) in enumerate(rows):
@@ -52,7 +56,7 @@ def _times(found: Benchmark) -> Table:
                     if place == 0
                     else f"{counted(workload.pairs, 'run')} each, in turn"
                 )
-                table.add_row(escape(title), who if both else "", *_spread(runs.seconds), speed, *ratio)
+                cells.append((title, who if both else "", *_spread(runs.seconds), speed, *ratio))
     if found.loads is not None:
         for place, (who, loads) in enumerate(_sides(found.loads)):
             title = (
@@ -61,8 +65,8 @@ def _times(found: Benchmark) -> Table:
                 else f"{counted(found.loads.pairs, 'process', 'processes')} each, in turn"
             )
             ratio = [_ratio(found.loads.times_as_fast) if place == 0 else ""] if both else []
-            table.add_row(title, who if both else "", *_spread(loads.seconds), "", *ratio)
-    return table
+            cells.append((title, who if both else "", *_spread(loads.seconds), "", *ratio))
+    return _table(columns, cells)
 
 
 def _since(since: Since) -> Group:
@@ -71,16 +75,17 @@ def _since(since: Since) -> Group:
         for name, version in (("ONNX Runtime", since.onnxruntime), ("qcompiler", since.qcompiler))
         if version
     )
-    table = _table(f"since {since.path}", "", "then", "now", "times as fast")
-    for change in since.changes:
-        unsure = "" if change.apart else " (within the spread)"
-        table.add_row(
-            escape(change.name),
+    cells = (
+        (
+            change.name,
             "",
             format_time(change.then),
             format_time(change.now),
-            f"{change.times_as_fast:.2f}{unsure}",
+            f"{change.times_as_fast:.2f}{'' if change.apart else ' (within the spread)'}",
         )
+        for change in since.changes
+    )
+    table = _table([f"since {since.path}", "", "then", "now", "times as fast"], cells)
     lines = (
         [f"then with {versions}; not in turn: what else the machine did then and now counts"]
         if versions
@@ -94,36 +99,26 @@ OPERATORS = 12
 """That are shown for each side; the rest is one line."""
 
 
-def _operators(workload: WorkloadResult) -> Table:
+def _operators(workload: WorkloadResult) -> FittedTable:
     """Where the time of a run goes, each side by itself."""
-    table = _table(f"{workload.name}, operator", "", "nodes", "time", "share")
+    cells: list[tuple[str, ...]] = []
     for who, runs in (("model", workload.model), ("against", workload.against)):
         if runs is None:
             continue
         shown, rest = runs.operators[:OPERATORS], runs.operators[OPERATORS:]
         for operator in shown:
             side = who if workload.against is not None else ""
-            table.add_row(
-                escape(operator.op),
-                side,
-                str(operator.nodes),
-                format_time(operator.seconds),
-                f"{operator.share:.1%}",
-            )
+            time = format_time(operator.seconds)
+            cells.append((operator.op, side, str(operator.nodes), time, f"{operator.share:.1%}"))
         if rest:
             seconds, share = sum(each.seconds for each in rest), sum(each.share for each in rest)
-            table.add_row(
-                f"{len(rest)} others",
-                "",
-                str(sum(each.nodes for each in rest)),
-                format_time(seconds),
-                f"{share:.1%}",
-            )
-    return table
+            nodes = str(sum(each.nodes for each in rest))
+            cells.append((f"{len(rest)} others", "", nodes, format_time(seconds), f"{share:.1%}"))
+    return _table([f"{workload.name}, operator", "", "nodes", "time", "share"], cells)
 
 
-def _memory(loads: LoadResult) -> Table:
-    table = _table("peak memory", "", "anonymous", "resident")
+def _memory(loads: LoadResult) -> FittedTable:
+    cells: list[tuple[str, ...]] = []
     both = loads.against is not None
     for title, anonymous, resident in (
         ("loading", "load_anonymous_bytes", "load_resident_bytes"),
@@ -131,19 +126,23 @@ def _memory(loads: LoadResult) -> Table:
     ):
         for place, (who, side) in enumerate(_sides(loads)):
             sizes = [_megabytes(getattr(side, key)) for key in (anonymous, resident)]
-            table.add_row(title if place == 0 else "", who if both else "", *sizes)
-    return table
+            cells.append((title if place == 0 else "", who if both else "", *sizes))
+    return _table(["peak memory", "", "anonymous", "resident"], cells)
 
 
 def _sides(loads: LoadResult) -> list[tuple[str, Loads]]:
     return [("model", loads.model), *([] if loads.against is None else [("against", loads.against)])]
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < 2 else "right", no_wrap=True)
-    return table
+def _table(titles: Sequence[str], cells: Iterable[Sequence[str]]) -> FittedTable:
+    """What, which side, figures: of a narrow screen the ends of a spread go first."""
+    columns = [
+        Column(title, {"p10": 2, "p90": 2, "tokens/s": 1}.get(title, 0), right=place > 1)
+        if place
+        else Column(title, 0, "name", 20)
+        for place, title in enumerate(titles)
+    ]
+    return FittedTable(columns, rows_of(cells))
 
 
 def workload_title(workload: WorkloadResult) -> str:

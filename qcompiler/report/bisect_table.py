@@ -3,12 +3,11 @@
 import math
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from qcompiler.report.bisect_layers import SHARP_DB, LayerBisection, LayerBreak
 from qcompiler.report.diff_table import decibel
+from qcompiler.report.fitted_table import LEAST_NAME, Column, FittedTable, Row, rows_of
 from qcompiler.report.pass_parity import PassBisection, PassParity
 from qcompiler.report.sizes import format_seconds
 
@@ -22,16 +21,22 @@ def layers_table(found: LayerBisection) -> RenderableType:
     parts.append(
         Text(f"layers by the noise that they add themselves, most first ({count} of {found.layers})")
     )
-    table = _table()
-    table.add_column("name", overflow="fold")
-    table.add_column("op")
-    for column in ("inputs", "output", "own noise"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for each in found.noisiest[:NOISIEST]:
-        layer = each.layer
-        cells = (layer.title, layer.op, decibel(each.input_sqnr_db), decibel(layer.sqnr_db))
-        table.add_row(*map(escape, cells), _own(each))
-    parts.append(table)
+    columns = (
+        Column("name", 0, "name", LEAST_NAME),
+        Column("op", 1, "words", 8),
+        *(Column(title, 0, right=True) for title in ("inputs", "output", "own noise")),
+    )
+    rows = (
+        (
+            each.layer.title,
+            each.layer.op,
+            decibel(each.input_sqnr_db),
+            decibel(each.layer.sqnr_db),
+            _own(each),
+        )
+        for each in found.noisiest[:NOISIEST]
+    )
+    parts.append(FittedTable(columns, rows_of(rows)))
     parts += [
         "",
         Text(
@@ -43,17 +48,20 @@ def layers_table(found: LayerBisection) -> RenderableType:
 
 def passes_table(found: PassBisection) -> RenderableType:
     """Every pass with what its outputs are worth, the first that breaks, and the layer in it."""
-    table = _table()
-    table.add_column("pass", no_wrap=True)
     kl = any(each.kl is not None for each in found.passes)
-    for column in ("SQNR", "max error", *(["KL"] if kl else []), "took"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
-    idle = sum(not each.modified for each in found.passes)
-    for each in found.passes:
-        if not each.modified:
-            continue
-        table.add_row(*map(escape, _cells(each, kl)), style="bold" if each.why else "")
+    columns = (
+        Column("pass", 0, "name", 24),
+        Column("SQNR", 0, right=True),
+        Column("max error", 2, right=True),
+        *([Column("KL", 2, right=True)] if kl else []),
+        Column("took", 3, right=True),
+        Column("", 1, "words", 16, called="notes", below=True),
+    )
+    changed = [each for each in found.passes if each.modified]
+    idle = len(found.passes) - len(changed)
+    table = FittedTable(
+        columns, [Row(_cells(each, kl), "bold" if each.why else "", tell=True) for each in changed]
+    )
     parts: list[RenderableType] = [
         Text(f"outputs after each pass, against {found.model} ({idle} more changed nothing)"),
         table,
@@ -98,7 +106,3 @@ def _sentence(found: LayerBisection) -> str:
 
 def _own(each: LayerBreak) -> str:
     return "none" if each.own_sqnr_db == math.inf else decibel(each.own_sqnr_db)
-
-
-def _table() -> Table:
-    return Table(box=None, pad_edge=False, header_style="bold")

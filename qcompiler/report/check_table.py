@@ -1,11 +1,10 @@
 """A check on the terminal: a line for each way to run, then where those that part do."""
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from qcompiler.report.check_model import Check, VariantParity
+from qcompiler.report.fitted_table import Column, FittedTable, rows_of
 from qcompiler.report.parting import Parting, Step
 from qcompiler.report.sizes import format_decibel
 
@@ -14,13 +13,15 @@ OPERATORS = 6  # that are named of those without a kernel
 
 def check_table(found: Check) -> RenderableType:
     """The worst output of each way to run."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("level, threads, provider", "parity", "output"):
-        table.add_column(column, no_wrap=column != "output")
-    for column in ("SQNR", "max error", "top-1"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for variant in found.variants:
-        table.add_row(*map(escape, _cells(variant)))
+    columns = (
+        Column("level, threads, provider"),
+        Column("parity"),
+        Column("output", 2, "name", 16),
+        Column("SQNR", 0, right=True),
+        Column("max error", 1, right=True),
+        Column("top-1", 3, right=True),
+    )
+    table = FittedTable(columns, rows_of(map(_cells, found.variants)))
     lines = [
         f"{found.model}: against {found.reference}, on {found.data}; bound {found.bound_db:g} dB",
         *found.notes,

@@ -11,6 +11,7 @@ from qcompiler.passes.layer_result import LayerResult
 from qcompiler.passes.rotate import RotationResult
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.fallback import Fallback
+from qcompiler.report.fitted_table import LEAST_NAME, Column, FittedTable, rows_of
 from qcompiler.report.sizes import (
     counted,
     format_bytes,
@@ -40,42 +41,39 @@ def compile_summary(report: CompileReport, output: str) -> RenderableType:
     return Group(*parts, facts)
 
 
-def _worst_table(layers: list[LayerResult], count: int) -> Table:
+def _worst_table(layers: list[LayerResult], count: int) -> FittedTable:
     title = "layers by error of their output, worst first" + (
         f" ({len(layers)} of {count})" if count > len(layers) else ""
     )
-    table = Table(
-        box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style=""
+    columns = (
+        Column("name", 0, "name", LEAST_NAME),
+        Column("role", 3, "words", 9),
+        Column("N x K", 2, right=True),
+        Column("stored as", 0, "words", 14),
+        Column("output_error", 1, right=True),
+        Column("SQNR", 0, right=True),
     )
-    table.add_column("name", overflow="fold")
-    table.add_column("role")
-    table.add_column("N x K", justify="right", no_wrap=True)
-    table.add_column("stored as", no_wrap=True)
-    table.add_column("output_error", justify="right", no_wrap=True)
-    table.add_column("SQNR", justify="right", no_wrap=True)
-    for layer in layers:
-        table.add_row(
-            escape(layer.name),
+    rows = (
+        (
+            layer.name,
             layer.role,
             format_shape(layer.shape),
             " + ".join(part for part in (layer.scheme, layer.beside) if part),
             f"{layer.output_error:.2e}",
             f"{layer.sqnr_db:.1f} dB",
         )
-    return table
-
-
-def _trade_table(mixed: MixedResult) -> Table:
-    title = "other budgets (all: report.html)"
-    table = Table(
-        box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style=""
+        for layer in layers
     )
-    table.add_column("weights", justify="right", no_wrap=True)
-    table.add_column(f"predicted {mixed.measure}", justify="right", no_wrap=True)
-    table.add_column("")
-    for size, loss, chosen in trade_rows(mixed):
-        table.add_row(format_bytes(size), f"{loss:.3g}", "chosen" if chosen else "")
-    return table
+    return FittedTable(columns, rows_of(rows), title)
+
+
+def _trade_table(mixed: MixedResult) -> FittedTable:
+    columns = (Column("weights", right=True), Column(f"predicted {mixed.measure}", right=True), Column(""))
+    rows = (
+        (format_bytes(size), f"{loss:.3g}", "chosen" if chosen else "")
+        for size, loss, chosen in trade_rows(mixed)
+    )
+    return FittedTable(columns, rows_of(rows), "other budgets (all: report.html)")
 
 
 def _runs_as_nothing(report: CompileReport) -> str:

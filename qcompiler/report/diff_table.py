@@ -4,11 +4,10 @@ import math
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from qcompiler.report.diff_models import BlockError, ModelDiff, ModelSize, worst_first
+from qcompiler.report.fitted_table import LEAST_NAME, Column, FittedTable, rows_of
 from qcompiler.report.graph_changes import BlockChanges, GraphChanges
 from qcompiler.report.sizes import counted, format_bytes, size_change
 from qcompiler.report.tensor_errors import RESCALED, TURNED, TensorError
@@ -73,13 +72,19 @@ def decibel(value: float) -> str:
     return "NaN or inf" if value == -math.inf else f"{value:.1f} dB"
 
 
-def _sizes(found: ModelDiff) -> Table:
-    table = _table("", "files", "nodes", "quantized weights", "bits per weight", "size")
+def _sizes(found: ModelDiff) -> FittedTable:
+    columns = (
+        Column("", 0, "name", LEAST_NAME, called="model"),
+        Column("files", 4, right=True),
+        Column("nodes", 3, right=True),
+        Column("quantized weights", 2, right=True),
+        Column("bits per weight", 1, right=True),
+        Column("size", 0, right=True),
+    )
     change = size_change(found.reference.file_bytes, found.other.file_bytes, 2)
     same = found.reference.file_bytes == found.other.file_bytes
-    for side, ratio in ((found.reference, ""), (found.other, "" if same else f" ({change})")):
-        table.add_row(*map(escape, _size_cells(side, ratio)))
-    return table
+    sides = ((found.reference, ""), (found.other, "" if same else f" ({change})"))
+    return FittedTable(columns, rows_of(_size_cells(side, ratio) for side, ratio in sides))
 
 
 def _size_cells(side: ModelSize, ratio: str) -> tuple[str, ...]:
@@ -92,13 +97,17 @@ def _size_cells(side: ModelSize, ratio: str) -> tuple[str, ...]:
 def _structure(graph: GraphChanges) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if graph.blocks:
-        table = _table("block", "products replaced", "nodes added", "nodes removed", right=False)
-        for column in table.columns[1:]:
-            column.overflow = "fold"
-        for name, changes in _alike(graph.blocks):
-            cells = (changes.replaced, changes.added, changes.removed)
-            table.add_row(escape(name), *(escape(_counts(cell)) for cell in cells))
-        parts.append(table)
+        columns = (
+            Column("block", 0, "name", LEAST_NAME),
+            Column("products replaced", 0, "words", 16),
+            Column("nodes added", 1, "words", 14),
+            Column("nodes removed", 1, "words", 14),
+        )
+        rows = (
+            (name, *map(_counts, (changes.replaced, changes.added, changes.removed)))
+            for name, changes in _alike(graph.blocks)
+        )
+        parts.append(FittedTable(columns, rows_of(rows)))
     else:
         parts.append(Text("the same nodes"))
     lines = list(graph.signature)
@@ -140,37 +149,45 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
-def _errors(errors: Sequence[TensorError], by_layer: bool = True) -> Table:
-    table = _table("name", "op", "SQNR", "cosine", "max error", "range")
-    table.columns[1].justify = "left"
+def _errors(errors: Sequence[TensorError], by_layer: bool = True) -> FittedTable:
+    columns = [
+        Column("name", 0, "name", LEAST_NAME),
+        Column("op", 4, "words", 8),
+        Column("SQNR", 0, right=True),
+        Column("cosine", 3, right=True),
+        Column("max error", 1, right=True),
+        Column("range", 5, right=True),
+    ]
     marks = any(error.relation for error in errors)
     if marks:
-        table.add_column("")
-    for error in errors:
-        name = error.title if by_layer else error.name
-        cells = (name, error.op, *error_cells(error), *([error.relation] if marks else []))
-        table.add_row(*map(escape, cells))
-    return table
+        columns.append(Column("", 2, called="what is rescaled"))
+    rows = (
+        (
+            error.title if by_layer else error.name,
+            error.op,
+            *error_cells(error),
+            *([error.relation] if marks else []),
+        )
+        for error in errors
+    )
+    return FittedTable(columns, rows_of(rows))
 
 
-def _growth(growth: Sequence[BlockError]) -> Table:
-    table = _table("block", "SQNR", "", "worst layer in it")
-    table.columns[2].justify = table.columns[3].justify = "left"
+def _growth(growth: Sequence[BlockError]) -> FittedTable:
+    columns = (
+        Column("block", 0, "name", 16),
+        Column("SQNR", 0, right=True),
+        Column("", 2, called="bars"),
+        Column("worst layer in it", 1, "name", 30),
+    )
+    rows = []
     for block in growth:
         signs = _BAR if block.sqnr_db == -math.inf else round(_BAR * (1 - max(block.sqnr_db, 0) / _BAR_DB)) if (
             math.isfinite(block.sqnr_db)
         ) else 0  # fmt: skip
         worst = f"{block.worst} ({decibel(block.worst_sqnr_db)})" if block.worst != block.block else ""
-        table.add_row(escape(block.block), decibel(block.sqnr_db), "#" * max(signs, 0), escape(worst))
-    return table
-
-
-def _table(first: str, *rest: str, right: bool = True) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold")
-    for column in rest:
-        table.add_column(column, justify="right" if right else "left", no_wrap=right)
-    return table
+        rows.append((block.block, decibel(block.sqnr_db), "#" * max(signs, 0), worst))
+    return FittedTable(columns, rows_of(rows))
 
 
 def _list(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompiler.report.evaluate import Evaluation
+from qcompiler.report.fitted_table import LEAST_NAME, Column, FittedTable, rows_of
 from qcompiler.report.sizes import format_decibel
 
 
@@ -38,17 +39,18 @@ def evaluation_table(found: Evaluation) -> RenderableType:
     return Group(*parts, *(Text(f"note: {note}") for note in found.notes))
 
 
-def _outputs(found: Evaluation) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("output", overflow="fold")
-    for column in ("SQNR", "cosine", "top-1 agreement"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for output in found.outputs:
-        cosine = f"{output.cosine:.6f}"
-        table.add_row(
-            escape(output.name), format_decibel(output.sqnr_db), cosine, _share(output.top1_agreement)
-        )
-    return table
+def _outputs(found: Evaluation) -> FittedTable:
+    columns = (
+        Column("output", 0, "name", LEAST_NAME),
+        Column("SQNR", 0, right=True),
+        Column("cosine", 2, right=True),
+        Column("top-1 agreement", 1, right=True),
+    )
+    rows = (
+        (output.name, format_decibel(output.sqnr_db), f"{output.cosine:.6f}", _share(output.top1_agreement))
+        for output in found.outputs
+    )
+    return FittedTable(columns, rows_of(rows))
 
 
 def _share(value: float | None) -> str:

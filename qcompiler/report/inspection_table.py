@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from qcompiler.errors import InputError
+from qcompiler.report.fitted_table import LEAST_NAME, Column, FittedTable, Row
 from qcompiler.report.inspect_model import InspectedProduct, Inspection
 from qcompiler.report.session_lines import session_lines
 from qcompiler.report.sizes import counted, format_bytes, format_shape
@@ -19,7 +18,6 @@ from qcompiler.report.sizes import counted, format_bytes, format_shape
 OPERATORS = 8  # types that are counted by name in the last line
 MANY = 60  # products; more are folded by block unless asked otherwise
 _CPU = "CPUExecutionProvider"
-UNBROKEN = 48  # characters of a name
 LISTED = 3  # differing words in one cell of a folded line
 
 View = Literal["flat", "folded", "tree"]
@@ -160,50 +158,56 @@ def _grow(module: _Module, depth: int, lines: list[_Line]) -> None:
             lines.extend(_Line("  " * depth + name, [own]) for own in child.products)
 
 
-def _table(lines: Sequence[_Line], view: View) -> Table:
+def _table(lines: Sequence[_Line], view: View) -> FittedTable:
     products = [product for line in lines for product in line.products]
     runs = any(product.running is not None for product in products)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    columns: list[tuple[str, bool, Callable[[_Line], str]]] = [
-        ("role", False, lambda line: _words(product.role for product in line.products)),
-        ("runs as", False, lambda line: _words(map(_runs, line.products)))
+    columns: list[tuple[Column, Callable[[_Line], str]]] = [
+        (Column("name", 0, "name", LEAST_NAME), lambda line: line.name),
+        (Column("role", 8, "words", 10), lambda line: _words(product.role for product in line.products)),
+        (Column("runs as", 2, "words", 16), lambda line: _words(map(_runs, line.products)))
         if runs
-        else ("op", False, lambda line: _words(product.op for product in line.products)),
+        else (Column("op", 7, "words", 11), lambda line: _words(product.op for product in line.products)),
     ]
     if view == "folded":
-        columns += [("weights", True, _count), ("numbers", True, _numbers)]
+        columns += [
+            (Column("weights", 5, right=True), _count),
+            (Column("numbers", 9, right=True), _numbers),
+        ]
     else:
-        columns.append(
-            (
-                "N x K",
-                True,
-                lambda line: (
-                    "" if line.inner else _words(format_shape(product.shape) for product in line.products)
-                ),
-            )
-        )
-    columns.append(("stored as", True, lambda line: _words(product.label for product in line.products)))
+        columns.append((Column("N x K", 5, right=True), _shapes))
+    columns.append(
+        (Column("stored as", 0, "words", 14), lambda line: _words(product.label for product in line.products))
+    )
     if any(product.activations for product in products):
-        columns.append(("activations", True, _activations))
-    columns += [("bytes", True, lambda line: _bytes(line.products)), ("share", True, _share)]
+        columns.append((Column("activations", 5, "words", 14), _activations))
+    columns += [
+        (Column("bytes", 2, right=True), lambda line: _bytes(line.products)),
+        (Column("share", 6, right=True), _share),
+    ]
     if any(product.sqnr_db is not None for product in products):
-        columns.append(("dB" if view == "flat" else "worst dB", True, _sqnr))
+        columns.append((Column("dB" if view == "flat" else "worst dB", 1, right=True), _sqnr))
     if runs:
-        columns.append(("time", True, _time))
-    columns.append(("why", False, lambda line: "" if line.inner else _words(map(_why, line.products))))
-    longest = max((len(line.name) for line in lines if line.products[0].dtype), default=0)
-    table.add_column(
-        "name", overflow="fold", min_width=min(longest, UNBROKEN)
-    )  # other columns fold before it does
-    right = {"N x K", "weights", "numbers", "time", "bytes", "share", "dB", "worst dB"}
-    for name, unbroken, _ in columns:
-        table.add_column(
-            name, justify="right" if name in right else "left", overflow="fold", no_wrap=unbroken
-        )
-    for line in lines:
-        cells = [cell(line) for _, _, cell in columns]
-        table.add_row(*map(escape, (line.name, *cells)), style="bold" if line.inner else "")
-    return table
+        columns.append((Column("time", 1, right=True), _time))
+    columns.append((Column("why", 4, "words", 14, below=True), _reasons))
+    return FittedTable(
+        [column for column, _ in columns],
+        [
+            Row(
+                [cell(line) for _, cell in columns],
+                "bold" if line.inner else "",
+                tell=not line.inner and not all(product.algorithm for product in line.products),
+            )
+            for line in lines
+        ],
+    )
+
+
+def _shapes(line: _Line) -> str:
+    return "" if line.inner else _words(format_shape(product.shape) for product in line.products)
+
+
+def _reasons(line: _Line) -> str:
+    return "" if line.inner else _words(map(_why, line.products))
 
 
 def _words(words: Iterable[str]) -> str:

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from qcompiler.graph.model_file import files_of
 from qcompiler.recipe.plan import Plan
 from qcompiler.report.budget_range import BudgetRange, budget_range
+from qcompiler.report.fitted_table import LEAST_NAME, Column, FittedTable, Row
 from qcompiler.report.folded import folded
 from qcompiler.report.sizes import counted, format_bytes, format_memory, format_shape, size_change
 
@@ -113,15 +112,20 @@ def plan_json(plan: Plan, model: Path, peak_bytes: int, refusals: list[str]) -> 
     }
 
 
+_COLUMNS = (
+    Column("name", 0, "name", LEAST_NAME),
+    Column("role", 4, "words", 6),
+    Column("op", 3, "words", 6),
+    Column("N x K", 2, right=True),
+    Column("stored as", 0, "words", 20),
+    Column("bytes", 0, right=True),
+    Column("decided by", 1, "words", 16, below=True),
+)
+
+
 def plan_table(plan: Plan, model: Path, peak_bytes: int, refusals: list[str]) -> RenderableType:
     """The rows, and under them the forecast. Equal reasons for nodes without a weight share one line."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "role", "op"):
-        table.add_column(column, overflow="fold")
-    table.add_column("N x K", justify="right", no_wrap=True)
-    table.add_column("stored as", no_wrap=True)
-    table.add_column("bytes", justify="right", no_wrap=True)
-    table.add_column("decided by", overflow="fold")
+    rows = []
     for row in folded(plan_rows(plan), _likeness):
         size = format_bytes(row.bytes) if row.bytes else ""
         if row.scheme is not None:
@@ -129,7 +133,8 @@ def plan_table(plan: Plan, model: Path, peak_bytes: int, refusals: list[str]) ->
         stored = "float" if row.scheme is None else f"{row.scheme}, {row.algorithm}"
         reason = "; ".join((row.decided_by, *row.notes))
         cells = (row.name, row.role, row.op, format_shape(row.shape), stored, size, reason)
-        table.add_row(*map(escape, cells), style="dim" if row.scheme is None else None)
+        left = row.scheme is None
+        rows.append(Row(cells, "dim" if left else "", tell=left or bool(row.notes)))
     ahead = forecast(plan, model, peak_bytes)
     lines = (
         f"{counted(ahead.quantized, 'weight')} to quantize at {ahead.bits_per_weight:.2f} bits each, "
@@ -141,7 +146,7 @@ def plan_table(plan: Plan, model: Path, peak_bytes: int, refusals: list[str]) ->
         *(f"warning: {warning}" for warning in _warnings(plan, ahead)),
         *(f"a compile will be refused: {refusal}" for refusal in refusals),
     )
-    return Group(table, "", *map(Text, lines))
+    return Group(FittedTable(_COLUMNS, rows), "", *map(Text, lines))
 
 
 def _budget_lines(budget: BudgetRange) -> list[str]:

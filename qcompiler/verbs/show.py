@@ -22,8 +22,10 @@ def show(value: "RenderableType | dict[str, Any] | list[Any]") -> None:
     else:
         from rich.console import Console
 
+        from qcompiler.report.fitted_table import WIDE
+
         screen = Console()
-        width = screen.width if screen.is_terminal else 160
+        width = screen.width if screen.is_terminal else WIDE
         text = Console(
             file=io.StringIO(), width=width, force_terminal=screen.is_terminal, color_system="auto"
         )
