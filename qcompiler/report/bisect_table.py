@@ -52,9 +52,9 @@ def passes_table(found: PassBisection) -> RenderableType:
     columns = (
         Column("pass", 0, "name", 24),
         Column("SQNR", 0, right=True),
-        Column("max error", 2, right=True),
+        Column("max error", 3, right=True),
         *([Column("KL", 2, right=True)] if kl else []),
-        Column("took", 3, right=True),
+        Column("took", 4, right=True),
         Column("", 1, "words", 16, called="notes", below=True),
     )
     changed = [each for each in found.passes if each.modified]

@@ -31,7 +31,8 @@ class Column:
     """How a column gives way.
 
     Attributes:
-        rank: 0 is always shown; of the others those of the largest rank are left out first.
+        rank: 0 is always shown; of the others those of the largest rank are left out first, and all of
+            one rank together: nobody reads a 10th percentile without the 90th.
         kind: ``whole`` is never narrowed, ``name`` is cut in the middle, ``words`` are broken into lines.
         least: columns that a name is narrowed to before others are left out, and words from ``WIDE`` on (on less
             they keep what most rows need for one line).
@@ -97,10 +98,13 @@ class FittedTable:
             return natural
         least = [self._least(place, natural[place], width >= WIDE) for place in range(len(self.columns))]
         widths, left = [0] * len(natural), width + gap
-        for place in sorted(range(len(natural)), key=lambda place: self.columns[place].rank):
-            if not self.columns[place].rank or least[place] + gap <= left:
-                widths[place] = least[place]
-                left -= least[place] + gap
+        for rank in sorted({column.rank for column in self.columns}):
+            places = [place for place, column in enumerate(self.columns) if column.rank == rank]
+            size = sum(least[place] + gap for place in places)
+            if not rank or size <= left:
+                left -= size
+                for place in places:
+                    widths[place] = least[place]
         while left < 0:  # columns of rank 0 alone are too wide
             widest = max(range(len(widths)), key=lambda place: self._can_narrow(place) * widths[place])
             if widths[widest] <= _FLOOR or not self._can_narrow(widest):

@@ -163,26 +163,26 @@ def _table(lines: Sequence[_Line], view: View) -> FittedTable:
     runs = any(product.running is not None for product in products)
     columns: list[tuple[Column, Callable[[_Line], str]]] = [
         (Column("name", 0, "name", LEAST_NAME), lambda line: line.name),
-        (Column("role", 8, "words", 10), lambda line: _words(product.role for product in line.products)),
+        (Column("role", 9, "words", 10), lambda line: _words(product.role for product in line.products)),
         (Column("runs as", 2, "words", 16), lambda line: _words(map(_runs, line.products)))
         if runs
-        else (Column("op", 7, "words", 11), lambda line: _words(product.op for product in line.products)),
+        else (Column("op", 8, "words", 11), lambda line: _words(product.op for product in line.products)),
     ]
     if view == "folded":
         columns += [
-            (Column("weights", 5, right=True), _count),
-            (Column("numbers", 9, right=True), _numbers),
+            (Column("weights", 6, right=True), _count),
+            (Column("numbers", 10, right=True), _numbers),
         ]
     else:
-        columns.append((Column("N x K", 5, right=True), _shapes))
+        columns.append((Column("N x K", 6, right=True), _shapes))
     columns.append(
         (Column("stored as", 0, "words", 14), lambda line: _words(product.label for product in line.products))
     )
     if any(product.activations for product in products):
         columns.append((Column("activations", 5, "words", 14), _activations))
     columns += [
-        (Column("bytes", 2, right=True), lambda line: _bytes(line.products)),
-        (Column("share", 6, right=True), _share),
+        (Column("bytes", 3, right=True), lambda line: _bytes(line.products)),
+        (Column("share", 7, right=True), _share),
     ]
     if any(product.sqnr_db is not None for product in products):
         columns.append((Column("dB" if view == "flat" else "worst dB", 1, right=True), _sqnr))

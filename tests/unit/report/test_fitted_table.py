@@ -46,6 +46,14 @@ def test_what_matters_least_is_left_out_and_said_to_be() -> None:
     ]
 
 
+def test_columns_of_one_rank_stay_or_go_together() -> None:
+    columns = (Column("name", 0, "name", 32), Column("p10", 1), Column("p90", 1), Column("share", 2))
+    table = FittedTable(columns, rows_of([("prefill", "1.2 ms", "1.5 ms", "5 %")]))
+    assert _lines(table, 30)[0].split() == ["name", "p10", "p90", "share"]
+    assert _lines(table, 24)[0].split() == ["name", "p10", "p90"]
+    assert _lines(table, 20)[0].split() == ["name", "share"]
+
+
 def test_a_column_that_says_nothing_is_not_missed() -> None:
     rows = rows_of([("layers.0.attention.projection", "", "int4 g32", "1 kB", "")])
     assert "left out" not in " ".join(_lines(FittedTable(COLUMNS, rows), 50))
