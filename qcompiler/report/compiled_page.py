@@ -25,7 +25,7 @@ def write_compiled_page(source: Path, staged: Path, place: Path, tell: Callable[
     from qcompiler.report.model_report import make_report
 
     try:
-        report = make_report(staged, source)
+        report = make_report(staged, source, known_source=True)
     except (
         InputError,
         CalibrationError,

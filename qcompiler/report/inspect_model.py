@@ -145,7 +145,11 @@ def inspect(path: str | Path) -> Inspection:
         InputError: it cannot be read.
     """
     place = model_file.model_path(path)
-    model = model_file.load(place)
+    return inspect_loaded(place, model_file.load(place))
+
+
+def inspect_loaded(place: Path, model: ir.Model) -> Inspection:
+    """The same of a model that was loaded from ``place``; it is normalized here."""
     files = model_file.files_of(place, model)
     operators = _count_operators(model)
     nodes = sum(operators.values())

@@ -19,7 +19,7 @@ from qcompiler.report.block_operators import BlockOperators, block_operators
 from qcompiler.report.compile_report import CompileReport
 from qcompiler.report.confusion import Confusion, ConfusionCounter
 from qcompiler.report.evaluate import Evaluation, EvaluationData, evaluate, unwatched
-from qcompiler.report.inspect_model import REPORT, InspectedProduct, Inspection, inspect
+from qcompiler.report.inspect_model import REPORT, InspectedProduct, Inspection, inspect_loaded
 from qcompiler.report.layer_measures import LayerMeasures, measure_layers
 from qcompiler.report.origin import origin_notes
 from qcompiler.report.quantized_products import read_products
@@ -84,11 +84,19 @@ class SpeedFigure:
 
 
 @dataclass(frozen=True)
+class ReferenceFile:
+    """The float model, and the bytes of its files."""
+
+    path: str
+    file_bytes: int
+
+
+@dataclass(frozen=True)
 class ModelReport:
     """What is known of one model.
 
     Attributes:
-        inspection: of its graph; ``reference`` that of the float model, where one was given.
+        inspection: of its graph; ``reference``: the float model, where one was given.
         compiled: the report.json beside it; None for models of other tools.
         recipe, manifest: the texts of recipe.yaml and manifest.json beside it; empty where there are none.
         layers: every product in graph order.
@@ -106,7 +114,7 @@ class ModelReport:
     compiled: CompileReport | None = None
     recipe: str = ""
     manifest: str = ""
-    reference: Inspection | None = None
+    reference: ReferenceFile | None = None
     weights: list[HistogramPair] = field(default_factory=list)
     hidden_weights: list[str] = field(default_factory=list)
     evaluation: Evaluation | None = None
@@ -137,7 +145,12 @@ def outline(path: Path) -> ModelReport:
         InputError: the model cannot be read.
     """
     place = model_file.model_path(path)
-    inspection, compiled = inspect(place), CompileReport.read(place.with_name(REPORT))
+    return _outlined(place, model_file.load(place))
+
+
+def _outlined(place: Path, model: ir.Model) -> ModelReport:
+    """``outline`` of a model that was loaded from ``place``; it is normalized here."""
+    inspection, compiled = inspect_loaded(place, model), CompileReport.read(place.with_name(REPORT))
     return ModelReport(
         inspection,
         _layers(inspection, compiled),
@@ -153,27 +166,35 @@ def make_report(
     reference: Path | None = None,
     data: EvaluationData | None = None,
     progress: Progress = lambda what, done, total: None,
+    known_source: bool = False,
 ) -> ModelReport:
     """Look into the model at ``path``, and measure it where ``data`` says on what.
 
     Args:
         reference: the float model it was made from.
         data: to evaluate both on; needs ``reference``. None measures nothing.
+        known_source: ``reference`` is what it was compiled from: its hash is not compared with the manifest's.
     Raises:
         InputError: a model cannot be read or run.
         CalibrationError: the data does not fit.
     """
     place = model_file.model_path(path)
     progress("looking into the model", 0, 1)
-    found = outline(place)
-    reference = None if reference is None else model_file.model_path(reference)
-    floats = None if reference is None else inspect(reference)
-    model = _normalized(place)
-    source = None if reference is None else _normalized(reference)
+    model = model_file.load(place)
+    found = _outlined(place, model)
+    floats = source = None
+    if reference is not None:
+        reference = model_file.model_path(reference)
+        source = model_file.load(reference)
+        floats = ReferenceFile(
+            str(reference),
+            sum(file.stat().st_size for file in model_file.files_of(reference, source).values()),
+        )
+        Normalize()(source)
     report = replace(found, reference=floats, blocks=block_operators(source, model))
     if reference is not None and data is not None:
         report = _measured(report, place, reference, data, progress)
-    elif reference is not None:
+    elif reference is not None and not known_source:
         report = replace(report, notes=[*report.notes, *origin_notes(place, reference)])
     return _with_weights(report, model, source)
 
@@ -255,12 +276,6 @@ def _with_weights(report: ModelReport, model: ir.Model, source: ir.Model | None)
         else:
             hidden.append(histogram)
     return replace(report, weights=found, hidden_weights=hidden)
-
-
-def _normalized(path: Path) -> ir.Model:
-    model = model_file.load(path)
-    Normalize()(model)
-    return model
 
 
 def _text(path: Path) -> str:

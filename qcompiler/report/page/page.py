@@ -282,7 +282,7 @@ def _facts(report: ModelReport) -> list[str]:
         runs = ", ".join(f"{count} {op}" for op, count in sorted(report.compiled.running.items()))
         facts.append(f"runs as {runs}")
     if report.reference is not None:
-        facts.append(f"float model {report.reference.model}: {format_bytes(report.reference.file_bytes)}")
+        facts.append(f"float model {report.reference.path}: {format_bytes(report.reference.file_bytes)}")
     return facts
 
 
